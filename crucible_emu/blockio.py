@@ -1,0 +1,102 @@
+"""The seam between a door (NBD, later the Pantry) and whatever has blocks behind it.
+
+What it is for: a door parses all requests that arrived together and hands them over in one call; the device does at
+once what it can do at once and reports it in one call. One request is an object with slots (0.2 µs); there is no task,
+channel or lock per request.
+
+What it guarantees: requests are *admitted* in the order of the list. A write is visible to every read that is
+submitted after it. Completion may come in any order, during :meth:`BlockDevice.submit` or later, always on the loop's
+thread. Until a request completes, its buffer belongs to the device; afterwards the device has forgotten it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+from crucible_emu.errors import CrucibleError
+
+
+class Kind(IntEnum):
+    """What a request asks for."""
+
+    READ = 0
+    WRITE = 1
+    FLUSH = 2
+    WRITE_ZEROES = 3
+    TRIM = 4
+
+
+class Request:
+    """One request to a block device.
+
+    ``offset`` and ``length`` are bytes, multiples of the device's block size. ``buffer`` is writable memory of
+    ``length`` bytes: the payload of a WRITE, the destination of a READ, ``None`` otherwise. ``fua``: complete only
+    when the effect is durable. ``no_hole``: WRITE_ZEROES must store zeros rather than leave blocks unwritten.
+    ``error`` is set by the device before it reports completion. ``cookie`` belongs to the door.
+    """
+
+    __slots__ = ("buffer", "cookie", "error", "fua", "kind", "length", "no_hole", "offset")
+
+    def __init__(
+        self,
+        kind: Kind,
+        offset: int = 0,
+        length: int = 0,
+        buffer: memoryview | None = None,
+        *,
+        fua: bool = False,
+        no_hole: bool = False,
+        cookie: Any = None,
+    ) -> None:
+        self.kind = kind
+        self.offset = offset
+        self.length = length
+        self.buffer = buffer
+        self.fua = fua
+        self.no_hole = no_hole
+        self.cookie = cookie
+        self.error: CrucibleError | None = None
+
+    def __repr__(self) -> str:
+        return f"Request({self.kind.name}, offset={self.offset}, length={self.length}, error={self.error})"
+
+
+Completed = Callable[[list[Request]], None]
+"""Called with the requests that are done; it must not block and must not raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A run of bytes with one origin: ``depth`` 0 = nowhere written (reads as zeros), 1 = written in this disk,
+    2 = comes from its read-only parent, 3 = from that one's parent, and so on."""
+
+    length: int
+    depth: int
+
+
+class BlockDevice(Protocol):
+    """A disk that a door can serve."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def read_only(self) -> bool: ...
+
+    def submit(self, requests: list[Request], completed: Completed) -> None:
+        """Admit ``requests`` in order; report each exactly once through ``completed``, now or later."""
+        ...
+
+    async def wait_for_room(self) -> None:
+        """Return when the device would take more work without queueing it without bound (back-pressure)."""
+        ...
+
+    async def allocation(self, offset: int, length: int) -> list[Allocation]:
+        """Where the bytes come from; adjacent runs differ in depth. May cover less than ``length``, never nothing."""
+        ...
