@@ -42,9 +42,7 @@ class CrucibleError(Exception):
         return f"{type(self).__name__}({', '.join(map(repr, self.payload))})"
 
     def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is type(self) and isinstance(other, CrucibleError) and other.payload == self.payload
-        )
+        return type(other) is type(self) and isinstance(other, CrucibleError) and other.payload == self.payload
 
     def __hash__(self) -> int:
         return hash((type(self), self.payload))
@@ -302,11 +300,7 @@ class NegotiationDetail:
         return f"{type(self).__name__}({', '.join(map(repr, self.payload))})"
 
     def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is type(self)
-            and isinstance(other, NegotiationDetail)
-            and other.payload == self.payload
-        )
+        return type(other) is type(self) and isinstance(other, NegotiationDetail) and other.payload == self.payload
 
     def __hash__(self) -> int:
         return hash((type(self), self.payload))

@@ -126,9 +126,7 @@ class RegionDefinition:
             uuid = UUID(str(members.get("uuid")))
         except ValueError as error:
             raise GeometryError(f'member "uuid" is {members.get("uuid")!r}, not a UUID') from error
-        definition = cls(
-            block_size, _integer(extent_size, "value"), _integer(members, "extent_count"), uuid, encrypted
-        )
+        definition = cls(block_size, _integer(extent_size, "value"), _integer(members, "extent_count"), uuid, encrypted)
         if definition.shift != shift:
             raise GeometryError(
                 f"block_size {block_size} and extent_size.shift {shift} disagree: "

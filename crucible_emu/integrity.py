@@ -92,9 +92,7 @@ class BlockContexts:
             np.concatenate([part.hash for part in parts]),
             np.concatenate([part._nonces() for part in parts]) if sealed else None,
             np.concatenate([part._tags() for part in parts]) if sealed else None,
-            np.concatenate([part.on_disk_hash for part in parts if part.on_disk_hash is not None])
-            if stored
-            else None,
+            np.concatenate([part.on_disk_hash for part in parts if part.on_disk_hash is not None]) if stored else None,
         )
 
     def same_reads(self, other: BlockContexts) -> bool:

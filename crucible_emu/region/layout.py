@@ -204,9 +204,7 @@ def unpack_slots(slots: Slots) -> BlockContexts:
     kind = np.where(sealed, ENCRYPTED, np.where(present, PLAIN, EMPTY)).astype(np.uint8)
     hashes = np.where(present, plain_view["hash"], 0).astype(np.uint64)
     if not sealed.any():
-        return BlockContexts(
-            kind, hashes, on_disk_hash=np.where(present, plain_view["on_disk"], 0).astype(np.uint64)
-        )
+        return BlockContexts(kind, hashes, on_disk_hash=np.where(present, plain_view["on_disk"], 0).astype(np.uint64))
     sealed_view = records.view(SEALED_SLOT)[:, 0]
     nonce = np.where(sealed[:, None], sealed_view["nonce"], 0).astype(np.uint8)
     tag = np.where(sealed[:, None], sealed_view["tag"], 0).astype(np.uint8)
@@ -236,7 +234,5 @@ def recover_active(slots_a: Slots, slots_b: Slots, hashes: Hashes) -> RecoveredS
 
 def _matches(slots: Slots, hashes: Hashes) -> npt.NDArray[np.bool_]:
     present = slots[:, 0] == 1
-    whole = (slots[:, 9] == 1) | (
-        np.ascontiguousarray(slots).view(PLAIN_SLOT)[:, 0]["hash"] == slot_hashes(slots)
-    )
+    whole = (slots[:, 9] == 1) | (np.ascontiguousarray(slots).view(PLAIN_SLOT)[:, 0]["hash"] == slot_hashes(slots))
     return present & whole & (slot_hashes(slots) == hashes)
