@@ -1,0 +1,14 @@
+"""The same job given to this disk and to what a user would pick instead, in one run.
+
+``python -m bench quick`` starts every disk beside the others, fills each through its own door, and gives all of them
+the same fio lines round by round. What is compared is the ratio within a round: the machine's mood changes from
+second to second and moves all disks of a round together, so ratios are steady where rates are not.
+
+``lines``      what is asked of a disk: the table of fio lines
+``subjects``   who is asked: how each server is started, watched and ended
+``fio``        one line run against one server, its result or its failure in a sentence
+``rounds``     the interleaving, the medians and the ratios (pure)
+``report``     the table for a person and the records for a program
+
+The bench is a client like any other: it reaches this project through its command and its socket only.
+"""

@@ -1,0 +1,173 @@
+"""``python -m bench quick``: what it prints and writes, with fakes and once for real."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import __main__ as command
+from bench import fio, subjects
+from bench.lines import MIB, QUICK
+from bench.subjects import MEMORY, OURS, PEER, SUBJECTS, Absent, Subject
+
+SPEED = {OURS: 30_000.0, PEER: 15_000.0, MEMORY: 60_000.0, "nbdkit-file": 50_000.0}
+
+
+class Fakes:
+    """Servers and an fio without processes. ``absent``: who does not start; ``fails``: (line, subject) that fails."""
+
+    def __init__(self) -> None:
+        self.speed = dict(SPEED)
+        self.absent: dict[str, str] = {}
+        self.fails: set[tuple[str, str]] = set()
+        self.up: list[str] = []
+
+    @contextmanager
+    def running(self, subject: Subject, folder: Path, size_bytes: int) -> Iterator[SimpleNamespace]:
+        if subject.name in self.absent:
+            raise Absent(self.absent[subject.name])
+        self.up.append(subject.name)
+        place = SimpleNamespace(size_bytes=size_bytes, folder=folder)
+        clock = iter(range(10_000))
+        yield SimpleNamespace(
+            subject=subject,
+            place=place,
+            uri=subject.name,
+            death=lambda: None,
+            cpu_seconds=lambda: next(clock) / 1000,
+        )
+        self.up.remove(subject.name)
+
+    def measure(self, line, uri: str, size_bytes: int, seconds: float, folder: Path) -> fio.Achieved:
+        assert uri in self.up
+        if (line.name, uri) in self.fails:
+            raise fio.FioError(f"{line.name}: fio ended with error 5 (Input/output error).")
+        return fio.Achieved(self.speed[uri], self.speed[uri] * line.block_bytes / MIB, 100)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    fakes = Fakes()
+    monkeypatch.setattr(command, "running", fakes.running)
+    monkeypatch.setattr(command, "find_program", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(fio, "measure", fakes.measure)
+    return fakes
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Callable[..., tuple[int, str, list[dict]]]:
+    """Run ``quick``: exit code, output, records by (line, subject)."""
+
+    def run(*arguments: str) -> tuple[int, str, list[dict]]:
+        path = tmp_path / "records.json"
+        result = CliRunner().invoke(command.app, ["quick", "--json", str(path), *arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output, json.loads(path.read_text()) if path.exists() else []
+
+    return run
+
+
+def only(records: list[dict], subject: str) -> list[dict]:
+    return [record for record in records if record["subject"] == subject]
+
+
+def test_everybody_is_measured_and_compared(fakes: Fakes, quick) -> None:
+    code, output, records = quick()
+    assert code == 0
+    assert fakes.up == []
+    assert [record["line"] for record in only(records, OURS)] == [line.name for line in QUICK]
+    for record in only(records, OURS):
+        assert (record["iops"], record["ratio_to_quorum"], record["cpu_us"]) == (30_000, 2.0, 10.0)
+    assert {record["ratio_to_quorum"] for record in only(records, PEER)} == {1.0}
+    assert only(records, MEMORY)[0]["mib_s"] == pytest.approx(60_000 * 4096 / MIB, abs=0.01)
+    assert "30.0k" in output
+    assert "2.00" in output
+    assert "missing" not in output
+
+
+def test_subject_slowed_on_purpose_shows(fakes: Fakes, quick) -> None:
+    fakes.speed[OURS] /= 10
+    _, output, records = quick("--lines", "randread-4k-qd16")
+    assert [record["ratio_to_quorum"] for record in only(records, OURS)] == [0.2]
+    assert "0.20" in output
+
+
+def test_missing_peer_is_named(fakes: Fakes, quick) -> None:
+    fakes.absent[PEER] = "qemu-storage-daemon is not installed (Debian package qemu-system-common)"
+    code, output, records = quick("--lines", "randread-4k-qd1")
+    assert code == 0
+    assert f"missing: {PEER}: qemu-storage-daemon is not installed (Debian package qemu-system-common)" in output
+    (record,) = only(records, PEER)
+    assert (record["iops"], record["reason"]) == (None, fakes.absent[PEER])
+    (ours,) = only(records, OURS)
+    assert (ours["iops"], ours["ratio_to_quorum"]) == (30_000, None)
+
+
+def test_own_absence_is_a_failure(fakes: Fakes, quick) -> None:
+    fakes.absent[OURS] = "it did not start: it ended with code 2"
+    code, output, _ = quick("--lines", "randread-4k-qd1")
+    assert code == 1
+    assert f"missing: {OURS}: it did not start" in output
+
+
+def test_failed_run_is_named_and_is_a_failure(fakes: Fakes, quick) -> None:
+    fakes.fails.add(("write-1m-qd4", "nbdkit-file"))
+    code, output, records = quick("--rounds", "2")
+    assert code == 1
+    for turn in (1, 2):
+        assert f"failed: nbdkit-file, round {turn}: write-1m-qd4: fio ended with error 5" in output
+    failed = [record for record in records if record["iops"] is None]
+    assert [(one["line"], one["subject"]) for one in failed] == [("write-1m-qd4", "nbdkit-file")]
+    assert "error 5" in failed[0]["reason"]
+
+
+def test_against_picks_the_peers(fakes: Fakes, quick) -> None:
+    _, _, records = quick("--against", MEMORY, "--lines", "read-1m-qd4")
+    assert [record["subject"] for record in records] == [OURS, MEMORY]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--against", "ceph"], "--against does not know 'ceph'; there are qemu-quorum, nbdkit-memory, nbdkit-file."),
+        (["--lines", "swim"], "No line is called 'swim'; there are randwrite-4k-qd1,"),
+        (["--json", "/no/such/folder/x"], "there is no folder /no/such/folder"),
+    ],
+)
+def test_wrong_question_is_refused(fakes: Fakes, quick, arguments: list[str], sentence: str) -> None:
+    code, output, _ = quick(*arguments)
+    assert code == 2
+    assert sentence in output
+
+
+def test_without_fio_nothing_is_claimed(fakes: Fakes, quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_program", lambda name: None)
+    code, output, records = quick()
+    assert (code, records) == (2, [])
+    assert "fio is not installed (Debian package fio)" in output
+
+
+@pytest.mark.real_client
+def test_delay_filter_shows_in_a_real_run(require_program, tmp_path: Path) -> None:
+    """nbdkit against itself with 2 ms added to each read: the bench sees it, and leaves nothing behind."""
+    require_program("fio")
+    require_program("nbdkit")
+    memory = next(subject for subject in SUBJECTS if subject.name == MEMORY)
+    slow = Subject(
+        "slow", "delayed reads", memory.programs, lambda place: [*memory.command(place), "--filter=delay", "rdelay=2ms"]
+    )
+    line = next(line for line in QUICK if line.name == "randread-4k-qd1")
+    outcome = command.run((memory, slow), (line,), 1, 0.2, 16 * MIB, tmp_path)
+    assert (outcome.absent, outcome.failures) == ({}, [])
+    rows = {row.subject: row for row in outcome.rows}
+    assert rows["slow"].iops <= 500
+    assert rows["slow"].ratios[MEMORY].median < 0.5
+    assert rows[MEMORY].ratios[MEMORY].median == 1.0
+    assert rows[MEMORY].cpu_us is not None
+    assert list(tmp_path.iterdir()) == []
+    assert subjects.find_program("fio") is not None
