@@ -4,9 +4,9 @@ What it is for: :class:`CrucibleError` and its 42 variants are those of the wire
 its order, so that an error crosses a connection without loss. Each says in one sentence what is wrong and, where there
 is something to do, what would be right. :class:`NegotiationError` carries one of eight details of its own.
 
-Beside the family stand two other kinds. :class:`RemoteError`: the peer broke the protocol; the connection to it ends,
-nothing else does. :class:`UsageError`: a person's input is wrong; the command line prints its one sentence and exits
-with 2.
+Beside the family stand three other kinds. :class:`RemoteError`: the peer broke the protocol; the connection to it ends,
+nothing else does. :class:`LocalError`: we were about to break it ourselves. :class:`UsageError`: a person's input is
+wrong; the command line prints its one sentence and exits with 2.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ class UsageError(Exception):
 
 class RemoteError(Exception):
     """The peer sent what it must not send. It costs that connection and nothing else (wire-protocol.md §14)."""
+
+
+class LocalError(Exception):
+    """We were about to send what must not be sent; nothing was. The message names it: a defect of this program."""
 
 
 class CrucibleError(Exception):
