@@ -1,0 +1,595 @@
+"""The Upstairs as a pure state machine: one region set, three replicas, one disk (upstairs-volume.md §1 to §7).
+
+What it is for: every decision of an Upstairs is made here, synchronously: who is connected and may be sent work, which
+numbers jobs get, when the guest is answered, what happens when a replica fails, and how three replicas are made equal
+before the first request. Events come in as method calls; what shall happen goes out as a list of actions
+(:mod:`crucible_emu.upstairs.actions`). There is no I/O, no clock and no randomness, so any run can be replayed.
+
+What it guarantees:
+
+* A flush is acknowledged when two replicas hold all that was acknowledged before it (three for a snapshot).
+* The Upstairs becomes active only when all three replicas hold the same bytes, and never with a generation that is not
+  above every generation stored.
+* A replica that missed anything is out until it was repaired; the disk goes on with two.
+* A message that does not fit costs its sender the connection; it never stops the disk.
+
+States change through the tables of :mod:`crucible_emu.upstairs.states`; acknowledgement follows the table of
+:mod:`crucible_emu.upstairs.rules`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from crucible_emu import errors
+from crucible_emu.geometry import RegionDefinition
+from crucible_emu.upstairs.actions import Action, Answer, Connect, Hangup, Report, Send
+from crucible_emu.upstairs.dependencies import DependencyTracker
+from crucible_emu.upstairs.jobs import FIRST_JOB_ID, Job, JobTable
+from crucible_emu.upstairs.negotiation import HANDLERS
+from crucible_emu.upstairs.reconciliation import Collation, ExtentVersions, Reconciliation, Step, collate
+from crucible_emu.upstairs.rules import CLIENTS, RULES, Dispatch, JobKind, dispatch
+from crucible_emu.upstairs.states import (
+    FAULTS,
+    INITIAL_CLIENT_STATE,
+    ClientEvent,
+    ClientState,
+    IllegalTransition,
+    Phase,
+    StopReason,
+    UpstairsEvent,
+    UpstairsState,
+    next_client_state,
+    next_upstairs_state,
+)
+from crucible_emu.wire import messages as m
+
+FINISHED_JOBS_MAX = 10_000
+FINISHED_BYTES_MAX = 64 * 1024 * 1024
+"""A barrier is due after this much since the last flush or barrier; it bounds what a Downstairs remembers (§6.10)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this Upstairs is and what it expects. ``remote``: some replica is reached by messages that it may reorder,
+    so jobs need dependencies and barriers; replicas in this process run jobs in order of arrival and need neither."""
+
+    upstairs_id: UUID
+    session_id: UUID
+    encrypted: bool = False
+    read_only: bool = False
+    remote: bool = True
+
+
+class Client:
+    """What the Upstairs knows of one replica."""
+
+    __slots__ = (
+        "connection_id",
+        "errors",
+        "index",
+        "region_uuid",
+        "repair_address",
+        "state",
+        "stop_requested",
+        "versions",
+    )
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.state: ClientState = INITIAL_CLIENT_STATE
+        self.connection_id = 0
+        self.stop_requested = False
+        self.repair_address: m.SocketAddress | None = None
+        self.region_uuid: UUID | None = None
+        self.versions: ExtentVersions | None = None
+        self.errors = 0
+
+
+class UpstairsCore:
+    """The state of one Upstairs; see the module's essay. Take what it wants done with :meth:`take_actions`."""
+
+    def __init__(self, identity: Identity, generation: int, definition: RegionDefinition | None = None) -> None:
+        self.identity = identity
+        self.generation = generation
+        self.definition = definition
+        self.state = UpstairsState.INITIALIZING
+        self.clients = [Client(index) for index in CLIENTS]
+        self.jobs = JobTable()
+        self.tracker = DependencyTracker()
+        self.next_job_id = FIRST_JOB_ID
+        self.next_flush = 0
+        self.need_flush = False
+        self.pending_barriers = 0
+        self.finished_jobs = 0
+        self.finished_bytes = 0
+        self.reconciliation: Reconciliation | None = None
+        self.reconciled_extents = 0
+        self.disabled_by: errors.CrucibleError | None = None
+        self._collation = Collation(1, 1, ())
+        self._activation: Any = None
+        self._deactivation: Any = None
+        self._actions: list[Action] = []
+
+    # -- what goes out ------------------------------------------------------------------------------------------------
+
+    def take_actions(self) -> list[Action]:
+        """The actions since the last call, oldest first."""
+        taken, self._actions = self._actions, []
+        return taken
+
+    def send(self, client: int, item: m.Message | Job) -> None:
+        """Ask for a message, or a job, to be sent."""
+        self._actions.append(Send(client, item))
+
+    def report(self, level: str, event: str, **fields: Any) -> None:
+        self._actions.append(Report(level, event, fields))
+
+    # -- requests of the guest about the disk as a whole --------------------------------------------------------------
+
+    def activate(self, handle: Any, generation: int | None = None) -> None:
+        """Begin to activate; ``handle`` is answered once. Refusals follow the table of §3."""
+        refusal = self._refuse_activation(generation)
+        if refusal is not None:
+            self._actions.append(Answer(handle, refusal))
+            return
+        if self.state is UpstairsState.ACTIVE:
+            self._actions.append(Answer(handle, None))
+            return
+        if generation is not None:
+            self.generation = generation
+        self.state = next_upstairs_state(self.state, UpstairsEvent.ACTIVATE)
+        self.disabled_by = None
+        self._activation = handle
+        for client in self.clients:
+            if client.state.phase is Phase.WAIT_CONNECT:
+                self.move(client, ClientEvent.ACTIVATION_REQUESTED)
+                self._actions.append(Connect(client.index, client.connection_id, again=False))
+
+    def _refuse_activation(self, generation: int | None) -> errors.CrucibleError | None:
+        if self.state is UpstairsState.DEACTIVATING:
+            return errors.UpstairsDeactivating()
+        if self.state in (UpstairsState.ACTIVE, UpstairsState.GO_ACTIVE):
+            if generation is not None and generation != self.generation:
+                return errors.GenerationNumberInvalid()
+            if self.state is UpstairsState.GO_ACTIVE:
+                return errors.UpstairsActivateInProgress()
+        return None
+
+    def deactivate(self, handle: Any) -> None:
+        """Begin to deactivate: a last flush, then close (§4.6); ``handle`` is answered once."""
+        if self.state is UpstairsState.DEACTIVATING:
+            self._actions.append(Answer(handle, errors.UpstairsDeactivating()))
+        elif self.state is not UpstairsState.ACTIVE:
+            self._actions.append(Answer(handle, errors.UpstairsInactive()))
+        else:
+            if self.need_flush or len(self.jobs):
+                self._submit_flush(None)
+            self._deactivation = handle
+            self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATE)
+            self._progress()
+
+    def abandon(self, error: errors.CrucibleError) -> None:
+        """Give up an activation that is under way, for example because the caller will not wait longer."""
+        if self.state is UpstairsState.GO_ACTIVE:
+            self.disable(error)
+
+    # -- admission ----------------------------------------------------------------------------------------------------
+
+    def accepting(self) -> int:
+        """How many clients accept work (§2.6)."""
+        return sum(client.state.accepts_io for client in self.clients)
+
+    def admission_error(self, kind: JobKind) -> errors.CrucibleError | None:
+        """Why a job of ``kind`` cannot be taken now, or ``None`` (§5.3). *Safety*: refuses what could not be kept."""
+        if self.state is not UpstairsState.ACTIVE:
+            return errors.UpstairsInactive()
+        if self.identity.read_only and kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
+            return errors.ModifyingReadOnlyRegion()
+        need, found = RULES[kind].admit_min, self.accepting()
+        if self.identity.read_only:
+            need = min(need, 1)
+        if found < need:
+            return errors.IoError(f"too many inactive clients: need {need}, got {found}")
+        return None
+
+    def reader(self, start: int) -> int | None:
+        """The client that reads of block ``start`` go to. One extent always goes to the same replica while the set is
+        unchanged, so that the page caches of three replicas do not hold the same blocks."""
+        active = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
+        if not active:
+            return None
+        extent = start // self.definition.blocks_per_extent if self.definition else 0
+        return active[extent % len(active)]
+
+    def reads_from(self, client: int) -> bool:
+        """Whether reads may be sent to ``client`` now."""
+        return self.clients[client].state.phase is Phase.ACTIVE
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def write(self, job: Job) -> None:
+        """Send an admitted train of writes (made with :meth:`new_job`); the guest has its answer already."""
+        job.acked = True
+        self.need_flush = True
+        self._enqueue(job)
+
+    def read(self, job: Job, client: int) -> None:
+        """Send an admitted read to ``client``; others are tried when it fails there."""
+        self.need_flush = True
+        if self.identity.remote:
+            job.dependencies = [
+                self.tracker.read(job.first_id, job.starts[0], job.starts[0] + job.lengths[0], self.jobs.live)
+            ]
+        for other in CLIENTS:
+            job.skipped[other] = job.full
+        job.skipped[client] = 0
+        job.in_progress[client] = job.full
+        self.jobs.add(job)
+        self.send(client, job)
+
+    def new_job(self, kind: JobKind, starts: list[int], lengths: list[int], size_bytes: int, handle: Any) -> Job:
+        """A job with the next ids."""
+        job = Job(kind, self.next_job_id, starts, lengths, size_bytes, handle)
+        self.next_job_id += job.count
+        return job
+
+    def flush(self, handle: Any, snapshot: str | None = None) -> None:
+        """Submit an admitted flush of the guest; ``handle`` is answered by the rules."""
+        self._submit_flush(handle, snapshot)
+
+    def idle_flush(self) -> None:
+        """The automatic flush (§6.9): called when nothing happened for the flush interval."""
+        if self.state is UpstairsState.ACTIVE and self.need_flush and not any(self.jobs.jobs_in_progress):
+            self._submit_flush(None)
+
+    def _submit_flush(self, handle: Any, snapshot: str | None = None) -> None:
+        self.need_flush = False
+        job = self.new_job(JobKind.SNAPSHOT_FLUSH if snapshot else JobKind.FLUSH, [0], [0], 0, handle)
+        job.flush_number = self.next_flush
+        job.gen_number = self.generation
+        job.snapshot = snapshot
+        self.next_flush += 1
+        self._start_barrier(job)
+
+    def _start_barrier(self, job: Job) -> None:
+        self.pending_barriers += 1
+        self.finished_jobs = self.finished_bytes = 0
+        self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
+        if self.identity.remote:
+            job.dependencies = self._dependencies(job)
+        targets = []
+        for client in self.clients:
+            if dispatch(client.state) is Dispatch.SEND:
+                job.in_progress[client.index] = job.full
+                targets.append(client.index)
+            else:
+                job.skipped[client.index] = job.full
+        self.jobs.add(job)
+        for target in targets:
+            self.send(target, job)
+        if not targets:
+            self._check(job)
+
+    def _dependencies(self, job: Job) -> list[list[int]]:
+        live = self.jobs.live
+        if job.kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
+            return [
+                self.tracker.block(job.first_id + index, start, start + length, live)
+                for index, (start, length) in enumerate(zip(job.starts, job.lengths))
+            ]
+        return [self.tracker.block_everything(job.first_id, live)]
+
+    def pruned_dependencies(self, job: Job, client: int) -> list[list[int]]:
+        """The job's dependencies for one client: without the jobs that it was never sent (§6.3)."""
+        return [
+            [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
+            for wanted in job.dependencies or [[]]
+        ]
+
+    def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
+        if job.first_id <= job_id < job.first_id + job.count:
+            return True
+        found = self.jobs.find(job_id)
+        return found is None or not found.skipped[client] >> (job_id - found.first_id) & 1
+
+    # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    def done(self, job: Job, client: int, mask: int) -> None:
+        """Operations ``mask`` of ``job`` are done on ``client``."""
+        self.jobs.settle(job, client, mask, job.done)
+        if not job.in_progress[client]:
+            self._check(job)
+
+    def failed(self, job: Job, client: int, mask: int, error: errors.CrucibleError) -> None:
+        """Operations ``mask`` of ``job`` failed on ``client`` (§6.6): a read is tried elsewhere, all else faults it."""
+        self.clients[client].errors += 1
+        self.jobs.settle(job, client, mask, job.failed)
+        self.report("warning", "operation failed on a replica", client=client, job=job.kind.value, error=str(error))
+        if job.kind is JobKind.READ:
+            self._retry_read(job, error)
+        else:
+            reason = StopReason.DISABLED if isinstance(error, errors.UpstairsInactive) else StopReason.IO_ERROR
+            self.stop_client(self.clients[client], reason)
+            self._check(job)
+        self._progress()
+
+    def _retry_read(self, job: Job, error: errors.CrucibleError | None) -> None:
+        for client in self.clients:
+            untried = not (job.failed[client.index] | job.done[client.index] | job.in_progress[client.index])
+            if untried and client.state.phase is Phase.ACTIVE and not client.stop_requested:
+                self.jobs.sent(job, client.index)
+                self.send(client.index, job)
+                return
+        if error is not None and not any(job.done) and not job.acked and job.complete:
+            job.acked = True
+            self._actions.append(Answer(job.handle, error))
+        self._check(job)
+
+    def _check(self, job: Job) -> None:
+        """Answer the guest and forget the job where the rules allow it (§6.4, §6.5)."""
+        complete = job.complete
+        if not job.acked:
+            rule = RULES[job.kind]
+            done = job.done_count()
+            needed = 3 if self.state is UpstairsState.DEACTIVATING and job.kind is JobKind.FLUSH else rule.done_for_ack
+            if (needed is not None and done >= needed) or complete:
+                job.acked = True
+                bad = 3 - done
+                error = (
+                    None
+                    if done >= self._done_min(rule.done_min)
+                    else errors.IoError(f"{bad} out of 3 downstairs failed to complete this IO")
+                )
+                if job.handle is not None:
+                    self._actions.append(Answer(job.handle, error))
+        if complete:
+            self._forget(job)
+
+    def _done_min(self, done_min: int) -> int:
+        return min(done_min, 1) if self.identity.read_only else done_min
+
+    def _forget(self, job: Job) -> None:
+        self.jobs.forget(job)
+        if job.kind in (JobKind.FLUSH, JobKind.SNAPSHOT_FLUSH, JobKind.BARRIER):
+            self.pending_barriers -= 1
+        elif self.identity.remote:
+            self.finished_jobs += job.count
+            self.finished_bytes += job.size_bytes
+            if (
+                self.state is UpstairsState.ACTIVE
+                and self.pending_barriers == 0
+                and (self.finished_jobs >= FINISHED_JOBS_MAX or self.finished_bytes >= FINISHED_BYTES_MAX)
+            ):
+                self._start_barrier(self.new_job(JobKind.BARRIER, [0], [0], 0, None))
+        if self.state is UpstairsState.DEACTIVATING:
+            self._progress()
+
+    # -- clients coming and going -------------------------------------------------------------------------------------
+
+    def stopped(self, index: int, connection_id: int, why: str) -> None:
+        """The connection's task of client ``index`` has ended, asked for or not (§2.4)."""
+        client = self.clients[index]
+        if connection_id != client.connection_id:
+            return
+        level = "info" if client.stop_requested else "warning"
+        self.report(level, "connection ended", client=index, state=str(client.state), why=why)
+        was_reconciling = client.state.phase is Phase.RECONCILE
+        self._come_to_rest(client)
+        self._skip_jobs(client)
+        if was_reconciling or any(other.state.phase is Phase.RECONCILE for other in self.clients):
+            self.abort_reconciliation(f"client {index}: {why}")
+        self._progress()
+
+    def _come_to_rest(self, client: Client) -> None:
+        self.move(client, ClientEvent.STOPPED)
+        client.connection_id += 1
+        client.stop_requested = False
+        client.repair_address = None
+        client.versions = None
+        if client.state.phase is Phase.START:
+            self._actions.append(Connect(client.index, client.connection_id, again=True))
+
+    def stop_client(self, client: Client, reason: StopReason) -> None:
+        """Close the connection for ``reason``; a second request while one is pending changes nothing (§2.3)."""
+        if client.stop_requested:
+            return
+        connected = client.state.phase is not Phase.WAIT_CONNECT
+        self.move(client, ClientEvent.STOP, reason)
+        if connected:
+            client.stop_requested = True
+            self._actions.append(Hangup(client.index, client.connection_id))
+            if reason in FAULTS:
+                self.report("warning", "replica faulted", client=client.index, reason=reason.value)
+            self._skip_jobs(client)
+        else:
+            self._come_to_rest(client)
+
+    def _skip_jobs(self, client: Client) -> None:
+        """What the client has in progress will not be done by it: skip it and answer what can be answered (§6.5)."""
+        for job in self.jobs:
+            if job.in_progress[client.index]:
+                self.jobs.settle(job, client.index, job.full, job.skipped)
+                if job.kind is JobKind.READ and not any(job.done):
+                    job.failed[client.index] |= job.full
+                    self._retry_read(job, None)
+                else:
+                    self._check(job)
+
+    def move(self, client: Client, event: ClientEvent, reason: StopReason | None = None) -> None:
+        client.state = next_client_state(client.state, event, self.state, reason=reason)
+
+    def _progress(self) -> None:
+        """Push a deactivation as far as it goes (§4.6)."""
+        if self.state is not UpstairsState.DEACTIVATING:
+            return
+        for client in self.clients:
+            if not client.state.parked and not self.jobs.jobs_in_progress[client.index]:
+                self.stop_client(client, StopReason.DEACTIVATED)
+        if all(client.state.parked for client in self.clients):
+            self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATED)
+            self.tracker.clear()
+            handle, self._deactivation = self._deactivation, None
+            self._actions.append(Answer(handle, None))
+
+    def disable(self, error: errors.CrucibleError) -> None:
+        """Stop using the disk for a reason that trying again does not cure by itself (§3). Whoever waits is told."""
+        if self.state is UpstairsState.INITIALIZING:
+            return
+        self.report("warning", "disk disabled", error=str(error))
+        self.state = next_upstairs_state(self.state, UpstairsEvent.DISABLE)
+        self.disabled_by = error
+        self.reconciliation = None
+        for waiter in (self._activation, self._deactivation):
+            if waiter is not None:
+                self._actions.append(Answer(waiter, error))
+        self._activation = self._deactivation = None
+        self.need_flush = False
+        for job in self.jobs:
+            if not job.acked and job.handle is not None:
+                job.acked = True
+                self._actions.append(Answer(job.handle, error))
+            for client in CLIENTS:
+                self.jobs.settle(job, client, job.full, job.skipped)
+            self._forget(job)
+        self.tracker.clear()
+        for client in self.clients:
+            if not client.state.parked:
+                self.stop_client(client, StopReason.DISABLED)
+
+    # -- quorum and reconciliation ------------------------------------------------------------------------------------
+
+    def check_quorum(self) -> None:
+        """A client reached the quorum point: join, begin to reconcile, or go on waiting (§4.2, §4.3)."""
+        if self.identity.read_only:
+            if self.state in (UpstairsState.GO_ACTIVE, UpstairsState.ACTIVE):
+                for client in self.clients:
+                    if client.state.phase is Phase.WAIT_QUORUM:
+                        self.move(client, ClientEvent.JOINED)
+                self._become_active()
+            return
+        if self.state is not UpstairsState.GO_ACTIVE:
+            return
+        if not all(client.state.phase is Phase.WAIT_QUORUM for client in self.clients):
+            return
+        collation = collate([client.versions for client in self.clients if client.versions is not None])
+        detail: errors.NegotiationDetail | None = None
+        if self.generation == 0:
+            detail = errors.GenerationZeroIsIllegal()
+        elif self.generation < collation.max_gen:
+            detail = errors.GenerationNumberTooLow(self.generation, collation.max_gen)
+        if detail is not None:
+            self.disable(errors.NegotiationError(detail))
+            return
+        self._reconcile(collation, ClientEvent.MISMATCHES_FOUND)
+
+    def check_live_repair(self) -> None:
+        """A client is ready for live repair: a read-only one just joins; all three at once are reconciled (§8.1)."""
+        if self.identity.read_only:
+            for client in self.clients:
+                if client.state.phase is Phase.LIVE_REPAIR_READY:
+                    self.move(client, ClientEvent.LIVE_REPAIR_SKIPPED)
+        elif self.state is UpstairsState.ACTIVE and all(
+            client.state.phase is Phase.LIVE_REPAIR_READY for client in self.clients
+        ):
+            collation = collate([client.versions for client in self.clients if client.versions is not None])
+            self._reconcile(collation, ClientEvent.ALL_NEED_REPAIR)
+
+    def _reconcile(self, collation: Collation, event: ClientEvent) -> None:
+        """Make the replicas equal where they differ; they join when they are."""
+        self.next_flush = max(self.next_flush, collation.max_flush)
+        if not collation.mends:
+            self._all_joined()
+            return
+        self.report("info", "reconciliation begins", extents=len(collation.mends))
+        for client in self.clients:
+            self.move(client, event)
+        self._collation = collation
+        self.reconciliation = Reconciliation(collation.mends)
+        self.next_reconciliation_step()
+
+    def _all_joined(self) -> None:
+        for client in self.clients:
+            self.move(client, ClientEvent.JOINED)
+        self._become_active()
+
+    def _become_active(self) -> None:
+        if self.state is UpstairsState.GO_ACTIVE:
+            self.state = next_upstairs_state(self.state, UpstairsEvent.QUORUM)
+            handle, self._activation = self._activation, None
+            self._actions.append(Answer(handle, None))
+
+    def next_reconciliation_step(self) -> None:
+        work = self.reconciliation
+        assert work is not None
+        clients = work.advance()
+        if clients is None:
+            self.reconciliation = None
+            self.reconciled_extents = work.done // 4
+            self.report("info", "reconciliation done", extents=self.reconciled_extents)
+            self._all_joined()
+            return
+        assert work.mend is not None
+        address = self.clients[work.mend.source].repair_address
+        assert address is not None
+        message = reconciliation_message(work, self._collation.max_flush, self._collation.max_gen, address)
+        for client in clients:
+            self.send(client, message)
+
+    def abort_reconciliation(self, why: str) -> None:
+        """Start again from the beginning; extents that were mended compare equal then (§7.5)."""
+        self.report("warning", "reconciliation aborted", why=why)
+        self.reconciliation = None
+        for client in self.clients:
+            if client.state.phase is Phase.RECONCILE:
+                self.stop_client(client, StopReason.FAILED_RECONCILE)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def expected_read(self, index: int, connection_id: int, message: m.ReadResponse) -> Job | None:
+        """The read that ``message`` answers, ``None`` where nobody waits for it any more. The driver verifies the data
+        and reports :meth:`done` or :meth:`failed`."""
+        who = self.identity
+        if connection_id != self.clients[index].connection_id or self.clients[index].stop_requested:
+            return None
+        if message.upstairs_id != who.upstairs_id or message.session_id != who.session_id:
+            return None
+        job = self.jobs.find(message.job_id)
+        return job if job is not None and job.in_progress[index] and job.kind is JobKind.READ else None
+
+    def message(self, index: int, connection_id: int, message: m.Message) -> None:
+        """A message came from client ``index``. Whatever does not fit costs the client its connection."""
+        client = self.clients[index]
+        if connection_id != client.connection_id or client.stop_requested:
+            return
+        handler = HANDLERS.get(type(message))
+        try:
+            if handler is None:
+                raise errors.RemoteError(f"sent {type(message).__name__}, which only an Upstairs may send")
+            handler(self, client, message)
+        except (errors.RemoteError, IllegalTransition) as error:
+            self.report("warning", "replica broke the protocol", client=index, error=str(error))
+            if not client.stop_requested:
+                self.stop_client(client, StopReason.BAD_NEGOTIATION_ORDER)
+            self._progress()
+
+
+def reconciliation_message(
+    work: Reconciliation, flush_number: int, gen_number: int, source_address: m.SocketAddress
+) -> m.Message:
+    """The message of the current step (§7.2)."""
+    mend = work.mend
+    assert mend is not None
+    match work.step:
+        case Step.FLUSH:
+            return m.ExtentFlush(work.repair_id, mend.extent_id, mend.source, flush_number, gen_number)
+        case Step.CLOSE:
+            return m.ExtentClose(work.repair_id, mend.extent_id)
+        case Step.REPAIR:
+            return m.ExtentRepair(work.repair_id, mend.extent_id, mend.source, source_address, mend.destinations)
+        case Step.REOPEN:
+            return m.ExtentReopen(work.repair_id, mend.extent_id)

@@ -1,0 +1,324 @@
+"""The Trio shell around the Upstairs core: connections, timers, and the actions carried out.
+
+What it is for: one task per connection runs a connector; whatever it reports goes into the core at once, and what the
+core wants done is done at once, in a plain loop (:meth:`Upstairs.perform`). No task, channel or lock per request.
+
+Why it is safe: everything here runs on the loop's thread, and the core is never entered twice: a link that reports
+something while actions are being carried out only queues more actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import trio
+
+from crucible_emu import errors
+from crucible_emu.integrity import BlockContexts, Cipher, open_blocks
+from crucible_emu.logs import get_logger
+from crucible_emu.upstairs import actions, negotiation
+from crucible_emu.upstairs.core import UpstairsCore
+from crucible_emu.upstairs.jobs import Job
+from crucible_emu.upstairs.links import Connector, Link
+from crucible_emu.upstairs.states import UpstairsState
+from crucible_emu.wire import messages as m
+
+RECONNECT_DELAY_S = 10.0
+FLUSH_INTERVAL_S = 0.5
+
+log = get_logger("upstairs")
+
+
+class ReadHandle:
+    """A read on its way: ``out`` receives the data, ``contexts`` what replica ``client`` said of each block."""
+
+    __slots__ = ("answered", "client", "contexts", "out")
+
+    def __init__(self, out: memoryview, answered: Callable[[ReadHandle, errors.CrucibleError | None], None]) -> None:
+        self.out = out
+        self.answered = answered
+        self.contexts: BlockContexts | None = None
+        self.client: int | None = None
+
+
+class FlushHandle:
+    """A flush on its way."""
+
+    __slots__ = ("answered",)
+
+    def __init__(self, answered: Callable[[errors.CrucibleError | None], None]) -> None:
+        self.answered = answered
+
+
+class _Waiter:
+    """Somebody who awaits an activation or deactivation."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: errors.CrucibleError | None = None
+
+    async def wait(self) -> None:
+        await self.done.wait()
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass(slots=True)
+class Damage:
+    """A replica answered a read with bytes that are not what they should be."""
+
+    client: int
+    start: int
+    count: int
+    error: errors.CrucibleError
+
+
+@dataclass(slots=True)
+class UpstairsStatistics:
+    """What has happened since the start."""
+
+    writes: int = 0
+    written_bytes: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+    flushes: int = 0
+    damaged_reads: int = 0
+    healed_blocks: int = 0
+
+
+class Upstairs:
+    """One region set, ready to be driven: start :meth:`run` in a nursery, then :meth:`activate`.
+
+    ``connectors``: the ways to the three Downstairs, in client order. ``cipher`` where the region is encrypted.
+    """
+
+    def __init__(
+        self,
+        core: UpstairsCore,
+        connectors: list[Connector],
+        *,
+        cipher: Cipher | None = None,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        reconnect_delay_s: float = RECONNECT_DELAY_S,
+    ) -> None:
+        if len(connectors) != len(core.clients):
+            raise errors.UsageError(f"a region set has {len(core.clients)} Downstairs, {len(connectors)} were given")
+        self.core = core
+        self.cipher = cipher
+        self.flush_interval_s = flush_interval_s
+        self.reconnect_delay_s = reconnect_delay_s
+        self.in_process = all(connector.in_process for connector in connectors)
+        self.statistics = UpstairsStatistics()
+        self.links: list[Link | None] = [None, None, None]
+        self.on_progress: Callable[[], None] | None = None
+        self.on_damage: Callable[[Damage], None] | None = None
+        self._connectors = connectors
+        self._scopes: dict[int, tuple[int, trio.CancelScope]] = {}
+        self._nursery: trio.Nursery | None = None
+        self._performing = False
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Drive the Upstairs until cancelled. Deactivate first, or what was not flushed is lost."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._flush_when_idle)
+            task_status.started()
+            self.perform()
+            await trio.sleep_forever()
+
+    async def activate(self, generation: int | None = None, timeout_s: float | None = None) -> None:
+        """Bring the disk into service. Raises the reason where that cannot be; with ``timeout_s``, gives up then."""
+        waiter = _Waiter()
+        self.core.activate(waiter, generation)
+        self.perform()
+        with _deadline(timeout_s) as scope:
+            await waiter.wait()
+        if scope.cancelled_caught:
+            missing = [str(client.index) for client in self.core.clients if not client.state.accepts_io]
+            error = errors.IoError(f"no activation within {timeout_s:g} s; waiting for replicas {', '.join(missing)}")
+            self.core.abandon(error)
+            self.perform()
+            raise error
+
+    async def deactivate(self) -> None:
+        """Flush what is not durable and close all connections."""
+        waiter = _Waiter()
+        self.core.deactivate(waiter)
+        self.perform()
+        await waiter.wait()
+
+    @property
+    def active(self) -> bool:
+        return self.core.state is UpstairsState.ACTIVE
+
+    async def _flush_when_idle(self) -> None:
+        """The automatic flush: one interval without a new job (§6.9)."""
+        seen = self.core.next_job_id
+        while True:
+            await trio.sleep(self.flush_interval_s)
+            if self.core.next_job_id == seen and self.core.need_flush:
+                self.core.idle_flush()
+                self.perform()
+            seen = self.core.next_job_id
+
+    # -- carrying out -------------------------------------------------------------------------------------------------
+
+    def perform(self) -> None:
+        """Carry out what the core wants done. Entered again from within, it leaves the rest to the outer call."""
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while True:
+                wanted = self.core.take_actions()
+                if not wanted:
+                    break
+                for action in wanted:
+                    self._DO[type(action)](self, action)
+        finally:
+            self._performing = False
+        if self.on_progress is not None:
+            self.on_progress()
+
+    def _send(self, action: actions.Send) -> None:
+        link = self.links[action.client]
+        if link is None:
+            return  # The connection is gone; its end is on the way and will skip the job.
+        item = action.item
+        if isinstance(item, Job):
+            core = self.core
+            dependencies = core.pruned_dependencies(item, action.client) if core.identity.remote else []
+            if link.send_job(item, dependencies):
+                core.done(item, action.client, item.full)
+        else:
+            link.send(item)
+
+    def _connect(self, action: actions.Connect) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the Upstairs is not running: start run() in a nursery first")
+        self._nursery.start_soon(self._connection, action)
+
+    def _hangup(self, action: actions.Hangup) -> None:
+        connection_id, scope = self._scopes[action.client]
+        if connection_id == action.connection_id:
+            self.links[action.client] = None
+            scope.cancel()
+
+    def _answer(self, action: actions.Answer) -> None:
+        handle = action.handle
+        if isinstance(handle, ReadHandle):
+            handle.answered(handle, action.error)
+        elif isinstance(handle, FlushHandle):
+            handle.answered(action.error)
+        elif isinstance(handle, _Waiter):
+            handle.error = action.error
+            handle.done.set()
+
+    def _report(self, action: actions.Report) -> None:
+        getattr(log, action.level)(action.event, **action.fields)
+
+    _DO: dict[type, Callable[[Upstairs, Any], None]] = {
+        actions.Send: _send,
+        actions.Connect: _connect,
+        actions.Hangup: _hangup,
+        actions.Answer: _answer,
+        actions.Report: _report,
+    }
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    async def _connection(self, action: actions.Connect) -> None:
+        """One connection from its delay to its end; reports the end exactly once."""
+        client, connection_id = action.client, action.connection_id
+        why = "closed by us"
+        with trio.CancelScope() as scope:
+            self._scopes[client] = (connection_id, scope)
+            if action.again:
+                await trio.sleep(self.reconnect_delay_s)
+            why = await self._connectors[client].run(_Port(self, client, connection_id))
+        self.links[client] = None
+        self.core.stopped(client, connection_id, why)
+        self.perform()
+
+    def opened(self, client: int, connection_id: int, link: Link) -> None:
+        """A connection is open."""
+        self.links[client] = link
+        negotiation.connected(self.core, client, connection_id)
+        self.perform()
+
+    def received(self, client: int, connection_id: int, messages: list[m.Message]) -> None:
+        """Messages came in, oldest first."""
+        core = self.core
+        for message in messages:
+            if type(message) is m.ReadResponse:
+                self._read_response(client, connection_id, message)
+            else:
+                core.message(client, connection_id, message)
+        self.perform()
+
+    def _read_response(self, client: int, connection_id: int, message: m.ReadResponse) -> None:
+        job = self.core.expected_read(client, connection_id, message)
+        if job is None:
+            return
+        if isinstance(message.blocks, errors.CrucibleError):
+            self.core.failed(job, client, job.full, message.blocks)
+            return
+        handle: ReadHandle = job.handle
+        if len(message.data) != len(handle.out) or len(message.blocks) != job.lengths[0]:
+            self.core.failed(job, client, job.full, errors.IoError("the replica answered with another length"))
+            return
+        handle.out[:] = message.data
+        error = self.verify(handle.out, message.blocks)
+        if error is None:
+            handle.contexts = message.blocks
+            handle.client = client
+            self.core.done(job, client, job.full)
+        else:
+            self.damaged(Damage(client, job.starts[0], job.lengths[0], error))
+            self.core.failed(job, client, job.full, error)
+
+    def verify(self, out: memoryview, contexts: BlockContexts) -> errors.CrucibleError | None:
+        """Check (and decrypt in place) what a replica gave; the error of the first bad block."""
+        rows = np.frombuffer(out, np.uint8).reshape(len(contexts), -1)
+        return open_blocks(rows, contexts, self.cipher)
+
+    def damaged(self, damage: Damage) -> None:
+        """A replica gave bad bytes: count it, say so, and have it healed."""
+        self.statistics.damaged_reads += 1
+        log.warning(
+            "damaged block",
+            client=damage.client,
+            start=damage.start,
+            count=damage.count,
+            error=str(damage.error),
+        )
+        if self.on_damage is not None:
+            self.on_damage(damage)
+
+
+class _Port:
+    """Connects one connection's reports with its Upstairs."""
+
+    __slots__ = ("_client", "_connection_id", "_upstairs")
+
+    def __init__(self, upstairs: Upstairs, client: int, connection_id: int) -> None:
+        self._upstairs = upstairs
+        self._client = client
+        self._connection_id = connection_id
+
+    def opened(self, link: Link) -> None:
+        self._upstairs.opened(self._client, self._connection_id, link)
+
+    def received(self, messages: list[m.Message]) -> None:
+        self._upstairs.received(self._client, self._connection_id, messages)
+
+
+def _deadline(timeout_s: float | None) -> trio.CancelScope:
+    return trio.CancelScope() if timeout_s is None else trio.move_on_after(timeout_s)

@@ -1,0 +1,456 @@
+"""The guest's disk: a :class:`~crucible_emu.blockio.BlockDevice` in front of one Upstairs (upstairs-volume.md §5).
+
+What it is for: requests that arrive together are admitted together. Consecutive writes become one job: one pass of
+hashing (or encryption), one scatter per replica. Reads go to one replica and are verified before anybody sees them;
+flushes that come while one is under way share the next.
+
+What it guarantees: a write is acknowledged at admission and visible to every later read; a flush is acknowledged when
+two replicas hold everything before it. A block that fails its hash is read from another replica, and the good bytes
+are written back (:class:`Healer`) unless the guest has written the block meanwhile.
+
+Admission takes at most 1500 jobs or 75 MiB in progress per replica (§6.13); what comes on top waits here, in order, and
+doors are told to stop reading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from itertools import pairwise
+
+import numpy as np
+import trio
+
+from crucible_emu import errors
+from crucible_emu.blockio import Allocation, Completed, Kind, Request
+from crucible_emu.geometry import equal_runs, spans_to_blocks
+from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks
+from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
+from crucible_emu.upstairs.healing import Healer
+from crucible_emu.upstairs.rules import JobKind
+
+JOBS_IN_PROGRESS_MAX = 1500
+BYTES_IN_PROGRESS_MAX = 75 * 1024 * 1024
+TRANSFER_BYTES_MAX = 1024 * 1024
+"""Largest operation sent to a replica (the real one's MDTS); larger requests are cut."""
+TRAIN_BYTES_MAX = 4 * 1024 * 1024
+ZEROES_BYTES = 4 * 1024 * 1024
+"""Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
+ALLOCATION_BLOCKS_MAX = 65536
+
+
+class Guest:
+    """The disk of an active Upstairs. Start :meth:`run` in a nursery: it does the work that takes many steps."""
+
+    def __init__(self, upstairs: Upstairs) -> None:
+        definition = upstairs.core.definition
+        if definition is None:
+            raise errors.PropertyNotAvailable("the size, before a Downstairs has answered")
+        self.upstairs = upstairs
+        self.definition = definition
+        self.healer = Healer(self)
+        self._core = upstairs.core
+        self._block_size = definition.block_size
+        self._shift = definition.shift
+        self._backlog: deque[tuple[list[Request], Completed]] = deque()
+        self._room = trio.Event()
+        self._room.set()
+        self._flush_running = False
+        self._flush_waiting: list[tuple[Request, Completed]] = []
+        self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
+        # Unbounded here: the doors bound how many requests are outstanding.
+        self._chores_in, self._chores_out = trio.open_memory_channel[tuple[Request, Completed]](math.inf)
+        upstairs.on_progress = self._progress
+        upstairs.on_damage = self.healer.damaged
+
+    # -- what a door asks ---------------------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        return self.definition.size_bytes
+
+    @property
+    def block_size(self) -> int:
+        return self._block_size
+
+    @property
+    def read_only(self) -> bool:
+        return self._core.identity.read_only
+
+    def submit(self, requests: list[Request], completed: Completed) -> None:
+        """Admit ``requests`` in order; see :class:`~crucible_emu.blockio.BlockDevice`."""
+        if self._backlog or not self._has_room():
+            self._backlog.append((requests, completed))
+            return
+        self._admit(requests, completed)
+
+    async def wait_for_room(self) -> None:
+        """Return when nothing waits for admission any more."""
+        while self._backlog or not self._has_room():
+            if self._room.is_set():
+                self._room = trio.Event()
+            await self._room.wait()
+
+    async def allocation(self, offset: int, length: int) -> list[Allocation]:
+        """Runs of written (depth 1) and never written (depth 0) bytes."""
+        start, count = offset >> self._shift, min(length >> self._shift, ALLOCATION_BLOCKS_MAX)
+        written = self.written(start, count)
+        if written is None:
+            count = min(count, TRANSFER_BYTES_MAX >> self._shift)
+            contexts = await self.read_contexts(start, count)
+            written = contexts.kind != EMPTY
+        return [
+            Allocation((stop - begin) << self._shift, 1 if present else 0)
+            for begin, stop, present in equal_runs(written)
+        ]
+
+    def written(self, start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
+        """Which blocks were ever written, when a replica in this process knows; else ``None``."""
+        client = self._core.reader(start)
+        link = None if client is None else self.upstairs.links[client]
+        return None if link is None else link.written(start, count)
+
+    async def read_contexts(self, start: int, count: int) -> BlockContexts:
+        """The contexts of these blocks, by a read whose data are dropped. Raises what the read failed with."""
+        return (await self.read_blocks(start, count, memoryview(bytearray(count << self._shift)))).contexts_or_empty()
+
+    # -- admission ----------------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        jobs = self._core.jobs
+        return max(jobs.jobs_in_progress) < JOBS_IN_PROGRESS_MAX and max(jobs.bytes_in_progress) < BYTES_IN_PROGRESS_MAX
+
+    def _progress(self) -> None:
+        """Something finished: admit what waited, as far as there is room."""
+        while self._backlog and self._has_room():
+            self._admit(*self._backlog.popleft())
+        if not self._backlog and not self._room.is_set() and self._has_room():
+            self._room.set()
+
+    def _admit(self, requests: list[Request], completed: Completed) -> None:
+        done: list[Request] = []
+        index, total = 0, len(requests)
+        while index < total:
+            request = requests[index]
+            kind = request.kind
+            stop = index + 1
+            if not self._in_range(request):
+                request.error = errors.OffsetInvalid()
+                done.append(request)
+            elif kind is Kind.READ:
+                self._read(request, done, completed)
+            elif kind is Kind.WRITE:
+                stop = self._train_end(requests, index)
+                self._write(requests[index:stop], done, completed)
+            elif kind is Kind.FLUSH:
+                self._flush(request, done, completed)
+            else:
+                self._zero(request, done, completed)
+            index = stop
+        if done:
+            completed(done)
+
+    def _in_range(self, request: Request) -> bool:
+        mask = self._block_size - 1
+        return not (
+            (request.offset | request.length) & mask
+            or request.offset < 0
+            or request.offset + request.length > self.definition.size_bytes
+        )
+
+    def _train_end(self, requests: list[Request], index: int) -> int:
+        """End of the run of writes from ``index`` that may travel as one job: in range, disjoint, not too large."""
+        stop, size = index, 0
+        total = len(requests)
+        while stop < total and requests[stop].kind is Kind.WRITE and self._in_range(requests[stop]):
+            size += requests[stop].length
+            if size > TRAIN_BYTES_MAX and stop > index:
+                break
+            stop += 1
+        if stop - index > 1 and not _disjoint(requests[index:stop]):
+            return index + 1
+        return stop
+
+    # -- writes -------------------------------------------------------------------------------------------------------
+
+    def _write(self, requests: list[Request], done: list[Request], completed: Completed) -> None:
+        error = self._core.admission_error(JobKind.WRITE)
+        if error is not None:
+            for request in requests:
+                request.error = error
+            done.extend(requests)
+            return
+        self.write_rows([(r.offset, r.length) for r in requests if r.length], self._gather(requests))
+        for request in requests:
+            if request.fua:
+                self._flush(request, done, completed)
+            else:
+                done.append(request)
+
+    def _gather(self, requests: list[Request]) -> Rows:
+        """The payloads as rows. The guest's own memory where that is safe: one request, replicas in this process."""
+        size = self._block_size
+        if len(requests) == 1 and self.upstairs.in_process:
+            return np.frombuffer(_payload(requests[0]), np.uint8).reshape(-1, size)
+        flat = np.empty(sum(request.length for request in requests), np.uint8)
+        at = 0
+        for request in requests:
+            flat[at : at + request.length] = np.frombuffer(_payload(request), np.uint8)
+            at += request.length
+        return flat.reshape(-1, size)
+
+    def write_rows(self, spans: list[tuple[int, int]], rows: Rows, contexts: BlockContexts | None = None) -> None:
+        """Write admitted ``rows`` to disjoint byte ``spans`` as one job; ``contexts`` where they are known already."""
+        if not spans:
+            return
+        cipher = self.upstairs.cipher
+        if cipher is not None:
+            rows, contexts = cipher.encrypt_blocks(rows)
+        elif contexts is None:
+            contexts = BlockContexts.plain(hash_blocks(rows))
+        shift = self._shift
+        starts, lengths = [], []
+        for offset, length in spans:
+            first, count = offset >> shift, length >> shift
+            most = count if self.upstairs.in_process else TRANSFER_BYTES_MAX >> shift
+            for begin in range(first, first + count, most):
+                starts.append(begin)
+                lengths.append(min(most, first + count - begin))
+        size_bytes = rows.size
+        job = self._core.new_job(JobKind.WRITE, starts, lengths, size_bytes, None)
+        job.blocks, job.rows, job.contexts = spans_to_blocks(starts, lengths), rows, contexts
+        if self.healer.watching:
+            self.healer.written(starts, lengths)
+        self._core.write(job)
+        self.upstairs.perform()
+        statistics = self.upstairs.statistics
+        statistics.writes += len(spans)
+        statistics.written_bytes += size_bytes
+
+    # -- reads --------------------------------------------------------------------------------------------------------
+
+    def _read(self, request: Request, done: list[Request], completed: Completed) -> None:
+        core = self._core
+        error = core.admission_error(JobKind.READ)
+        if error is None and request.length:
+            start, count = request.offset >> self._shift, request.length >> self._shift
+            error = self._read_blocks(request, start, count, completed)
+            if isinstance(error, _Later):
+                return
+        request.error = error
+        done.append(request)
+
+    def _read_blocks(
+        self, request: Request, start: int, count: int, completed: Completed
+    ) -> errors.CrucibleError | _Later | None:
+        upstairs = self.upstairs
+        client = self._core.reader(start)
+        if client is None:
+            return errors.IoError("too many inactive clients: need 1, got 0")
+        out = _payload(request)
+        statistics = upstairs.statistics
+        statistics.reads += 1
+        statistics.read_bytes += request.length
+        link = upstairs.links[client]
+        contexts = link.read_cached(start, count, out) if link is not None else None
+        if contexts is not None:
+            # A read that a replica in this process answers at once never becomes a tracked job.
+            error = upstairs.verify(out, contexts)
+            if error is None:
+                return None
+            upstairs.damaged(Damage(client, start, count, error))
+        gathering = _Gathering(request, completed)
+        most = TRANSFER_BYTES_MAX >> self._shift
+        for begin in range(start, start + count, most):
+            length = min(most, start + count - begin)
+            at = (begin - start) << self._shift
+            handle = ReadHandle(out[at : at + (length << self._shift)], gathering.part_done)
+            gathering.parts += 1
+            self.start_read(begin, length, handle)
+        gathering.release()
+        return _LATER
+
+    def start_read(self, start: int, count: int, handle: ReadHandle, client: int | None = None) -> None:
+        """Submit an admitted read, first to ``client`` if given; ``handle.answered`` is called once, now or later."""
+        if client is None or not self._core.reads_from(client):
+            client = self._core.reader(start)
+        if client is None:
+            handle.answered(handle, errors.IoError("too many inactive clients: need 1, got 0"))
+            return
+        job = self._core.new_job(JobKind.READ, [start], [count], count << self._shift, handle)
+        self._core.read(job, client)
+        self.upstairs.perform()
+
+    async def read_blocks(self, start: int, count: int, out: memoryview, client: int | None = None) -> ReadResult:
+        """Read, first from ``client`` if given, and wait. Raises the error of the read."""
+        result = ReadResult()
+        self.start_read(start, count, ReadHandle(out, result.answered), client)
+        await result.done.wait()
+        if result.error is not None:
+            raise result.error
+        return result
+
+    # -- flushes ------------------------------------------------------------------------------------------------------
+
+    def _flush(self, request: Request, done: list[Request], completed: Completed) -> None:
+        if self.read_only:
+            done.append(request)
+            return
+        error = self._core.admission_error(JobKind.FLUSH)
+        if error is not None:
+            request.error = error
+            done.append(request)
+            return
+        # Group commit: flushes that come while one is under way share the next, which covers what all of them cover.
+        self._flush_waiting.append((request, completed))
+        if not self._flush_running:
+            self._start_flush()
+
+    def _start_flush(self) -> None:
+        group, self._flush_waiting = self._flush_waiting, []
+        self._flush_running = True
+        self.upstairs.statistics.flushes += 1
+
+        def answered(error: errors.CrucibleError | None) -> None:
+            self._flush_running = False
+            for request, completed in group:
+                request.error = error
+                completed([request])
+            if self._flush_waiting:
+                refusal = self._core.admission_error(JobKind.FLUSH)
+                if refusal is None:
+                    self._start_flush()
+                else:
+                    waiting, self._flush_waiting = self._flush_waiting, []
+                    for request, completed in waiting:
+                        request.error = refusal
+                        completed([request])
+
+        self._core.flush(FlushHandle(answered))
+        self.upstairs.perform()
+
+    # -- zeros --------------------------------------------------------------------------------------------------------
+
+    def _zero(self, request: Request, done: list[Request], completed: Completed) -> None:
+        """WRITE_ZEROES and TRIM. There is no discard in the format: trimmed blocks that were written become zeros,
+        where a replica in this process knows which those are; over the network a trim changes nothing, as it may."""
+        error = self._core.admission_error(JobKind.WRITE)
+        if error is not None or not request.length or (request.kind is Kind.TRIM and not self.upstairs.in_process):
+            request.error = error
+            if error is None and request.fua:
+                self._flush(request, done, completed)
+            else:
+                done.append(request)
+        elif request.length <= ZEROES_BYTES:
+            self._zero_piece(request.offset, request.length, request.no_hole)
+            if request.fua:
+                self._flush(request, done, completed)
+            else:
+                done.append(request)
+        else:
+            self._chores_in.send_nowait((request, completed))
+
+    def _zero_piece(self, offset: int, length: int, no_hole: bool) -> None:
+        shift = self._shift
+        start, count = offset >> shift, length >> shift
+        written = None if no_hole else self.written(start, count)
+        spans = [(offset, length)]
+        if written is not None:
+            # Blocks that nobody ever wrote read as zeros already.
+            runs = equal_runs(written, start)
+            spans = [(begin << shift, (stop - begin) << shift) for begin, stop, present in runs if present]
+        blocks = sum(size for _, size in spans) >> shift
+        if blocks:
+            rows = np.zeros((blocks, self._block_size), np.uint8)
+            self.write_rows(spans, rows, BlockContexts.plain(np.repeat(self._zero_hash, blocks)))
+
+    async def run(self) -> None:
+        """Do what takes many steps: zero large ranges, heal damaged blocks. Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._do_chores)
+            nursery.start_soon(self.healer.run)
+
+    async def _do_chores(self) -> None:
+        async for request, completed in self._chores_out:
+            for at in range(request.offset, request.offset + request.length, ZEROES_BYTES):
+                await trio.lowlevel.checkpoint()
+                await self.wait_for_room()
+                error = self._core.admission_error(JobKind.WRITE)
+                if error is not None:
+                    request.error = error
+                    break
+                self._zero_piece(at, min(ZEROES_BYTES, request.offset + request.length - at), request.no_hole)
+            done: list[Request] = []
+            if request.fua and request.error is None:
+                self._flush(request, done, completed)
+            else:
+                done.append(request)
+            if done:
+                completed(done)
+
+
+class ReadResult:
+    """The outcome of one awaited read."""
+
+    __slots__ = ("client", "contexts", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.client: int | None = None
+        self.error: errors.CrucibleError | None = None
+        self.contexts: BlockContexts | None = None
+
+    def answered(self, handle: ReadHandle, error: errors.CrucibleError | None) -> None:
+        self.error = error
+        self.contexts = handle.contexts
+        self.client = handle.client
+        self.done.set()
+
+    def contexts_or_empty(self) -> BlockContexts:
+        return self.contexts if self.contexts is not None else BlockContexts.empty(0)
+
+
+class _Gathering:
+    """One guest read that was cut into several jobs: complete when all parts are."""
+
+    __slots__ = ("_completed", "_request", "parts")
+
+    def __init__(self, request: Request, completed: Completed) -> None:
+        self.parts = 1  # held by whoever starts the parts, so that an early answer does not complete the request
+        self._request = request
+        self._completed = completed
+
+    def part_done(self, handle: ReadHandle, error: errors.CrucibleError | None) -> None:
+        if error is not None:
+            self._request.error = error
+        self.release()
+
+    def release(self) -> None:
+        self.parts -= 1
+        if self.parts == 0:
+            self._completed([self._request])
+
+
+class _Later:
+    """The request is completed later."""
+
+
+_LATER = _Later()
+
+
+def _payload(request: Request) -> memoryview:
+    if request.buffer is None:
+        raise errors.IoError(f"{request!r} came without a buffer")
+    return request.buffer
+
+
+def _disjoint(requests: list[Request]) -> bool:
+    """Whether no two requests touch the same block."""
+    offsets = [request.offset for request in requests]
+    if len(set(offsets)) != len(offsets):
+        return False
+    first = requests[0].length
+    if all(request.length == first and request.offset % first == 0 for request in requests) and first:
+        return True
+    spans = sorted((request.offset, request.offset + request.length) for request in requests)
+    return all(before[1] <= after[0] for before, after in pairwise(spans))

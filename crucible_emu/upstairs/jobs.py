@@ -1,0 +1,155 @@
+"""Jobs: what the guest asked for, on its way to three replicas.
+
+What it is for: requests that arrive together become one :class:`Job`, a train of ``count`` operations of one kind with
+consecutive ids. On the wire each keeps its own id and frame; here the whole train is one object, and its progress on
+each replica is a bit mask with one bit per operation. A batch of one is the same code.
+
+What it guarantees: each operation is, on each client, in exactly one of *in progress*, *done*, *failed* or *skipped*.
+:class:`JobTable` holds the jobs that are not finished everywhere; finished ones are gone, so memory is bounded by what
+is under way (which admission bounds) and not by how long the disk has been running.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any
+
+from crucible_emu.geometry import BlockIndexes
+from crucible_emu.integrity import BlockContexts, Rows
+from crucible_emu.upstairs.rules import CLIENTS, JobKind
+
+FIRST_JOB_ID = 1000
+
+
+class Job:
+    """A train of operations of one kind.
+
+    ``starts`` and ``lengths`` in blocks, one per operation. Writes carry ``blocks`` int64[n], ``rows`` uint8[n, block
+    size] and ``contexts`` of all their blocks, operation after operation. ``dependencies``: one list per operation.
+    ``handle`` belongs to whoever submitted the job.
+    """
+
+    __slots__ = (
+        "acked",
+        "blocks",
+        "contexts",
+        "count",
+        "dependencies",
+        "done",
+        "failed",
+        "first_id",
+        "flush_number",
+        "full",
+        "gen_number",
+        "handle",
+        "in_progress",
+        "kind",
+        "lengths",
+        "rows",
+        "size_bytes",
+        "skipped",
+        "snapshot",
+        "starts",
+    )
+
+    def __init__(
+        self, kind: JobKind, first_id: int, starts: list[int], lengths: list[int], size_bytes: int, handle: Any = None
+    ) -> None:
+        self.kind = kind
+        self.first_id = first_id
+        self.count = len(starts)
+        self.full = (1 << self.count) - 1
+        self.starts = starts
+        self.lengths = lengths
+        self.size_bytes = size_bytes
+        self.handle = handle
+        self.blocks: BlockIndexes | None = None
+        self.rows: Rows | None = None
+        self.contexts: BlockContexts | None = None
+        self.dependencies: list[list[int]] | None = None
+        self.flush_number = 0
+        self.gen_number = 0
+        self.snapshot: str | None = None
+        self.acked = False
+        self.in_progress = [0, 0, 0]
+        self.done = [0, 0, 0]
+        self.failed = [0, 0, 0]
+        self.skipped = [0, 0, 0]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no client has any of it in progress."""
+        return not any(self.in_progress)
+
+    def done_count(self) -> int:
+        """On how many clients the whole train is done."""
+        return sum(mask == self.full for mask in self.done)
+
+    def __repr__(self) -> str:
+        return f"Job({self.kind.value} {self.first_id}+{self.count}, in progress {self.in_progress})"
+
+
+class JobTable:
+    """The unfinished jobs in the order of their ids, with what each client still owes."""
+
+    def __init__(self) -> None:
+        self._by_first: dict[int, Job] = {}
+        self._firsts: list[int] = []
+        self._forgotten = 0
+        self.jobs_in_progress = [0, 0, 0]
+        self.bytes_in_progress = [0, 0, 0]
+
+    def __len__(self) -> int:
+        return len(self._by_first)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._by_first.values()))
+
+    def add(self, job: Job) -> None:
+        """Start tracking ``job``; its ids are greater than all before."""
+        self._by_first[job.first_id] = job
+        self._firsts.append(job.first_id)
+        for client in CLIENTS:
+            if job.in_progress[client]:
+                self.jobs_in_progress[client] += job.count
+                self.bytes_in_progress[client] += job.size_bytes
+
+    def find(self, job_id: int) -> Job | None:
+        """The unfinished job that contains ``job_id``."""
+        index = bisect_right(self._firsts, job_id) - 1
+        if index < 0:
+            return None
+        job = self._by_first.get(self._firsts[index])
+        return job if job is not None and job_id < job.first_id + job.count else None
+
+    def live(self, job_id: int) -> bool:
+        """Whether somebody may still have to wait for this job."""
+        return self.find(job_id) is not None
+
+    def sent(self, job: Job, client: int) -> None:
+        """A read that is tried on another replica is in progress there."""
+        job.skipped[client] = 0
+        job.in_progress[client] = job.full
+        self.jobs_in_progress[client] += job.count
+        self.bytes_in_progress[client] += job.size_bytes
+
+    def settle(self, job: Job, client: int, mask: int, outcome: list[int]) -> None:
+        """Move operations ``mask`` of ``job`` from in progress to ``outcome`` (one of the job's own mask lists)."""
+        before = job.in_progress[client]
+        moved = before & mask
+        job.in_progress[client] = before & ~moved
+        outcome[client] |= moved
+        self.jobs_in_progress[client] -= moved.bit_count()
+        if before and not job.in_progress[client]:
+            self.bytes_in_progress[client] -= job.size_bytes
+
+    def forget(self, job: Job) -> None:
+        """Stop tracking a finished job."""
+        if self._by_first.pop(job.first_id, None) is None:
+            return
+        self._forgotten += 1
+        # Removing from the middle of the list is linear; doing it for half of the list at once makes it constant.
+        if self._forgotten * 2 > len(self._firsts):
+            self._firsts = list(self._by_first)
+            self._forgotten = 0

@@ -1,0 +1,56 @@
+"""The seam between an Upstairs and the way to one Downstairs.
+
+What it is for: the pure core says ``Connect``, ``Send`` and ``Hangup``; a :class:`Connector` knows how to do that over
+TCP or inside this process, and tells a :class:`Port` what happened. Nothing above this seam knows which it is, but for
+one hint: a link that runs jobs at once, in order, in this process may say so by answering ``True``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from crucible_emu.integrity import BlockContexts
+from crucible_emu.upstairs.jobs import Job
+from crucible_emu.wire import messages as m
+
+
+class Link(Protocol):
+    """An open connection to one Downstairs."""
+
+    def send(self, message: m.Message) -> None:
+        """Send one message; never blocks (what cannot go out at once is queued, bounded by admission)."""
+        ...
+
+    def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
+        """Send every operation of ``job``. ``True``: all of it is done already, no acknowledgement will come.
+
+        ``job.rows`` may be the guest's memory: a link that keeps it past this call copies it.
+        """
+        ...
+
+    def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
+        """Read at once into ``out`` if the replica is in this process and has it at hand, else ``None``."""
+        ...
+
+    def written(self, start: int, count: int) -> Any | None:
+        """Which blocks have ever been written, bool[count], if the replica is in this process, else ``None``."""
+        ...
+
+
+class Port(Protocol):
+    """Where a connector reports what happens on its connection."""
+
+    def opened(self, link: Link) -> None: ...
+
+    def received(self, messages: list[m.Message]) -> None: ...
+
+
+class Connector(Protocol):
+    """Makes connections to one Downstairs."""
+
+    in_process: bool
+    """Whether jobs run in order of arrival in this process, so that no dependencies and no copies are needed."""
+
+    async def run(self, port: Port) -> str:
+        """Connect, report ``opened``, then messages, until the connection ends or the caller cancels; say why."""
+        ...

@@ -1,0 +1,270 @@
+"""A Downstairs reached over TCP, a unix socket, or TLS (wire-protocol.md §1, §6.5; upstairs-volume.md §10).
+
+What it is for: one task receives into the decoder's buffer and reports all messages that were there; sending tries the
+socket at once and leaves the rest to a second task. A train of jobs goes out as one buffer list in one system call.
+
+What it guarantees: connecting takes at most 10 s; a ``Ruok`` goes out every 5 s; 45 s without a complete message end
+the connection. Memory is bounded by admission, which stops at 1500 jobs or 75 MiB in progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from uuid import UUID
+
+import trio
+
+from crucible_emu import wire
+from crucible_emu.errors import LocalError, RemoteError
+from crucible_emu.integrity import BlockContexts
+from crucible_emu.upstairs.jobs import Job
+from crucible_emu.upstairs.links import Port
+from crucible_emu.upstairs.rules import JobKind
+from crucible_emu.wire import messages as m
+
+CONNECT_TIMEOUT_S = 10.0
+PING_INTERVAL_S = 5.0
+SILENCE_TIMEOUT_S = 45.0
+RECEIVE_BYTES = 256 * 1024
+IOVECS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """Where a Downstairs listens: ``host`` and ``port``, or the ``path`` of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return self.path
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class TcpConnector:
+    """Connects to one Downstairs at ``address``; ``tls`` with ``server_name`` for mutual TLS (§6.7)."""
+
+    in_process = False
+
+    def __init__(
+        self,
+        address: TcpAddress,
+        upstairs_id: UUID,
+        session_id: UUID,
+        *,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        self.address = address
+        self.upstairs_id = upstairs_id
+        self.session_id = session_id
+        self.tls = tls
+        self.server_name = server_name
+
+    async def run(self, port: Port) -> str:
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                stream = await self._connect()
+        except trio.TooSlowError:
+            return f"no answer from {self.address} within {CONNECT_TIMEOUT_S:.0f} s"
+        except (OSError, ssl.SSLError, trio.BrokenResourceError) as error:
+            return f"cannot connect to {self.address}: {error}"
+        link = TcpLink(stream, self.upstairs_id, self.session_id)
+        try:
+            return await link.run(port)
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                await trio.aclose_forcefully(stream)
+
+    async def _connect(self) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+        if self.address.path:
+            raw = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                await raw.connect(self.address.path)
+            except BaseException:
+                raw.close()
+                raise
+            stream = trio.SocketStream(raw)
+        else:
+            stream = await trio.open_tcp_stream(self.address.host, self.address.port)
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.tls is None:
+            return stream
+        secure = trio.SSLStream(stream, self.tls, server_hostname=self.server_name)
+        await secure.do_handshake()
+        return secure
+
+
+class TcpLink:
+    """An open connection; see the module's essay."""
+
+    def __init__(
+        self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], upstairs_id: UUID, session_id: UUID
+    ) -> None:
+        self._stream = stream
+        self._ids = (upstairs_id, session_id)
+        self._raw = stream.socket if isinstance(stream, trio.SocketStream) else None
+        self._fd = self._raw.fileno() if self._raw is not None else -1
+        self._queue: deque[memoryview] = deque()
+        self._wake_sender = trio.Event()
+        self._decoder = wire.Decoder()
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def send(self, message: m.Message) -> None:
+        self._send_buffers(wire.encode(message))
+
+    def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
+        self._send_buffers(encode_job(job, dependencies, *self._ids))
+        return False
+
+    def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
+        return None
+
+    def written(self, start: int, count: int) -> None:
+        return None
+
+    def _send_buffers(self, buffers: list[bytes | memoryview]) -> None:
+        # Trying at once saves the hand-over to another task, which costs more than the system call.
+        idle = not self._queue
+        self._queue.extend(memoryview(buffer).cast("B") for buffer in buffers)
+        if idle and self._raw is not None:
+            with contextlib.suppress(BlockingIOError, OSError):  # the sender task meets the same error and reports it
+                self._send_some()
+        if self._queue:
+            self._wake_sender.set()
+
+    def _send_some(self) -> None:
+        """Send from the queue until it is empty or the socket is full (:class:`BlockingIOError`)."""
+        queue = self._queue
+        while queue:
+            vector = [queue[index] for index in range(min(len(queue), IOVECS_MAX))]
+            sent = _sendmsg(self._fd, vector)
+            while sent:
+                head = queue[0]
+                if len(head) > sent:
+                    queue[0] = head[sent:]
+                    break
+                sent -= len(head)
+                queue.popleft()
+
+    async def _sender(self) -> str:
+        while True:
+            await self._wake_sender.wait()
+            self._wake_sender = trio.Event()
+            try:
+                if self._raw is None:
+                    while self._queue:
+                        await self._stream.send_all(self._queue.popleft())
+                    continue
+                while self._queue:
+                    try:
+                        self._send_some()
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_writable(self._raw)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                return f"sending failed: {error}"
+
+    # -- receiving ------------------------------------------------------------------------------------------------
+
+    async def run(self, port: Port) -> str:
+        """Serve the connection until it ends; why it ended."""
+        why = "closed by us"
+        async with trio.open_nursery() as nursery:
+
+            async def until_it_ends(part: object) -> None:
+                nonlocal why
+                why = await part()  # type: ignore[operator]
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_it_ends, self._sender)
+            nursery.start_soon(self._pinger)
+            port.opened(self)
+            await until_it_ends(lambda: self._receiver(port))
+        return why
+
+    async def _pinger(self) -> None:
+        while True:
+            await trio.sleep(PING_INTERVAL_S)
+            self.send(m.Ruok())
+
+    async def _receiver(self, port: Port) -> str:
+        try:
+            while True:
+                with trio.fail_after(SILENCE_TIMEOUT_S):
+                    messages = await self._receive()
+                if messages is None:
+                    self._decoder.finish()
+                    return "closed by the Downstairs"
+                port.received(messages)
+        except trio.TooSlowError:
+            return f"silent for {SILENCE_TIMEOUT_S:.0f} s"
+        except RemoteError as error:
+            return f"broke the protocol: {error}"
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            return f"receiving failed: {error}"
+
+    async def _receive(self) -> list[m.Message] | None:
+        """At least one message, ``None`` at the end of the stream."""
+        while True:
+            if self._raw is not None:
+                count = await self._raw.recv_into(self._decoder.buffer(RECEIVE_BYTES))
+                messages = self._decoder.received(count) if count else None
+            else:
+                chunk = await self._stream.receive_some(RECEIVE_BYTES)
+                messages = self._decoder.receive(chunk) if chunk else None
+            if messages is None or messages:
+                return messages
+
+
+def _sendmsg(fd: int, vector: list[memoryview]) -> int:
+    """``writev`` on a non-blocking socket; raises :class:`BlockingIOError` when it is full."""
+    import os
+
+    try:
+        return os.writev(fd, vector)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+            raise BlockingIOError from None
+        raise
+
+
+def encode_job(
+    job: Job, dependencies: list[list[int]], upstairs_id: UUID, session_id: UUID
+) -> list[bytes | memoryview]:
+    """The frames of a job's operations as one list of buffers."""
+    ids = (upstairs_id, session_id)
+    if job.kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
+        if job.rows is None or job.contexts is None:
+            raise LocalError(f"{job!r} has no data to send")
+        return wire.encode_write_train(
+            *ids,
+            first_job_id=job.first_id,
+            dependencies=dependencies,
+            starts=job.starts,
+            counts=job.lengths,
+            contexts=job.contexts,
+            rows=job.rows,
+            unwritten=job.kind is JobKind.WRITE_UNWRITTEN,
+        )
+    return wire.encode(job_message(job, dependencies, *ids))
+
+
+def job_message(job: Job, dependencies: list[list[int]], upstairs_id: UUID, session_id: UUID) -> m.Message:
+    """The message of a job that has one operation and no data."""
+    ids = (upstairs_id, session_id, job.first_id, tuple(dependencies[0]))
+    match job.kind:
+        case JobKind.READ:
+            return m.ReadRequest(*ids, job.starts[0], job.lengths[0])
+        case JobKind.FLUSH | JobKind.SNAPSHOT_FLUSH:
+            return m.Flush(*ids, job.flush_number, job.gen_number, job.snapshot, None)
+        case JobKind.BARRIER:
+            return m.Barrier(*ids)
+    raise LocalError(f"{job!r} is no job of one message")

@@ -1,0 +1,164 @@
+"""The volume construction request (VCR): the document that says what a disk is made of (upstairs-volume.md §12).
+
+What it is for: the models read and write the JSON of the real programs. A person's or a control plane's document comes
+in through :func:`load`, which answers a bad one with a sentence that names the place.
+
+What it guarantees: nullable members may be left out and unknown ones are ignored, as in the real one; what is written
+has every member, in its order. The key never shows: not in ``repr``, not in an error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, field_validator
+
+from crucible_emu.errors import UsageError
+
+BLOCK_SIZES = tuple(1 << shift for shift in range(9, 16))
+TARGETS = 3
+
+
+class CrucibleOpts(BaseModel):
+    """How to reach a region set. ``target`` holds three addresses, ``ip:port`` or ``[ip]:port``, in client order."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: UUID
+    target: tuple[str, ...]
+    lossy: bool = False
+    flush_timeout: float | None = None
+    key: SecretStr | None = None
+    cert_pem: str | None = None
+    key_pem: str | None = None
+    root_cert_pem: str | None = None
+    control: str | None = None
+    read_only: bool = False
+
+    @field_validator("target")
+    @classmethod
+    def _three_targets(cls, target: tuple[str, ...]) -> tuple[str, ...]:
+        if len(target) != TARGETS:
+            raise ValueError(f"a region set has exactly {TARGETS} targets, this one has {len(target)}")
+        for address in target:
+            parse_address(address)
+        return target
+
+    @field_serializer("key")
+    def _write_key(self, key: SecretStr | None) -> str | None:
+        return None if key is None else key.get_secret_value()
+
+
+class RegionRequest(BaseModel):
+    """A region set."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: Literal["region"]
+    block_size: int
+    blocks_per_extent: Annotated[int, Field(ge=1)]
+    extent_count: Annotated[int, Field(ge=1, lt=2**32)]
+    opts: CrucibleOpts
+    gen: Annotated[int, Field(ge=0, lt=2**64)]
+
+    @field_validator("block_size")
+    @classmethod
+    def _block_size(cls, size: int) -> int:
+        return check_block_size(size)
+
+
+class UrlRequest(BaseModel):
+    """Blocks read from a URL."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: Literal["url"]
+    id: UUID
+    block_size: int
+    url: str
+
+
+class FileRequest(BaseModel):
+    """Blocks of a local file."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: Literal["file"]
+    id: UUID
+    block_size: int
+    path: str
+
+
+class VolumeRequest(BaseModel):
+    """Sub-volumes one after the other, and what reads fall through to where they are unwritten."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: Literal["volume"]
+    id: UUID
+    block_size: int
+    sub_volumes: tuple[VolumeConstructionRequest, ...]
+    read_only_parent: VolumeConstructionRequest | None = None
+
+    @field_validator("block_size")
+    @classmethod
+    def _block_size(cls, size: int) -> int:
+        return check_block_size(size)
+
+
+VolumeConstructionRequest = Annotated[
+    VolumeRequest | RegionRequest | UrlRequest | FileRequest, Field(discriminator="type")
+]
+VolumeRequest.model_rebuild()
+
+
+class _Document(BaseModel):
+    request: VolumeConstructionRequest
+
+
+def check_block_size(size: int) -> int:
+    """``size`` if it can be a block size. Raises :class:`ValueError`."""
+    if size not in BLOCK_SIZES:
+        raise ValueError(f"block size {size} is not usable: take a power of two from 512 to 32768")
+    return size
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of ``ip:port`` or ``[ip]:port``. Raises :class:`ValueError`."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not an address: write ip:port, or [ip]:port for IPv6")
+    if ":" in host and not bracketed:
+        raise ValueError(f"{text!r} is not an address: put an IPv6 address in brackets, [ip]:port")
+    return (host[1:-1] if bracketed else host), int(port)
+
+
+def parse(text: str | bytes, source: str = "the VCR") -> VolumeConstructionRequest:
+    """The request in a JSON text. Raises :class:`UsageError` that names ``source``, the place, and never a key."""
+    try:
+        members = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{source} is not JSON: {error}") from None
+    try:
+        return _Document.model_validate({"request": members}).request
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "the document"
+        raise UsageError(f"{source}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def load(path: Path) -> VolumeConstructionRequest:
+    """The request in the file ``path``. Raises :class:`UsageError`."""
+    try:
+        return parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"cannot read the VCR {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def dumps(request: BaseModel) -> str:
+    """The request as JSON, with its keys in clear: treat the text as a secret."""
+    return json.dumps(request.model_dump(mode="json"), indent=2) + "\n"
