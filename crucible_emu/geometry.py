@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -168,7 +169,7 @@ def equal_runs(values: npt.NDArray[Any], start: int = 0) -> list[tuple[int, int,
         return []
     cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
     edges = [0, *cuts.tolist(), len(values)]
-    return [(start + a, start + b, values[a].item()) for a, b in zip(edges, edges[1:])]
+    return [(start + a, start + b, values[a].item()) for a, b in pairwise(edges)]
 
 
 def spans_to_blocks(starts: list[int], counts: list[int]) -> BlockIndexes:
