@@ -1,0 +1,72 @@
+"""One message, one frame (wire-protocol.md §1.2, §1.3).
+
+    LEN u32 | TAG u32 | fields of the message            LEN counts itself and everything behind it
+
+What it is for: :func:`encode` and :func:`decode` hide that the frequent messages are packed by hand and the others by
+the catalogue. Frames in a stream are the business of :mod:`crucible_emu.wire.decoder`.
+
+What it guarantees: block data are not copied on the way out nor on the way in. Nothing leaves that the peer would
+refuse: a frame above 100 MiB and a value without bytes are :class:`LocalError`. (The real sender does not check the
+three bulk messages, §1.2; the frame goes out and costs the connection.) Whatever comes in is a message or
+:class:`RemoteError`.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from crucible_emu.errors import LocalError, RemoteError
+from crucible_emu.wire.codec import MESSAGE
+from crucible_emu.wire.hot import DECODERS, ENCODERS, Identities, checked_length
+from crucible_emu.wire.messages import MESSAGES, Message
+from crucible_emu.wire.primitives.bincode import U32_STRUCT, Malformed, Parts
+
+FRAME_BYTES_MIN = 8
+"""A message without fields."""
+
+HEAD = struct.Struct("<II")
+"""LEN and TAG."""
+
+
+def name_of(tag: int) -> str:
+    """The name of the message with this tag, for sentences."""
+    return MESSAGES[tag].__name__ if tag < len(MESSAGES) else f"message {tag}"
+
+
+def encode(message: Message) -> Parts:
+    """The frame of ``message`` as buffers for one ``sendmsg``: a header, and the data of a bulk message as they are.
+
+    The data must not change before they are sent. Raises :class:`LocalError`.
+    """
+    try:
+        by_hand = ENCODERS.get(type(message))
+        return by_hand(message) if by_hand else encode_by_table(message)
+    except (ValueError, struct.error) as error:
+        raise LocalError(f"{type(message).__name__} cannot be sent: {error}") from error
+
+
+def encode_by_table(message: Message) -> Parts:
+    """The same, by the catalogue alone. Raises ``ValueError``."""
+    parts: Parts = [b""]
+    MESSAGE.encode(message, parts)
+    parts[0] = U32_STRUCT.pack(checked_length(4 + sum(map(len, parts))))
+    data = parts.pop() if isinstance(parts[-1], memoryview) else b""
+    header = b"".join(parts)
+    return [header, data] if len(data) else [header]
+
+
+def decode(frame: memoryview, known: Identities | None = None) -> Message:
+    """The message in one whole frame, LEN included and right. Bulk data are a view into ``frame``.
+
+    ``known`` saves the work of reading the same ids again and again. Raises :class:`RemoteError`.
+    """
+    tag = int.from_bytes(frame[4:8], "little")
+    try:
+        by_hand = DECODERS.get(tag)
+        return by_hand(frame, known or Identities()) if by_hand else MESSAGE.decode(frame, 4)[0]
+    except Malformed as error:
+        reason = str(error)
+    except struct.error:
+        reason = "the frame ends before its last field"
+    # Not inside `except`: an error that lives as long as its connection must not hold the frame by its context.
+    raise RemoteError(f"{name_of(tag)} cannot be decoded: {reason}")
