@@ -19,23 +19,19 @@ States change through the tables of :mod:`crucible_emu.upstairs.states`; acknowl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
-from crucible_emu.upstairs.actions import Action, Answer, Connect, Hangup, Report, Send
-from crucible_emu.upstairs.dependencies import DependencyTracker
-from crucible_emu.upstairs.jobs import FIRST_JOB_ID, Job, JobTable
+from crucible_emu.upstairs.actions import Answer, Connect, Hangup
+from crucible_emu.upstairs.dispatcher import Client, Dispatcher, Identity
+from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.negotiation import HANDLERS
-from crucible_emu.upstairs.reconciliation import Collation, ExtentVersions, Reconciliation, Step, collate
-from crucible_emu.upstairs.rules import CLIENTS, RULES, Dispatch, JobKind, dispatch
+from crucible_emu.upstairs.reconciliation import Collation, Reconciliation, Step, collate
+from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import (
     FAULTS,
-    INITIAL_CLIENT_STATE,
     ClientEvent,
-    ClientState,
     IllegalTransition,
     Phase,
     StopReason,
@@ -46,86 +42,18 @@ from crucible_emu.upstairs.states import (
 )
 from crucible_emu.wire import messages as m
 
-FINISHED_JOBS_MAX = 10_000
-FINISHED_BYTES_MAX = 64 * 1024 * 1024
-"""A barrier is due after this much since the last flush or barrier; it bounds what a Downstairs remembers (§6.10)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who this Upstairs is and what it expects. ``remote``: some replica is reached by messages that it may reorder,
-    so jobs need dependencies and barriers; replicas in this process run jobs in order of arrival and need neither."""
-
-    upstairs_id: UUID
-    session_id: UUID
-    encrypted: bool = False
-    read_only: bool = False
-    remote: bool = True
-
-
-class Client:
-    """What the Upstairs knows of one replica."""
-
-    __slots__ = (
-        "connection_id",
-        "errors",
-        "index",
-        "region_uuid",
-        "repair_address",
-        "state",
-        "stop_requested",
-        "versions",
-    )
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.state: ClientState = INITIAL_CLIENT_STATE
-        self.connection_id = 0
-        self.stop_requested = False
-        self.repair_address: m.SocketAddress | None = None
-        self.region_uuid: UUID | None = None
-        self.versions: ExtentVersions | None = None
-        self.errors = 0
-
-
-class UpstairsCore:
+class UpstairsCore(Dispatcher):
     """The state of one Upstairs; see the module's essay. Take what it wants done with :meth:`take_actions`."""
 
     def __init__(self, identity: Identity, generation: int, definition: RegionDefinition | None = None) -> None:
-        self.identity = identity
-        self.generation = generation
-        self.definition = definition
-        self.state = UpstairsState.INITIALIZING
-        self.clients = [Client(index) for index in CLIENTS]
-        self.jobs = JobTable()
-        self.tracker = DependencyTracker()
-        self.next_job_id = FIRST_JOB_ID
-        self.next_flush = 0
-        self.need_flush = False
-        self.pending_barriers = 0
-        self.finished_jobs = 0
-        self.finished_bytes = 0
+        super().__init__(identity, generation, definition)
         self.reconciliation: Reconciliation | None = None
         self.reconciled_extents = 0
         self.disabled_by: errors.CrucibleError | None = None
         self._collation = Collation(1, 1, ())
         self._activation: Any = None
         self._deactivation: Any = None
-        self._actions: list[Action] = []
-
-    # -- what goes out ------------------------------------------------------------------------------------------------
-
-    def take_actions(self) -> list[Action]:
-        """The actions since the last call, oldest first."""
-        taken, self._actions = self._actions, []
-        return taken
-
-    def send(self, client: int, item: m.Message | Job) -> None:
-        """Ask for a message, or a job, to be sent."""
-        self._actions.append(Send(client, item))
-
-    def report(self, level: str, event: str, **fields: Any) -> None:
-        self._actions.append(Report(level, event, fields))
 
     # -- requests of the guest about the disk as a whole --------------------------------------------------------------
 
@@ -169,205 +97,12 @@ class UpstairsCore:
                 self._submit_flush(None)
             self._deactivation = handle
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATE)
-            self._progress()
+            self.progress()
 
     def abandon(self, error: errors.CrucibleError) -> None:
         """Give up an activation that is under way, for example because the caller will not wait longer."""
         if self.state is UpstairsState.GO_ACTIVE:
             self.disable(error)
-
-    # -- admission ----------------------------------------------------------------------------------------------------
-
-    def accepting(self) -> int:
-        """How many clients accept work (§2.6)."""
-        return sum(client.state.accepts_io for client in self.clients)
-
-    def admission_error(self, kind: JobKind) -> errors.CrucibleError | None:
-        """Why a job of ``kind`` cannot be taken now, or ``None`` (§5.3). *Safety*: refuses what could not be kept."""
-        if self.state is not UpstairsState.ACTIVE:
-            return errors.UpstairsInactive()
-        if self.identity.read_only and kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
-            return errors.ModifyingReadOnlyRegion()
-        need, found = RULES[kind].admit_min, self.accepting()
-        if self.identity.read_only:
-            need = min(need, 1)
-        if found < need:
-            return errors.IoError(f"too many inactive clients: need {need}, got {found}")
-        return None
-
-    def reader(self, start: int) -> int | None:
-        """The client that reads of block ``start`` go to. One extent always goes to the same replica while the set is
-        unchanged, so that the page caches of three replicas do not hold the same blocks."""
-        active = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
-        if not active:
-            return None
-        extent = start // self.definition.blocks_per_extent if self.definition else 0
-        return active[extent % len(active)]
-
-    def reads_from(self, client: int) -> bool:
-        """Whether reads may be sent to ``client`` now."""
-        return self.clients[client].state.phase is Phase.ACTIVE
-
-    # -- jobs ---------------------------------------------------------------------------------------------------------
-
-    def write(self, job: Job) -> None:
-        """Send an admitted train of writes (made with :meth:`new_job`); the guest has its answer already."""
-        job.acked = True
-        self.need_flush = True
-        self._enqueue(job)
-
-    def read(self, job: Job, client: int) -> None:
-        """Send an admitted read to ``client``; others are tried when it fails there."""
-        self.need_flush = True
-        if self.identity.remote:
-            job.dependencies = [
-                self.tracker.read(job.first_id, job.starts[0], job.starts[0] + job.lengths[0], self.jobs.live)
-            ]
-        for other in CLIENTS:
-            job.skipped[other] = job.full
-        job.skipped[client] = 0
-        job.in_progress[client] = job.full
-        self.jobs.add(job)
-        self.send(client, job)
-
-    def new_job(self, kind: JobKind, starts: list[int], lengths: list[int], size_bytes: int, handle: Any) -> Job:
-        """A job with the next ids."""
-        job = Job(kind, self.next_job_id, starts, lengths, size_bytes, handle)
-        self.next_job_id += job.count
-        return job
-
-    def flush(self, handle: Any, snapshot: str | None = None) -> None:
-        """Submit an admitted flush of the guest; ``handle`` is answered by the rules."""
-        self._submit_flush(handle, snapshot)
-
-    def idle_flush(self) -> None:
-        """The automatic flush (§6.9): called when nothing happened for the flush interval."""
-        if self.state is UpstairsState.ACTIVE and self.need_flush and not any(self.jobs.jobs_in_progress):
-            self._submit_flush(None)
-
-    def _submit_flush(self, handle: Any, snapshot: str | None = None) -> None:
-        self.need_flush = False
-        job = self.new_job(JobKind.SNAPSHOT_FLUSH if snapshot else JobKind.FLUSH, [0], [0], 0, handle)
-        job.flush_number = self.next_flush
-        job.gen_number = self.generation
-        job.snapshot = snapshot
-        self.next_flush += 1
-        self._start_barrier(job)
-
-    def _start_barrier(self, job: Job) -> None:
-        self.pending_barriers += 1
-        self.finished_jobs = self.finished_bytes = 0
-        self._enqueue(job)
-
-    def _enqueue(self, job: Job) -> None:
-        if self.identity.remote:
-            job.dependencies = self._dependencies(job)
-        targets = []
-        for client in self.clients:
-            if dispatch(client.state) is Dispatch.SEND:
-                job.in_progress[client.index] = job.full
-                targets.append(client.index)
-            else:
-                job.skipped[client.index] = job.full
-        self.jobs.add(job)
-        for target in targets:
-            self.send(target, job)
-        if not targets:
-            self._check(job)
-
-    def _dependencies(self, job: Job) -> list[list[int]]:
-        live = self.jobs.live
-        if job.kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
-            return [
-                self.tracker.block(job.first_id + index, start, start + length, live)
-                for index, (start, length) in enumerate(zip(job.starts, job.lengths))
-            ]
-        return [self.tracker.block_everything(job.first_id, live)]
-
-    def pruned_dependencies(self, job: Job, client: int) -> list[list[int]]:
-        """The job's dependencies for one client: without the jobs that it was never sent (§6.3)."""
-        return [
-            [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
-            for wanted in job.dependencies or [[]]
-        ]
-
-    def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
-        if job.first_id <= job_id < job.first_id + job.count:
-            return True
-        found = self.jobs.find(job_id)
-        return found is None or not found.skipped[client] >> (job_id - found.first_id) & 1
-
-    # -- outcomes -----------------------------------------------------------------------------------------------------
-
-    def done(self, job: Job, client: int, mask: int) -> None:
-        """Operations ``mask`` of ``job`` are done on ``client``."""
-        self.jobs.settle(job, client, mask, job.done)
-        if not job.in_progress[client]:
-            self._check(job)
-
-    def failed(self, job: Job, client: int, mask: int, error: errors.CrucibleError) -> None:
-        """Operations ``mask`` of ``job`` failed on ``client`` (§6.6): a read is tried elsewhere, all else faults it."""
-        self.clients[client].errors += 1
-        self.jobs.settle(job, client, mask, job.failed)
-        self.report("warning", "operation failed on a replica", client=client, job=job.kind.value, error=str(error))
-        if job.kind is JobKind.READ:
-            self._retry_read(job, error)
-        else:
-            reason = StopReason.DISABLED if isinstance(error, errors.UpstairsInactive) else StopReason.IO_ERROR
-            self.stop_client(self.clients[client], reason)
-            self._check(job)
-        self._progress()
-
-    def _retry_read(self, job: Job, error: errors.CrucibleError | None) -> None:
-        for client in self.clients:
-            untried = not (job.failed[client.index] | job.done[client.index] | job.in_progress[client.index])
-            if untried and client.state.phase is Phase.ACTIVE and not client.stop_requested:
-                self.jobs.sent(job, client.index)
-                self.send(client.index, job)
-                return
-        if error is not None and not any(job.done) and not job.acked and job.complete:
-            job.acked = True
-            self._actions.append(Answer(job.handle, error))
-        self._check(job)
-
-    def _check(self, job: Job) -> None:
-        """Answer the guest and forget the job where the rules allow it (§6.4, §6.5)."""
-        complete = job.complete
-        if not job.acked:
-            rule = RULES[job.kind]
-            done = job.done_count()
-            needed = 3 if self.state is UpstairsState.DEACTIVATING and job.kind is JobKind.FLUSH else rule.done_for_ack
-            if (needed is not None and done >= needed) or complete:
-                job.acked = True
-                bad = 3 - done
-                error = (
-                    None
-                    if done >= self._done_min(rule.done_min)
-                    else errors.IoError(f"{bad} out of 3 downstairs failed to complete this IO")
-                )
-                if job.handle is not None:
-                    self._actions.append(Answer(job.handle, error))
-        if complete:
-            self._forget(job)
-
-    def _done_min(self, done_min: int) -> int:
-        return min(done_min, 1) if self.identity.read_only else done_min
-
-    def _forget(self, job: Job) -> None:
-        self.jobs.forget(job)
-        if job.kind in (JobKind.FLUSH, JobKind.SNAPSHOT_FLUSH, JobKind.BARRIER):
-            self.pending_barriers -= 1
-        elif self.identity.remote:
-            self.finished_jobs += job.count
-            self.finished_bytes += job.size_bytes
-            if (
-                self.state is UpstairsState.ACTIVE
-                and self.pending_barriers == 0
-                and (self.finished_jobs >= FINISHED_JOBS_MAX or self.finished_bytes >= FINISHED_BYTES_MAX)
-            ):
-                self._start_barrier(self.new_job(JobKind.BARRIER, [0], [0], 0, None))
-        if self.state is UpstairsState.DEACTIVATING:
-            self._progress()
 
     # -- clients coming and going -------------------------------------------------------------------------------------
 
@@ -383,7 +118,7 @@ class UpstairsCore:
         self._skip_jobs(client)
         if was_reconciling or any(other.state.phase is Phase.RECONCILE for other in self.clients):
             self.abort_reconciliation(f"client {index}: {why}")
-        self._progress()
+        self.progress()
 
     def _come_to_rest(self, client: Client) -> None:
         self.move(client, ClientEvent.STOPPED)
@@ -423,7 +158,7 @@ class UpstairsCore:
     def move(self, client: Client, event: ClientEvent, reason: StopReason | None = None) -> None:
         client.state = next_client_state(client.state, event, self.state, reason=reason)
 
-    def _progress(self) -> None:
+    def progress(self) -> None:
         """Push a deactivation as far as it goes (§4.6)."""
         if self.state is not UpstairsState.DEACTIVATING:
             return
@@ -453,8 +188,8 @@ class UpstairsCore:
             if not job.acked and job.handle is not None:
                 job.acked = True
                 self._actions.append(Answer(job.handle, error))
-            for client in CLIENTS:
-                self.jobs.settle(job, client, job.full, job.skipped)
+            for index in CLIENTS:
+                self.jobs.settle(job, index, job.full, job.skipped)
             self._forget(job)
         self.tracker.clear()
         for client in self.clients:
@@ -575,7 +310,7 @@ class UpstairsCore:
             self.report("warning", "replica broke the protocol", client=index, error=str(error))
             if not client.stop_requested:
                 self.stop_client(client, StopReason.BAD_NEGOTIATION_ORDER)
-            self._progress()
+            self.progress()
 
 
 def reconciliation_message(

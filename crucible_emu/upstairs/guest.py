@@ -114,6 +114,15 @@ class Guest:
         """The contexts of these blocks, by a read whose data are dropped. Raises what the read failed with."""
         return (await self.read_blocks(start, count, memoryview(bytearray(count << self._shift)))).contexts_or_empty()
 
+    async def flush(self) -> None:
+        """Make everything acknowledged so far durable. Raises what the flush failed with."""
+        done = trio.Event()
+        request = Request(Kind.FLUSH)
+        self.submit([request], lambda _: done.set())
+        await done.wait()
+        if request.error is not None:
+            raise request.error
+
     # -- admission ----------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
@@ -231,44 +240,44 @@ class Guest:
 
     def _read(self, request: Request, done: list[Request], completed: Completed) -> None:
         core = self._core
-        error = core.admission_error(JobKind.READ)
-        if error is None and request.length:
+        request.error = core.admission_error(JobKind.READ)
+        if request.error is None and request.length:
             start, count = request.offset >> self._shift, request.length >> self._shift
-            error = self._read_blocks(request, start, count, completed)
-            if isinstance(error, _Later):
+            if not self._read_now(request, start, count):
+                self._read_later(request, start, count, completed)
                 return
-        request.error = error
         done.append(request)
 
-    def _read_blocks(
-        self, request: Request, start: int, count: int, completed: Completed
-    ) -> errors.CrucibleError | _Later | None:
+    def _read_now(self, request: Request, start: int, count: int) -> bool:
+        """Whether a replica in this process answered at once; such a read never becomes a tracked job."""
         upstairs = self.upstairs
-        client = self._core.reader(start)
-        if client is None:
-            return errors.IoError("too many inactive clients: need 1, got 0")
-        out = _payload(request)
         statistics = upstairs.statistics
         statistics.reads += 1
         statistics.read_bytes += request.length
-        link = upstairs.links[client]
-        contexts = link.read_cached(start, count, out) if link is not None else None
-        if contexts is not None:
-            # A read that a replica in this process answers at once never becomes a tracked job.
-            error = upstairs.verify(out, contexts)
-            if error is None:
-                return None
+        client = self._core.reader(start)
+        link = None if client is None else upstairs.links[client]
+        if client is None or link is None:
+            return False
+        out = _payload(request)
+        contexts = link.read_cached(start, count, out)
+        if contexts is None:
+            return False
+        error = upstairs.verify(out, contexts)
+        if error is not None:
             upstairs.damaged(Damage(client, start, count, error))
+        return error is None
+
+    def _read_later(self, request: Request, start: int, count: int, completed: Completed) -> None:
+        """Read by jobs, each of at most one transfer."""
+        out = _payload(request)
         gathering = _Gathering(request, completed)
         most = TRANSFER_BYTES_MAX >> self._shift
         for begin in range(start, start + count, most):
             length = min(most, start + count - begin)
             at = (begin - start) << self._shift
-            handle = ReadHandle(out[at : at + (length << self._shift)], gathering.part_done)
             gathering.parts += 1
-            self.start_read(begin, length, handle)
+            self.start_read(begin, length, ReadHandle(out[at : at + (length << self._shift)], gathering.part_done))
         gathering.release()
-        return _LATER
 
     def start_read(self, start: int, count: int, handle: ReadHandle, client: int | None = None) -> None:
         """Submit an admitted read, first to ``client`` if given; ``handle.answered`` is called once, now or later."""
@@ -429,13 +438,6 @@ class _Gathering:
         self.parts -= 1
         if self.parts == 0:
             self._completed([self._request])
-
-
-class _Later:
-    """The request is completed later."""
-
-
-_LATER = _Later()
 
 
 def _payload(request: Request) -> memoryview:

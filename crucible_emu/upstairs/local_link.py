@@ -77,7 +77,7 @@ class LocalLink:
         messages: list[m.Message] = []
         at = 0
         for index, (start, count) in enumerate(zip(job.starts, job.lengths)):
-            data = memoryview(rows[at : at + count]).cast("B")
+            data = rows[at : at + count].data.cast("B")
             contexts = job.contexts[at : at + count]
             messages.append(m.Write(*self._ids, job.first_id + index, (), start, contexts, data))
             at += count

@@ -18,10 +18,11 @@ from crucible_emu import errors
 from crucible_emu.upstairs.reconciliation import ExtentVersions
 from crucible_emu.upstairs.states import ClientEvent, Mode, Phase, StopReason, UpstairsState
 from crucible_emu.wire import messages as m
-from crucible_emu.wire.constants import MESSAGE_VERSION
+from crucible_emu.wire.constants import VERSION
 
 if TYPE_CHECKING:
-    from crucible_emu.upstairs.core import Client, UpstairsCore
+    from crucible_emu.upstairs.core import UpstairsCore
+    from crucible_emu.upstairs.dispatcher import Client
 
 Handler = Callable[["UpstairsCore", "Client", Any], None]
 
@@ -37,14 +38,12 @@ def connected(core: UpstairsCore, index: int, connection_id: int) -> None:
     if connection_id != client.connection_id or client.stop_requested:
         return
     who = core.identity
-    hello = m.HereIAm(
-        MESSAGE_VERSION, who.upstairs_id, who.session_id, core.generation, who.read_only, who.encrypted, ()
-    )
+    hello = m.HereIAm(VERSION, who.upstairs_id, who.session_id, core.generation, who.read_only, who.encrypted, ())
     core.send(index, hello)
 
 
 def _yes_its_me(core: UpstairsCore, client: Client, message: m.YesItsMe) -> None:
-    if message.version != MESSAGE_VERSION:
+    if message.version != VERSION:
         core.stop_client(client, StopReason.INCOMPATIBLE_VERSION)
         return
     core.move(client, ClientEvent.YES_ITS_ME)
@@ -181,7 +180,7 @@ def _ack(core: UpstairsCore, client: Client, message: Any) -> None:
     if not job.in_progress[client.index] & mask:
         raise errors.RemoteError(f"acknowledges job {message.job_id} twice")
     if ACK_OF.get(job.kind.value) is not type(message):
-        raise errors.RemoteError(f"answers the {job.kind.value} {message.job_id} with {type(message).__name__}")
+        raise errors.RemoteError(f"answers the {job.kind.value} {message.job_id} with another acknowledgement")
     if message.result is None:
         core.done(job, client.index, mask)
     else:
@@ -196,7 +195,7 @@ def _error_report(core: UpstairsCore, client: Client, message: m.ErrorReport) ->
         core.failed(job, client.index, 1 << (message.job_id - job.first_id), message.error)
 
 
-ACK_OF: dict[str, type] = {
+ACK_OF: dict[str, type[Any]] = {
     "Write": m.WriteAck,
     "WriteUnwritten": m.WriteUnwrittenAck,
     "Flush": m.FlushAck,

@@ -13,6 +13,7 @@ Stopping half-way is harmless: a mended extent compares equal the next time.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -83,7 +84,7 @@ class Step(Enum):
     REOPEN = "ExtentReopen"
 
 
-STEP_CLIENTS = {
+STEP_CLIENTS: dict[Step, Callable[[Mend], tuple[int, ...]]] = {
     Step.FLUSH: lambda mend: (mend.source,),
     Step.CLOSE: lambda mend: CLIENTS,
     Step.REPAIR: lambda mend: mend.destinations,
@@ -111,7 +112,7 @@ class Reconciliation:
             return None
         self.mend, self.step = self._steps.popleft()
         self.repair_id += 1
-        clients = tuple(STEP_CLIENTS[self.step](self.mend))
+        clients = STEP_CLIENTS[self.step](self.mend)
         self._waiting = set(clients)
         return clients
 

@@ -100,7 +100,7 @@ class ClientState:
             return f"Stopping({self.reason.value})" if self.reason else "Stopping"
         if self.connecting:
             return f"Connecting{{{self.mode.value}, {self.phase.value}}}"
-        return self.phase.value
+        return str(self.phase.value)
 
 
 CONNECTING = frozenset(

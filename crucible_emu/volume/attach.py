@@ -20,7 +20,8 @@ import trio
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import GeometryError, RegionDefinition
 from crucible_emu.integrity import Cipher
-from crucible_emu.upstairs.core import Identity, UpstairsCore
+from crucible_emu.upstairs.core import UpstairsCore
+from crucible_emu.upstairs.dispatcher import Identity
 from crucible_emu.upstairs.driver import FLUSH_INTERVAL_S, RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.links import Connector
@@ -105,7 +106,11 @@ async def in_service(
         finally:
             with trio.CancelScope(shield=True):
                 if upstairs.active:
-                    await upstairs.deactivate()
+                    try:
+                        # Asked for by itself because its failure must be heard: it is the last chance to say so.
+                        await guest.flush()
+                    finally:
+                        await upstairs.deactivate()
             nursery.cancel_scope.cancel()
 
 

@@ -1,0 +1,232 @@
+"""A disk in a directory: three regions side by side, opened in one process.
+
+    DIR/disk.json             identity, generation, and what the regions are
+    DIR/region-0  -1  -2      the three replicas, ordinary region directories
+
+What it is for: one command gives a mirrored disk on one machine. The regions are the real thing: each can be looked at,
+verified, exported or served by a Downstairs of its own.
+
+What it guarantees: creation is written down before it begins (``created: false``, with all uuids), so a directory that
+was half-made when the power went is finished by the next open instead of being refused. The generation is raised
+and durable before the disk goes into service, so it is above everything that any replica has stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import trio
+
+from crucible_emu.downstairs.local import LocalDownstairs
+from crucible_emu.errors import UsageError
+from crucible_emu.geometry import GeometryError, RegionDefinition
+from crucible_emu.integrity import Cipher
+from crucible_emu.region import Region
+from crucible_emu.upstairs.core import UpstairsCore
+from crucible_emu.upstairs.dispatcher import Identity
+from crucible_emu.upstairs.driver import Upstairs
+from crucible_emu.upstairs.guest import Guest
+from crucible_emu.upstairs.links import Connector
+from crucible_emu.upstairs.local_link import LocalConnector
+from crucible_emu.upstairs.rules import CLIENTS
+from crucible_emu.volume.attach import in_service
+
+DISK_FILE = "disk.json"
+BLOCK_SIZE_DEFAULT = 4096
+EXTENT_BYTES_DEFAULT = 64 * 1024 * 1024
+_EXTENT_COUNT_TRIES = 100_000
+
+
+def region_path(directory: Path, client: int) -> Path:
+    """Where replica ``client`` lives."""
+    return directory / f"region-{client}"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """What ``disk.json`` says. ``definitions`` of the three regions differ in their uuid only."""
+
+    id: UUID
+    generation: int
+    created: bool
+    definitions: tuple[RegionDefinition, ...]
+
+    def dumps(self) -> str:
+        members = {
+            "id": str(self.id),
+            "generation": self.generation,
+            "created": self.created,
+            "regions": [definition.as_json() for definition in self.definitions],
+        }
+        return json.dumps(members, indent=2) + "\n"
+
+    @classmethod
+    def loads(cls, text: str, source: Path) -> DiskFile:
+        """Raises :class:`UsageError` that names ``source``."""
+        try:
+            members: dict[str, Any] = json.loads(text)
+            found = cls(
+                UUID(members["id"]),
+                int(members["generation"]),
+                bool(members["created"]),
+                tuple(RegionDefinition.from_json(region) for region in members["regions"]),
+            )
+        except (ValueError, KeyError, TypeError, GeometryError) as error:
+            raise UsageError(f"{source} is not the file of a disk: {error!r}") from None
+        if len(found.definitions) != len(CLIENTS):
+            raise UsageError(f"{source} names {len(found.definitions)} regions, a disk has {len(CLIENTS)}")
+        return found
+
+
+def read_disk_file(directory: Path) -> DiskFile | None:
+    """The disk in ``directory``, ``None`` where there is none yet. Raises :class:`UsageError`."""
+    path = directory / DISK_FILE
+    try:
+        return DiskFile.loads(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(f"{directory} is not empty and holds no {DISK_FILE}: give an empty or a new directory")
+    return None
+
+
+def _write_disk_file(directory: Path, disk: DiskFile) -> None:
+    """Replace ``disk.json`` durably: either the old one or the new one is there, whatever happens."""
+    path, fresh = directory / DISK_FILE, directory / f".{DISK_FILE}.new"
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(disk.dumps())
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise UsageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def cut_into_extents(size_bytes: int, block_size: int, extent_bytes: int = EXTENT_BYTES_DEFAULT) -> tuple[int, int]:
+    """Blocks per extent and number of extents for a disk of exactly ``size_bytes``: equal extents of at most
+    ``extent_bytes``, as few as possible. Raises :class:`UsageError` where the size cannot be cut like that."""
+    if size_bytes <= 0 or size_bytes % block_size:
+        raise UsageError(f"size {size_bytes} is not a positive multiple of the block size {block_size}")
+    blocks, most = size_bytes // block_size, max(1, extent_bytes // block_size)
+    fewest = -(-blocks // most)
+    for count in range(fewest, min(blocks, fewest + _EXTENT_COUNT_TRIES) + 1):
+        if blocks % count == 0 and (count < 64 or blocks // count * 16 >= most):
+            return blocks // count, count
+    rounded = fewest * most * block_size
+    raise UsageError(f"size {size_bytes} cannot be cut into equal extents: take {rounded} bytes, for example")
+
+
+def create(
+    directory: Path,
+    size_bytes: int,
+    *,
+    block_size: int = BLOCK_SIZE_DEFAULT,
+    blocks_per_extent: int | None = None,
+    encrypted: bool = False,
+) -> DiskFile:
+    """Make an unwritten disk in ``directory``, which is new or empty. Raises :class:`UsageError`."""
+    try:
+        if blocks_per_extent is None:
+            if not 512 <= block_size <= 32768 or block_size & (block_size - 1):
+                raise GeometryError(f"block size {block_size} is not usable: take a power of two from 512 to 32768")
+            blocks_per_extent, extent_count = cut_into_extents(size_bytes, block_size)
+        else:
+            extent_count, rest = divmod(size_bytes, block_size * blocks_per_extent)
+            if rest or not extent_count:
+                raise UsageError(
+                    f"size {size_bytes} is not a whole number of extents of {blocks_per_extent} blocks of "
+                    f"{block_size} bytes: take a multiple of {block_size * blocks_per_extent}"
+                )
+        definitions = tuple(
+            RegionDefinition(block_size, blocks_per_extent, extent_count, uuid4(), encrypted) for _ in CLIENTS
+        )
+    except GeometryError as error:
+        raise UsageError(str(error)) from None
+    if read_disk_file(directory) is not None:
+        raise UsageError(f"{directory} holds a disk already")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the directory {directory}: {(error.strerror or str(error)).lower()}") from None
+    disk = DiskFile(uuid4(), 0, False, definitions)
+    _write_disk_file(directory, disk)
+    return _finish_creation(directory, disk)
+
+
+def _finish_creation(directory: Path, disk: DiskFile) -> DiskFile:
+    """Make the regions that are not there yet; a region directory appears only when it is whole."""
+    for client, definition in enumerate(disk.definitions):
+        path = region_path(directory, client)
+        if not path.exists():
+            Region.create(path, definition).close()
+    disk = replace(disk, created=True)
+    _write_disk_file(directory, disk)
+    return disk
+
+
+@contextlib.contextmanager
+def _open_regions(directory: Path, disk: DiskFile) -> Iterator[list[Region]]:
+    with contextlib.ExitStack() as stack:
+        regions = []
+        for client, definition in enumerate(disk.definitions):
+            region = Region.open(region_path(directory, client))
+            stack.callback(region.close)
+            if region.definition != definition:
+                raise UsageError(
+                    f"{region.path} is region {region.definition.uuid}, not {definition.uuid} as {DISK_FILE} says: "
+                    "put the right directory back"
+                )
+            regions.append(region)
+        yield regions
+
+
+@asynccontextmanager
+async def open_disk(directory: Path, *, cipher: Cipher | None = None) -> AsyncIterator[Guest]:
+    """The disk in ``directory``, in service inside the block; its replicas are made equal first where they differ.
+
+    Leaving the block flushes. Raises :class:`UsageError`, :class:`~crucible_emu.errors.CrucibleError`.
+    """
+    disk = read_disk_file(directory)
+    if disk is None:
+        raise UsageError(f"{directory} holds no disk")
+    encrypted = disk.definitions[0].encrypted
+    if encrypted and cipher is None:
+        raise UsageError(f"the disk in {directory} is encrypted: give its key")
+    if cipher is not None and not encrypted:
+        raise UsageError(f"the disk in {directory} is not encrypted: leave the key out")
+    if not disk.created:
+        disk = _finish_creation(directory, disk)
+    with _open_regions(directory, disk) as regions:
+        stored = max(int(region.extent_versions()[0].max(initial=0)) for region in regions)
+        disk = replace(disk, generation=max(disk.generation, stored) + 1)
+        _write_disk_file(directory, disk)
+        identity = Identity(disk.id, uuid4(), encrypted, remote=False)
+        async with trio.open_nursery() as nursery:
+            downstairs = [LocalDownstairs(region) for region in regions]
+            for one in downstairs:
+                await nursery.start(one.run)
+            connectors: list[Connector] = [
+                LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
+            ]
+            core = UpstairsCore(identity, disk.generation, disk.definitions[0])
+            async with in_service(Upstairs(core, connectors, cipher=cipher)) as guest:
+                yield guest
+            nursery.cancel_scope.cancel()
