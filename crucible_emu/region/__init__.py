@@ -1,0 +1,22 @@
+"""Extents on disk, byte for byte as the real program keeps them (``docs/decisions.md``, on-disk-format.md).
+
+``region``      :class:`Region`: the one thing that others use
+``extent``      numbers, active bitmaps and files of all extents of a region
+``layout``      the extent file, byte by byte (pure)
+``staging``, ``contexts``, ``memory``   un-flushed blocks and newest contexts, as arrays
+``flush``, ``redo``   the phases of a flush; blocks bigger than a page
+``inplace``     the policies that write at once, the real program's order of system calls among them
+``policy``      which policy does what
+``directory``   ``region.json``, making a region
+``storage``     the disk as a parameter
+
+Around it: ``view`` (looking without opening), ``verify``, ``dump``, ``digest``, ``snapshot``, ``repair_files``,
+``sqlite_extent``, ``extent_info``.
+"""
+
+from crucible_emu.region.flush import FlushWork
+from crucible_emu.region.policy import SyncPolicy
+from crucible_emu.region.region import Region, RegionStatistics
+from crucible_emu.region.storage import OsStorage, Storage
+
+__all__ = ["FlushWork", "OsStorage", "Region", "RegionStatistics", "Storage", "SyncPolicy"]

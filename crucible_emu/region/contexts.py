@@ -1,0 +1,106 @@
+"""The newest context of every block, as far as it is known.
+
+What it is for: a read needs each block's context, a write replaces it, and ``write_unwritten`` asks whether there is
+one. Reading 48 bytes from the file for each would cost as much as the data. So the table remembers: one byte and eight
+bytes per plain block, in arrays over the whole disk that cost memory only where they are touched.
+
+What it guarantees: an entry is either unknown or what the newest write of that block said, whether that write has
+reached its file or not. Entries may be forgotten (:meth:`ContextTable.trim`) whenever the file says the same; those of
+staged blocks may not, because nothing else knows them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from crucible_emu.geometry import BlockIndexes
+from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts, Hashes
+from crucible_emu.region.memory import reserve
+
+UNKNOWN = 0
+"""An entry's ``kind`` is that of integrity.BlockContexts plus one; zero is what untouched memory says."""
+KNOWN_EMPTY = 1
+
+PAGE_BLOCKS = 512
+"""Blocks whose hashes share a page of memory: the unit in which the table's size is counted."""
+PAGE_BYTES = 4096 + PAGE_BLOCKS
+SEALED_PAGE_BYTES = PAGE_BLOCKS * (NONCE_BYTES + TAG_BYTES + 8)
+
+Selection = slice | BlockIndexes
+
+
+class ContextTable:
+    """Contexts by block of the region. For the loop's thread, or under the region's lock."""
+
+    def __init__(self, total_blocks: int, budget_bytes: int) -> None:
+        self._kind = reserve(total_blocks, np.uint8)
+        self._hash = reserve(total_blocks, np.uint64)
+        self._stored = reserve(total_blocks, np.uint64)
+        self._seal = reserve((total_blocks, NONCE_BYTES + TAG_BYTES), np.uint8)
+        self._pages = np.zeros(-(-total_blocks // PAGE_BLOCKS), np.bool_)
+        self._budget_bytes = budget_bytes
+        self._sealed = False
+        self.kind: npt.NDArray[np.uint8] = self._kind.array
+        self.hash: Hashes = self._hash.array
+        self.stored: Hashes = self._stored.array
+        self.seal: npt.NDArray[np.uint8] = self._seal.array
+
+    def get(self, which: Selection) -> BlockContexts:
+        """Copies of the contexts of blocks that are all known; an EMPTY one has hash 0."""
+        kind = self.kind[which] - np.uint8(1)
+        hashes = self.hash[which] if isinstance(which, np.ndarray) else self.hash[which].copy()
+        if not self._sealed or not (kind == ENCRYPTED).any():
+            return BlockContexts(kind, hashes, on_disk_hash=hashes)
+        seal = self.seal[which]
+        stored = np.where(kind == ENCRYPTED, self.stored[which], hashes)
+        return BlockContexts(kind, hashes, seal[:, :NONCE_BYTES].copy(), seal[:, NONCE_BYTES:].copy(), stored)
+
+    def put(self, which: Selection, contexts: BlockContexts) -> None:
+        """Remember these contexts. Those that are encrypted must know their ``on_disk_hash``."""
+        if contexts.nonce is not None:
+            self._put_sealed(which, contexts)
+        self.hash[which] = contexts.hash
+        self.kind[which] = contexts.kind + np.uint8(1)
+
+    def _put_sealed(self, which: Selection, contexts: BlockContexts) -> None:
+        assert contexts.nonce is not None and contexts.tag is not None and contexts.on_disk_hash is not None
+        self._sealed = True
+        self.seal[which] = np.concatenate((contexts.nonce, contexts.tag), axis=1)
+        self.stored[which] = contexts.on_disk_hash
+
+    def learn(self, start: int, contexts: BlockContexts) -> None:
+        """Fill in what the file says of the blocks from ``start`` on, where nothing newer is known."""
+        span = slice(start, start + len(contexts))
+        unknown = np.flatnonzero(self.kind[span] == UNKNOWN)
+        if len(unknown) == len(contexts):
+            self.put(span, contexts)
+        elif len(unknown):
+            self.put(unknown + start, contexts[unknown])
+        self._pages[start // PAGE_BLOCKS : (span.stop - 1) // PAGE_BLOCKS + 1] = True
+
+    def forget(self, which: Selection) -> None:
+        """These blocks' contexts are to be read from their files again."""
+        self.kind[which] = UNKNOWN
+
+    def touched(self, blocks: BlockIndexes) -> None:
+        """Count the memory of blocks that were put."""
+        self._pages[blocks // PAGE_BLOCKS] = True
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the table has touched, counted in whole pages."""
+        page_bytes = PAGE_BYTES + (SEALED_PAGE_BYTES if self._sealed else 0)
+        return int(np.count_nonzero(self._pages)) * page_bytes
+
+    def trim(self, keep: BlockIndexes) -> bool:
+        """Forget everything but ``keep`` when the table is over its budget; whether it did."""
+        if self.size_bytes <= self._budget_bytes:
+            return False
+        kept = self.get(keep)
+        for reservation in (self._kind, self._hash, self._stored, self._seal):
+            reservation.release()
+        self._pages[:] = False
+        self.put(keep, kept)
+        self.touched(keep)
+        return True

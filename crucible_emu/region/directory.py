@@ -1,0 +1,147 @@
+"""The region directory: ``region.json`` and the extent files, made, checked and found (on-disk-format.md §1).
+
+What it guarantees: a directory with a ``region.json`` is a whole region. The real program writes that file first and
+the extents after it, so that a crash in between leaves a region which promises more than there is (§1.4); here it is
+written last, after everything else is durable. Until then ``.creating`` marks the directory as unfinished: making the
+region again there starts over, and files that nobody marked are never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from crucible_emu.errors import UsageError
+from crucible_emu.geometry import GeometryError, RegionDefinition
+from crucible_emu.region import layout
+from crucible_emu.region.layout import ExtentLayout, ExtentMetadata
+from crucible_emu.region.storage import Storage, explain
+
+DEFINITION_NAME = "region.json"
+CREATING_NAME = ".creating"
+_TEMPORARY_NAME = ".tmp-region.json"
+
+
+def read_definition(storage: Storage, region: Path) -> RegionDefinition:
+    """The definition in ``region.json``. Raises :class:`UsageError` where ``region`` is no region."""
+    path = region / DEFINITION_NAME
+    try:
+        members = json.loads(read_file(storage, path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{region} is no region: {_what_is_missing(storage, region)}") from None
+    except OSError as error:
+        raise explain(error, "reading", path) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error}): restore it from a replica's directory") from error
+    if not isinstance(members, dict):
+        raise UsageError(f"{path} holds no JSON object: restore it from a replica's directory")
+    try:
+        return RegionDefinition.from_json(members)
+    except GeometryError as error:
+        raise UsageError(f"{path} defines no usable region: {error}") from error
+
+
+def _what_is_missing(storage: Storage, region: Path) -> str:
+    if storage.exists(region / CREATING_NAME):
+        return "making it was cut off, make it again"
+    if storage.exists(region):
+        return f"it has no {DEFINITION_NAME}"
+    return "there is nothing of that name"
+
+
+def read_file(storage: Storage, path: Path) -> bytes:
+    """All bytes of a small file. Raises OSError."""
+    descriptor = storage.open(path, os.O_RDONLY)
+    try:
+        return storage.pread(descriptor, storage.file_bytes(descriptor), 0)
+    finally:
+        storage.close(descriptor)
+
+
+def write_definition(storage: Storage, region: Path, definition: RegionDefinition) -> None:
+    """Write ``region.json`` so that it is the old one or the new one at any moment. Raises OSError."""
+    temporary = region / _TEMPORARY_NAME
+    write_file(storage, temporary, definition.dumps().encode())
+    storage.rename(temporary, region / DEFINITION_NAME)
+    storage.sync_directory(region)
+
+
+def write_file(storage: Storage, path: Path, data: bytes) -> None:
+    """Make or overwrite a small file, durably but for its name. Raises OSError."""
+    descriptor = storage.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        storage.pwrite(descriptor, data, 0)
+        storage.fsync(descriptor)
+    finally:
+        storage.close(descriptor)
+
+
+def create(storage: Storage, region: Path, definition: RegionDefinition) -> None:
+    """Make the region's files; on failure nothing of them stays.
+
+    Raises :class:`UsageError` where something is in the way, :class:`errors.IoError` where the disk fails.
+    """
+    made_directory = False
+    try:
+        made_directory = not storage.exists(region)
+        _check_place(storage, region)
+        storage.make_directories(region)
+        write_file(storage, region / CREATING_NAME, b"")
+        storage.sync_directory(region)
+        _create_extents(storage, region, definition)
+        storage.sync_tree(region)
+        write_definition(storage, region, definition)
+        storage.unlink(region / CREATING_NAME)
+        storage.sync_directory(region)
+        storage.sync_directory(region.parent)
+    except OSError as error:
+        _undo(storage, region, made_directory)
+        raise explain(error, "making the region", region) from error
+
+
+def _check_place(storage: Storage, region: Path) -> None:
+    if storage.exists(region / DEFINITION_NAME):
+        raise UsageError(f"{region} holds a region already: choose another directory, or delete it first")
+    if not storage.exists(region) or storage.exists(region / CREATING_NAME):
+        return
+    found = [name for name in storage.names(region) if len(name) == 2 and set(name) <= set("0123456789ABCDEF")]
+    if found:
+        raise UsageError(
+            f"{region} has no {DEFINITION_NAME} but holds extents ({min(found)}/): "
+            "restore that file, or choose another directory"
+        )
+
+
+def _create_extents(storage: Storage, region: Path, definition: RegionDefinition) -> None:
+    geometry = ExtentLayout(definition.block_size, definition.blocks_per_extent)
+    tail = bytes(geometry.bitmap_bytes) + ExtentMetadata(False, 0, 0).pack()
+    parent = None
+    for extent_id in range(definition.extent_count):
+        path = layout.extent_path(region, extent_id)
+        if path.parent != parent:
+            parent = path.parent
+            storage.make_directories(parent)
+        descriptor = storage.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            storage.ftruncate(descriptor, geometry.file_bytes)
+            storage.pwrite(descriptor, tail, geometry.bitmap_offset)
+        finally:
+            storage.close(descriptor)
+
+
+def _undo(storage: Storage, region: Path, made_directory: bool) -> None:
+    """Remove what a failed :func:`create` made. The definition goes first: without it there is no region."""
+    try:
+        for name in (DEFINITION_NAME, _TEMPORARY_NAME):
+            storage.remove_tree(region / name)
+        if made_directory:
+            storage.remove_tree(region)
+        elif storage.exists(region / CREATING_NAME):
+            for name in storage.names(region):
+                if len(name) == 2:
+                    storage.remove_tree(region / name)
+            storage.unlink(region / CREATING_NAME)
+    except OSError:
+        # A disk that fails here too keeps the mark ``.creating``: no open takes it for a region, making it again works.
+        return

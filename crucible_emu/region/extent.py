@@ -1,0 +1,264 @@
+"""The extents of a region: their numbers, their active bitmaps, their open files.
+
+What it is for: a region has up to some ten thousand extent files. What is asked of them all the time (numbers, dirty
+flags, which slot of a block is active) is held here as a few arrays over all extents; what is asked rarely is read
+from the files. Descriptors are opened when needed and at most :attr:`Descriptors.limit` stay open, so three regions of
+10,000 extents fit into one process.
+
+What it guarantees: an extent is open only after its length, version, metadata and, where it is dirty, every context
+slot have been checked (on-disk-format.md §2.8). A dirty extent's active slots come from the recovery rule (§2.9),
+because its bitmap means nothing. Nothing here decides when something is written.
+
+Memory: 31 bytes per extent and one bit per block.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from crucible_emu import errors
+from crucible_emu.geometry import BlockIndexes, RegionDefinition
+from crucible_emu.integrity import Hashes, Rows, hash_blocks
+from crucible_emu.region import layout
+from crucible_emu.region.layout import ExtentLayout, ExtentMetadata, Slots
+from crucible_emu.region.memory import reserve
+from crucible_emu.region.storage import Storage, explain
+
+DESCRIPTORS_KEPT_FREE = 256
+DESCRIPTORS_PER_REGION_MIN = 16
+DESCRIPTORS_PER_REGION_MAX = 4096
+REGIONS_PER_PROCESS = 16
+"""Each region may hold this fraction of the process's descriptors."""
+HASH_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open files to the hard one, as the real program does (§1.5); the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):
+            return soft  # a hard limit above what the kernel takes; the soft one holds
+    return hard
+
+
+class Descriptors:
+    """Open extent files by extent id, the oldest closed first when ``limit`` is reached.
+
+    For the loop's thread alone: nobody else closes one while it is in use. Other threads open their own.
+    """
+
+    def __init__(self, storage: Storage, region: Path, flags: int, limit: int) -> None:
+        self._storage = storage
+        self._region = region
+        self._flags = flags
+        self._open: dict[int, int] = {}
+        self.limit = limit
+        self.find = self._open.get
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, extent_id: int) -> int:
+        """The descriptor of an extent. Raises :class:`errors.IoError`."""
+        found = self._open.get(extent_id)
+        if found is None:
+            if len(self._open) >= self.limit:
+                self._close_oldest(max(1, self.limit // 8))
+            found = self._open[extent_id] = self._open_here(extent_id)
+        return found
+
+    def open(self, extent_id: int) -> int:
+        """A descriptor of the caller's own, from any thread. Raises :class:`errors.IoError`."""
+        path = layout.extent_path(self._region, extent_id)
+        try:
+            return self._storage.open(path, self._flags)
+        except OSError as error:
+            raise explain(error, "opening the extent", path) from error
+
+    def _open_here(self, extent_id: int) -> int:
+        path = layout.extent_path(self._region, extent_id)
+        try:
+            return self._storage.open(path, self._flags)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
+                raise explain(error, "opening the extent", path) from error
+        # Something else in the process took more than its share: make do with half.
+        self._close_oldest(max(1, len(self._open) // 2))
+        return self.open(extent_id)
+
+    def forget(self, extent_id: int) -> None:
+        descriptor = self._open.pop(extent_id, None)
+        if descriptor is not None:
+            self._storage.close(descriptor)
+
+    def close(self) -> None:
+        self._close_oldest(len(self._open))
+
+    def _close_oldest(self, count: int) -> None:
+        for extent_id in list(self._open)[:count]:
+            self._storage.close(self._open.pop(extent_id))
+
+
+class Extents:
+    """All extents of one region.
+
+    Arrays over extents: ``gen_number`` and ``flush_number`` uint64, ``dirty`` bool (as the file says, or will say once
+    it is synced), ``closed`` bool, ``unsynced`` bool (block data that the last sync does not cover),
+    ``bonus_sync_count`` and ``defrag_count`` uint64. ``bits`` uint8[extents, bitmap bytes]: bit k of a row is block
+    k's active slot, as in the file.
+    """
+
+    def __init__(self, storage: Storage, path: Path, definition: RegionDefinition, read_only: bool) -> None:
+        count = definition.extent_count
+        self.storage = storage
+        self.path = path
+        self.count = count
+        self.read_only = read_only
+        self.layout = ExtentLayout(definition.block_size, definition.blocks_per_extent)
+        self.gen_number = np.zeros(count, np.uint64)
+        self.flush_number = np.zeros(count, np.uint64)
+        self.bonus_sync_count = np.zeros(count, np.uint64)
+        self.defrag_count = np.zeros(count, np.uint64)
+        self.dirty = np.zeros(count, np.bool_)
+        self.closed = np.zeros(count, np.bool_)
+        self.unsynced = np.zeros(count, np.bool_)
+        self.bits: npt.NDArray[np.uint8] = reserve((count, self.layout.bitmap_bytes), np.uint8).array
+        limit = (raise_descriptor_limit() - DESCRIPTORS_KEPT_FREE) // REGIONS_PER_PROCESS
+        limit = max(DESCRIPTORS_PER_REGION_MIN, min(limit, DESCRIPTORS_PER_REGION_MAX))
+        self.descriptors = Descriptors(storage, path, os.O_RDONLY if read_only else os.O_RDWR, limit)
+
+    def open_all(self) -> None:
+        """Check and load every extent. Raises a CrucibleError for the first that cannot be opened."""
+        for extent_id in range(self.count):
+            self.open_one(extent_id)
+
+    def open_one(self, extent_id: int) -> None:
+        """Check and load one extent (§2.8); a dirty one is recovered."""
+        path = layout.extent_path(self.path, extent_id)
+        try:
+            descriptor = self.storage.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise errors.IoError(
+                f"{path} is missing, so the region in {self.path} is not whole: "
+                "making it was cut off, or files were lost; make the region anew or replace it"
+            ) from None
+        except OSError as error:
+            raise explain(error, "opening the extent", path) from error
+        try:
+            self._load(extent_id, descriptor, path)
+        except OSError as error:
+            raise explain(error, "reading the extent", path) from error
+        finally:
+            self.storage.close(descriptor)
+
+    def _load(self, extent_id: int, descriptor: int, path: Path) -> None:
+        # One byte more than there should be: bitmap, metadata and the check of the length in one system call.
+        geometry = self.layout
+        tail = bytearray(layout.METADATA_BYTES + 1)
+        bitmap = self.bits[extent_id]
+        got = self.storage.preadv(descriptor, [memoryview(bitmap), memoryview(tail)], geometry.bitmap_offset)
+        if got != geometry.bitmap_bytes + layout.METADATA_BYTES:
+            raise errors.BadMetadata(
+                f"extent {extent_id}: file size {self.storage.file_bytes(descriptor)} does not match expected "
+                f"{geometry.file_bytes}; {path} was truncated or belongs to another region: repair or replace it"
+            )
+        metadata = ExtentMetadata.unpack(tail)
+        if metadata.ext_version != layout.EXT_VERSION_RAW:
+            raise errors.BadMetadata(f"raw extent {extent_id} (file {path}) has unknown tag {metadata.ext_version}")
+        self.gen_number[extent_id] = metadata.gen_number
+        self.flush_number[extent_id] = metadata.flush_number
+        self.bonus_sync_count[extent_id] = metadata.bonus_sync_count
+        self.defrag_count[extent_id] = metadata.defrag_count
+        self.dirty[extent_id] = metadata.dirty
+        self.unsynced[extent_id] = False
+        if metadata.dirty:
+            bitmap[:] = np.packbits(self._recover(extent_id, descriptor), bitorder="little")
+
+    def _recover(self, extent_id: int, descriptor: int) -> npt.NDArray[np.bool_]:
+        """Active slots of a dirty extent by what its blocks hold (§2.9), bool[blocks]; reads all of it."""
+        blocks = self.layout.blocks
+        active = np.zeros(blocks, np.bool_)
+        step = max(1, HASH_CHUNK_BYTES // self.layout.block_size)
+        for first in range(0, blocks, step):
+            count = min(step, blocks - first)
+            active[first : first + count] = self.recover_range(extent_id, descriptor, first, count)
+        return active
+
+    def recover_range(self, extent_id: int, descriptor: int, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """The recovery rule for some blocks, bool[count]. Raises :class:`errors.MissingContextSlot`."""
+        slots_a = self.read_slots(descriptor, layout.SLOT_A, first, count)
+        slots_b = self.read_slots(descriptor, layout.SLOT_B, first, count)
+        layout.check_slots(slots_a)
+        layout.check_slots(slots_b)
+        written = np.flatnonzero(slots_a[:, 0] | slots_b[:, 0])
+        hashes = np.zeros(count, np.uint64)
+        if len(written):
+            low, high = int(written[0]), int(written[-1]) + 1
+            hashes[low:high] = self.stored_hashes(descriptor, first + low, high - low)
+        recovered = layout.recover_active(slots_a, slots_b, hashes)
+        if recovered.lost.any():
+            raise errors.MissingContextSlot(first + int(np.argmax(recovered.lost)), extent_id)
+        return recovered.active
+
+    def stored_hashes(self, descriptor: int, first: int, count: int) -> Hashes:
+        """XXH64 of each of some blocks as stored, uint64[count]."""
+        rows: Rows = np.empty((count, self.layout.block_size), np.uint8)
+        self.read_data(descriptor, memoryview(rows).cast("B"), first)
+        return hash_blocks(rows)
+
+    def read_slots(self, descriptor: int, which: int, first: int, count: int) -> Slots:
+        """``count`` slots of array A (0) or B (1), uint8[count, 48], as stored."""
+        slots = np.empty((count, layout.SLOT_BYTES), np.uint8)
+        part = memoryview(slots).cast("B")
+        if self.storage.preadv(descriptor, [part], self.layout.slot_offset(which, first)) != len(part):
+            raise OSError(errno.EIO, "the file ended early")
+        return slots
+
+    def read_data(self, descriptor: int, out: memoryview, first: int) -> None:
+        """Fill ``out`` with block data from block ``first`` of the extent on."""
+        if self.storage.preadv(descriptor, [out], first * self.layout.block_size) != len(out):
+            raise OSError(errno.EIO, "the file ended early")
+
+    def metadata(self, extent_id: int) -> ExtentMetadata:
+        """What the file's metadata is, as far as memory knows."""
+        return ExtentMetadata(
+            bool(self.dirty[extent_id]),
+            int(self.gen_number[extent_id]),
+            int(self.flush_number[extent_id]),
+            layout.EXT_VERSION_RAW,
+            int(self.bonus_sync_count[extent_id]),
+            int(self.defrag_count[extent_id]),
+        )
+
+    def active(self, blocks: BlockIndexes) -> npt.NDArray[np.bool_]:
+        """Which slot is active for each of these blocks of the region, bool[n] (True = B)."""
+        extent_ids, inside = np.divmod(blocks, self.layout.blocks)
+        return (self.bits[extent_ids, inside >> 3] >> (inside & 7).astype(np.uint8) & 1).astype(np.bool_)
+
+    def active_range(self, extent_id: int, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """The same for consecutive blocks of one extent, bool[count]."""
+        low = first >> 3
+        bits = np.unpackbits(self.bits[extent_id, low : (first + count + 7) >> 3], bitorder="little")
+        return bits[first - 8 * low : first - 8 * low + count].astype(np.bool_)
+
+    @contextmanager
+    def own_descriptor(self, extent_id: int) -> Iterator[int]:
+        """A descriptor for a thread other than the loop's."""
+        descriptor = self.descriptors.open(extent_id)
+        try:
+            yield descriptor
+        finally:
+            self.storage.close(descriptor)
+
+    def close(self) -> None:
+        self.descriptors.close()

@@ -1,0 +1,142 @@
+"""Where un-flushed blocks wait: one piece of memory, filled from one end like a log.
+
+What it is for: the STAGED policy leaves files alone until a flush. :class:`Staging` keeps the newest data of every
+block that was written since: row after row is appended, ``row_of_block`` says which row is a block's newest, and a
+block that is written again simply gets another row. A batch of writes is therefore one copy into consecutive rows and
+one scatter into a table, whatever extents it touches.
+
+What it guarantees: a row never changes from the moment it is filled until its span is freed; so a flush in another
+thread and a reader in a third can use it without a lock. A row is *live* while ``row_of_block`` of its block names it;
+all others are garbage, which costs room until the next flush and nothing else. Row 0 is never filled: it stays zero,
+and "row 0" means "not staged".
+
+Why memory and not a file: measured, a warm row costs 0.16 µs per 4 KiB in either, but the first touch of a page of a
+mapped file may wait for the file system's journal while a flush runs (28 ms seen), and that wait would stop the loop.
+
+Spans are half-open ``(start, stop)`` ranges of rows. Allocation takes the lowest free span first, so that a disk with
+frequent flushes keeps using the same few rows, which stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from crucible_emu.geometry import BlockIndexes
+from crucible_emu.integrity import Rows
+from crucible_emu.region.memory import reserve
+
+Span = tuple[int, int]
+RowNumbers = npt.NDArray[np.uint32]
+
+
+class Staging:
+    """Un-flushed blocks of one region. All methods are for the loop's thread; ``rows`` may be read by any.
+
+    ``rows`` uint8[capacity + 1, block size]; ``block_of_row`` int64[capacity + 1]; ``row_of_block`` uint32[blocks of
+    the disk], 0 = not staged.
+    """
+
+    def __init__(self, total_blocks: int, block_size: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.rows: Rows = reserve((capacity + 1, block_size), np.uint8).array
+        self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
+        self.row_of_block: RowNumbers = reserve(total_blocks, np.uint32).array
+        self._row_numbers = np.arange(capacity + 1, dtype=np.uint32)
+        self._used: list[Span] = []
+        self._free: list[Span] = []
+        # The span that is being filled: filled from _start to _next, free from there to _stop.
+        self._start = self._next = 1
+        self._stop = capacity + 1
+        self._highest = 1
+        self.free_rows = capacity
+
+    @property
+    def used_rows(self) -> int:
+        """Rows that are filled, live or not, frozen ones included."""
+        return self.capacity - self.free_rows
+
+    def fill(self, data: Rows) -> list[Span]:
+        """Copy blocks into free rows and return the spans, in order. The caller has checked ``free_rows``.
+
+        Nothing names the new rows before :meth:`publish`.
+        """
+        count = len(data)
+        start = self._next
+        self.free_rows -= count
+        if start + count <= self._stop:
+            self._next = start + count
+            self.rows[start : start + count] = data
+            return [(start, start + count)]
+        spans = []
+        done = 0
+        while done < count:
+            if self._next == self._stop:
+                self._next_span()
+            length = min(count - done, self._stop - self._next)
+            self.rows[self._next : self._next + length] = data[done : done + length]
+            spans.append((self._next, self._next + length))
+            self._next += length
+            done += length
+        return spans
+
+    def publish(self, blocks: BlockIndexes, spans: list[Span]) -> None:
+        """The rows of ``spans`` are now the newest data of ``blocks``."""
+        done = 0
+        for start, stop in spans:
+            some = blocks if len(spans) == 1 else blocks[done : done + stop - start]
+            self.block_of_row[start:stop] = some
+            self._highest = max(self._highest, stop)
+            self.row_of_block[some] = self._row_numbers[start:stop]
+            done += stop - start
+
+    def live_all(self) -> tuple[RowNumbers, BlockIndexes]:
+        """Every row that holds the newest data of its block, frozen or not, and those blocks."""
+        top = self._highest
+        blocks = self.block_of_row[1:top]
+        found = np.flatnonzero(self.row_of_block[blocks] == self._row_numbers[1:top])
+        return self._row_numbers[found + 1], blocks[found]
+
+    def freeze(self) -> list[Span]:
+        """Take all filled spans away: they stay as they are until :meth:`thaw` or :meth:`keep`; new blocks go elsewhere."""
+        spans = [*self._used, (self._start, self._next)] if self._start < self._next else self._used
+        self._used = []
+        self._start = self._next
+        # Start over at the lowest free row: those are the warm ones.
+        if self._free and self._free[0][0] < self._next:
+            if self._next < self._stop:
+                self._free = _merged([*self._free, (self._next, self._stop)])
+            self._start = self._next = self._free[0][0]
+            self._stop = self._free.pop(0)[1]
+        return spans
+
+    def keep(self, spans: list[Span]) -> None:
+        """Take frozen spans back: their live rows are staged as before."""
+        self._used.extend(spans)
+
+    def drop(self, rows: RowNumbers, blocks: BlockIndexes) -> None:
+        """These blocks are in their files now, unless they were written again meanwhile."""
+        done = self.row_of_block[blocks] == rows
+        self.row_of_block[blocks[done]] = 0
+
+    def thaw(self, spans: list[Span]) -> None:
+        """Nothing lives in these spans any more: use them again."""
+        for start, stop in spans:
+            self.free_rows += stop - start
+        self._free = _merged([*self._free, *spans])
+
+    def _next_span(self) -> None:
+        if self._start < self._next:
+            self._used.append((self._start, self._next))
+        self._start, self._stop = self._free.pop(0)
+        self._next = self._start
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    found: list[Span] = []
+    for start, stop in sorted(spans):
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], stop)
+        else:
+            found.append((start, stop))
+    return found
