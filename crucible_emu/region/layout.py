@@ -185,6 +185,16 @@ def slot_hashes(slots: Slots) -> Hashes:
     return np.where(sealed, records.view(SEALED_SLOT)[:, 0]["on_disk"], plain_hashes)
 
 
+def slot_flush_ids(slots: Slots) -> npt.NDArray[np.uint16]:
+    """``flush_id`` of each slot, uint16[n]: the low 16 bits of a flush number; meaningless where the slot is empty."""
+    records = np.ascontiguousarray(slots)
+    sealed = records[:, 9] == 1
+    found: npt.NDArray[np.uint16] = np.where(
+        sealed, records.view(SEALED_SLOT)[:, 0]["flush"], records.view(PLAIN_SLOT)[:, 0]["flush"]
+    )
+    return found
+
+
 def set_flush_ids(slots: Slots, flush_number: int) -> None:
     """Stamp the low 16 bits of ``flush_number`` into every present slot, in place (contiguous ``slots``)."""
     present = slots[:, 0] == 1
