@@ -52,18 +52,21 @@ def region_path(directory: Path, client: int) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class DiskFile:
-    """What ``disk.json`` says. ``definitions`` of the three regions differ in their uuid only."""
+    """What ``disk.json`` says. ``definitions`` of the three regions differ in their uuid only. ``filling`` names the
+    image whose copying in has begun and has not ended."""
 
     id: UUID
     generation: int
     created: bool
     definitions: tuple[RegionDefinition, ...]
+    filling: str | None = None
 
     def dumps(self) -> str:
         members = {
             "id": str(self.id),
             "generation": self.generation,
             "created": self.created,
+            "filling": self.filling,
             "regions": [definition.as_json() for definition in self.definitions],
         }
         return json.dumps(members, indent=2) + "\n"
@@ -78,6 +81,7 @@ class DiskFile:
                 int(members["generation"]),
                 bool(members["created"]),
                 tuple(RegionDefinition.from_json(region) for region in members["regions"]),
+                members.get("filling"),
             )
         except (ValueError, KeyError, TypeError, GeometryError) as error:
             raise UsageError(f"{source} is not the file of a disk: {error!r}") from None
@@ -134,6 +138,26 @@ def cut_into_extents(size_bytes: int, block_size: int, extent_bytes: int = EXTEN
     raise UsageError(f"size {size_bytes} cannot be cut into equal extents: take {rounded} bytes, for example")
 
 
+def size_for(length: int, block_size: int, blocks_per_extent: int | None = None) -> int:
+    """The smallest usable disk size, in bytes, for an image of ``length`` bytes."""
+    extent_bytes = block_size * (blocks_per_extent or 1)
+    size_bytes = max(1, -(-length // extent_bytes)) * extent_bytes
+    if blocks_per_extent is not None:
+        return size_bytes
+    try:
+        cut_into_extents(size_bytes, block_size)
+    except UsageError:
+        return -(-length // EXTENT_BYTES_DEFAULT) * EXTENT_BYTES_DEFAULT
+    return size_bytes
+
+
+def mark_filled(directory: Path) -> None:
+    """The image is in, completely and durably."""
+    disk = read_disk_file(directory)
+    if disk is not None:
+        _write_disk_file(directory, replace(disk, filling=None))
+
+
 def create(
     directory: Path,
     size_bytes: int,
@@ -141,8 +165,10 @@ def create(
     block_size: int = BLOCK_SIZE_DEFAULT,
     blocks_per_extent: int | None = None,
     encrypted: bool = False,
+    fill_from: Path | None = None,
 ) -> DiskFile:
-    """Make an unwritten disk in ``directory``, which is new or empty. Raises :class:`UsageError`."""
+    """Make an unwritten disk in ``directory``, which is new or empty; ``fill_from`` will be copied in before it is
+    used (then call :func:`mark_filled`). Raises :class:`UsageError`."""
     try:
         if blocks_per_extent is None:
             if not 512 <= block_size <= 32768 or block_size & (block_size - 1):
@@ -166,7 +192,7 @@ def create(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the directory {directory}: {(error.strerror or str(error)).lower()}") from None
-    disk = DiskFile(uuid4(), 0, False, definitions)
+    disk = DiskFile(uuid4(), 0, False, definitions, None if fill_from is None else str(fill_from.resolve()))
     _write_disk_file(directory, disk)
     return _finish_creation(directory, disk)
 
@@ -199,7 +225,9 @@ def _open_regions(directory: Path, disk: DiskFile) -> Iterator[list[Region]]:
 
 
 @asynccontextmanager
-async def open_disk(directory: Path, *, cipher: Cipher | None = None) -> AsyncIterator[Guest]:
+async def open_disk(
+    directory: Path, *, cipher: Cipher | None = None, fill_from: Path | None = None
+) -> AsyncIterator[Guest]:
     """The disk in ``directory``, in service inside the block; its replicas are made equal first where they differ.
 
     Leaving the block flushes. Raises :class:`UsageError`, :class:`~crucible_emu.errors.CrucibleError`.
@@ -207,6 +235,11 @@ async def open_disk(directory: Path, *, cipher: Cipher | None = None) -> AsyncIt
     disk = read_disk_file(directory)
     if disk is None:
         raise UsageError(f"{directory} holds no disk")
+    if disk.filling is not None and fill_from is None:
+        raise UsageError(
+            f"the disk in {directory} holds only a part of {disk.filling}, because copying it in was interrupted: "
+            f"give --image {disk.filling} to do it again, or remove the directory"
+        )
     encrypted = disk.definitions[0].encrypted
     if encrypted and cipher is None:
         raise UsageError(f"the disk in {directory} is encrypted: give its key")

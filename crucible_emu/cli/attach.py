@@ -1,0 +1,48 @@
+"""``crucible-emu attach``: a disk from a volume construction request, behind NBD."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crucible_emu.cli import serving
+from crucible_emu.volume import attach as attaching
+from crucible_emu.volume import vcr
+
+app = typer.Typer()
+
+
+@app.command()
+def attach(
+    request: Annotated[Path, typer.Argument(metavar="VCR.json", help="The volume construction request.")],
+    nbd: Annotated[
+        list[str] | None, typer.Option(metavar="URI", help=f"Where to serve; may be repeated. [{serving.DEFAULT_URI}]")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Give up when not active within so many seconds.")] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Let no client write.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) for nbds addresses.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key (PEM) of that certificate.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
+) -> None:
+    """Attach to the three Downstairs that VCR.json names and serve the disk over NBD.
+
+    The request is the real one's JSON; its generation must be above every generation stored so far. The disk becomes
+    ready when all three Downstairs answer and hold the same bytes.
+
+    [bold]Example[/bold]
+
+      crucible-emu attach disk.json --nbd 'nbd+unix:///?socket=/tmp/disk.sock'
+    """
+    wanted = vcr.load(request)
+    door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
+    serving.server_context(door)
+    region = attaching.region_of(wanted)
+    door.facts["targets"] = list(region.opts.target)
+
+    async def main() -> None:
+        async with attaching.attach(wanted, timeout_s=timeout) as guest:
+            await serving.serve_until_told(guest, door)
+
+    serving.run(main)

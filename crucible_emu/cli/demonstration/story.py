@@ -1,0 +1,195 @@
+"""What the demonstration does, step by step, and the proof at its end.
+
+Three Downstairs processes, one Upstairs, a real NBD client. While the client writes the image, one Downstairs is killed
+with SIGKILL; the disk goes on with two. Then everything is read back and compared with BLAKE3, and the region digests
+show which replica is behind. The verdict is computed from these digests, never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import trio
+from blake3 import blake3
+
+from crucible_emu import nbd
+from crucible_emu.blockio import Allocation, BlockDevice, Completed, Kind, Request
+from crucible_emu.cli.demonstration.processes import Client, downstairs, installed_client, run_client
+from crucible_emu.cli.demonstration.source import Source
+from crucible_emu.cli.sizes import format_size
+from crucible_emu.errors import IoError
+from crucible_emu.geometry import RegionDefinition
+from crucible_emu.region import Region
+from crucible_emu.region.digest import region_digest
+from crucible_emu.region.view import RegionView
+from crucible_emu.upstairs.guest import Guest
+from crucible_emu.volume import vcr
+from crucible_emu.volume.attach import attach
+from crucible_emu.volume.image import copy_in, digest
+from crucible_emu.volume.local_disk import BLOCK_SIZE_DEFAULT, cut_into_extents, size_for
+
+VICTIM = 1
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was measured, and whether it proves what was promised."""
+
+    source_blake3: str
+    read_back_blake3: str
+    region_digests: tuple[str, str, str]
+
+    @property
+    def survivors_equal(self) -> bool:
+        survivors = {digest for client, digest in enumerate(self.region_digests) if client != VICTIM}
+        return len(survivors) == 1
+
+    @property
+    def behind(self) -> list[int]:
+        """The replicas that do not hold what the survivors hold."""
+        good = self.region_digests[0]
+        return [client for client, found in enumerate(self.region_digests) if found != good]
+
+    @property
+    def ok(self) -> bool:
+        return self.source_blake3 == self.read_back_blake3 and self.survivors_equal and self.behind == [VICTIM]
+
+
+def make_regions(folder: Path, length: int) -> tuple[RegionDefinition, list[Path]]:
+    """Three empty regions for an image of ``length`` bytes."""
+    size_bytes = size_for(length, BLOCK_SIZE_DEFAULT)
+    blocks_per_extent, extent_count = cut_into_extents(size_bytes, BLOCK_SIZE_DEFAULT)
+    paths = []
+    for client in range(3):
+        definition = RegionDefinition(BLOCK_SIZE_DEFAULT, blocks_per_extent, extent_count, uuid4())
+        paths.append(folder / f"region-{client}")
+        Region.create(paths[-1], definition).close()
+    return definition, paths
+
+
+def request_for(definition: RegionDefinition, targets: list[str], gen: int) -> vcr.VolumeRequest:
+    """The volume construction request of a disk over these Downstairs."""
+    disk_id = uuid4()
+    opts = vcr.CrucibleOpts(id=disk_id, target=tuple(targets))
+    region = vcr.RegionRequest(
+        type="region",
+        block_size=definition.block_size,
+        blocks_per_extent=definition.blocks_per_extent,
+        extent_count=definition.extent_count,
+        opts=opts,
+        gen=gen,
+    )
+    return vcr.VolumeRequest(type="volume", id=disk_id, block_size=definition.block_size, sub_volumes=(region,))
+
+
+async def tell_story(source: Source, folder: Path, tell: Tell) -> Verdict:
+    """Everything but the image; ``folder`` holds regions and copies."""
+    definition, regions = make_regions(folder, source.length)
+    tell(
+        f"Three regions of {definition.extent_count} extents, {format_size(definition.size_bytes)} each, "
+        "every block with its hash"
+    )
+    client = installed_client()
+    out = folder / "read-back.raw"
+    async with AsyncExitStack() as stack:
+        mirrors = [await stack.enter_async_context(downstairs(region)) for region in regions]
+        tell(f"Three Downstairs processes: {', '.join(mirror.target for mirror in mirrors)}")
+        request = request_for(definition, [mirror.target for mirror in mirrors], gen=1)
+        (folder / "vcr.json").write_text(vcr.dumps(request), encoding="utf-8")
+        guest = await stack.enter_async_context(attach(request, timeout_s=20))
+        half = source.data_bytes // 2
+
+        def kill() -> None:
+            mirrors[VICTIM].kill()
+            tell(f"... SIGKILL to Downstairs {VICTIM} after {format_size(half)}: the disk goes on with two")
+
+        device = Tripwire(guest, half, kill)
+        uri = await _serve(stack, device, folder)
+        tell(f"One disk over all three, at {uri}")
+        await _write(source, device, client, uri, tell)
+        read_back = await _read_back(source, device, client, uri, out, tell)
+    digests = [region_digest(RegionView(region)).region for region in regions]
+    return Verdict(source.blake3, read_back, (digests[0], digests[1], digests[2]))
+
+
+class Tripwire:
+    """A block device that calls ``action`` once, in the middle of the work: when ``after_bytes`` were written."""
+
+    def __init__(self, device: Guest, after_bytes: int, action: Callable[[], None]) -> None:
+        self._device = device
+        self._left = after_bytes
+        self._action: Callable[[], None] | None = action
+
+    @property
+    def size_bytes(self) -> int:
+        return self._device.size_bytes
+
+    @property
+    def block_size(self) -> int:
+        return self._device.block_size
+
+    @property
+    def read_only(self) -> bool:
+        return self._device.read_only
+
+    def submit(self, requests: list[Request], completed: Completed) -> None:
+        self._device.submit(requests, completed)
+        self._left -= sum(request.length for request in requests if request.kind is Kind.WRITE)
+        if self._left <= 0 and self._action is not None:
+            action, self._action = self._action, None
+            action()
+
+    async def wait_for_room(self) -> None:
+        await self._device.wait_for_room()
+
+    async def allocation(self, offset: int, length: int) -> list[Allocation]:
+        return await self._device.allocation(offset, length)
+
+    @property
+    def tripped(self) -> bool:
+        return self._action is None
+
+
+async def _serve(stack: AsyncExitStack, device: BlockDevice, folder: Path) -> str:
+    listener = nbd.listen_on_unix(folder / "disk.sock")
+    nursery = await stack.enter_async_context(trio.open_nursery())
+    stack.callback(nursery.cancel_scope.cancel)
+    server = nbd.Server({"": nbd.Export(device)})
+    await nursery.start(server.serve, [listener])
+    return str(listener.uri())
+
+
+async def _write(source: Source, device: Tripwire, client: Client | None, uri: str, tell: Tell) -> None:
+    """Write the image and flush; one Downstairs is killed on the way."""
+    who = client.name if client else "the disk itself (no NBD client is installed)"
+    tell(f"{who} writes {format_size(source.data_bytes)} of data through the mirror ...")
+    if client is None:
+        await copy_in(device, source.path, lambda _: None)
+    else:
+        await run_client(client.copy_in(source.path, uri))
+    if not device.tripped:
+        raise IoError("the image was through before a Downstairs could be killed: take a larger one")
+    tell("... written and flushed; two replicas hold it durably")
+
+
+async def _read_back(
+    source: Source, device: BlockDevice, client: Client | None, uri: str, out: Path, tell: Tell
+) -> str:
+    """BLAKE3 of what the disk gives back, the length of the image."""
+    if client is None:
+        tell("Reading everything back through the mirror ...")
+        return await digest(device, source.length)
+    tell(f"{client.name} reads everything back ...")
+    await run_client(client.copy_out(uri, out))
+    found = blake3()
+    left = source.length
+    with out.open("rb") as file:
+        while left and (piece := file.read(min(left, 1024 * 1024))):
+            found.update(piece)
+            left -= len(piece)
+    return found.hexdigest()

@@ -1,0 +1,154 @@
+"""What ``serve`` and ``attach`` share: put a disk behind NBD until somebody ends it, and say when it is ready.
+
+What it guarantees: the ready line appears only when clients can connect. SIGINT and SIGTERM end in order: requests are
+finished, the disk is flushed, sockets are removed, and the exit code is 0; whatever was acknowledged to a flush is on
+disk before the process is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from crucible_emu import nbd
+from crucible_emu.blockio import BlockDevice
+from crucible_emu.cli.sizes import format_size
+from crucible_emu.errors import UsageError
+
+DEFAULT_URI = "nbd://[::1]:10809/"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where and how a disk is served. ``tls`` files are needed for ``nbds`` addresses."""
+
+    uris: tuple[str, ...]
+    read_only: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    as_json: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def server_context(door: Door) -> ssl.SSLContext | None:
+    """The TLS settings of ``door``, ``None`` without. Raises :class:`UsageError`."""
+    wanted = any(nbd.parse_uri(uri).tls for uri in door.uris)
+    if door.tls_certificate is None or door.tls_key is None:
+        if wanted or door.tls_certificate or door.tls_key:
+            raise UsageError("TLS needs both files: give --tls-cert and --tls-key")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(door.tls_certificate, door.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"the TLS files {door.tls_certificate} and {door.tls_key} cannot be used: {error}") from None
+    return context
+
+
+async def _listen(door: Door) -> tuple[list[nbd.Listener], list[str]]:
+    """All listening sockets, and the addresses that clients use; those of socket activation replace ``door.uris``."""
+    names = {nbd.parse_uri(uri).export for uri in door.uris}
+    if len(names) > 1:
+        raise UsageError(f"one disk has one name, {len(names)} were given: {', '.join(sorted(names))}")
+    name = names.pop()
+    inherited = nbd.inherited_listeners()
+    if inherited:
+        return inherited, [str(listener.uri(name)) for listener in inherited]
+    listeners: list[nbd.Listener] = []
+    try:
+        for text in door.uris:
+            uri = nbd.parse_uri(text)
+            if uri.socket is not None:
+                listeners.append(nbd.listen_on_unix(uri.socket))
+            else:
+                listeners.extend(await nbd.listen_on_tcp(uri.host, uri.port))
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    tls = any(nbd.parse_uri(uri).tls for uri in door.uris)
+    return listeners, [str(listener.uri(name, tls=tls)) for listener in listeners]
+
+
+def announce(door: Door, device: BlockDevice, uris: list[str]) -> None:
+    """The ready line, and nothing else, on standard output."""
+    if door.as_json:
+        ready = {
+            "ready": True,
+            "uri": uris[0],
+            "uris": uris,
+            "size_bytes": device.size_bytes,
+            "block_size": device.block_size,
+            "read_only": device.read_only or door.read_only,
+            "pid": os.getpid(),
+            **door.facts,
+        }
+        print(json.dumps(ready), flush=True)
+        return
+    print(f"Ready: a disk of {format_size(device.size_bytes)} at {uris[0]}", flush=True)
+    for other in uris[1:]:
+        print(f"       and at {other}", flush=True)
+    print("Ctrl-C flushes and leaves.", flush=True)
+
+
+async def serve_until_told(device: BlockDevice, door: Door) -> None:
+    """Serve ``device`` until SIGINT or SIGTERM."""
+    tls = server_context(door)
+    listeners, uris = await _listen(door)
+    name = nbd.parse_uri(uris[0]).export
+    export = nbd.Export(device, "a mirrored disk", read_only=door.read_only)
+    server = nbd.Server({name: export}, tls=tls, require_tls=tls is not None)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def serving(*, task_status: trio.TaskStatus[nbd.Server]) -> None:
+                await server.serve(listeners, task_status=task_status)
+                nursery.cancel_scope.cancel()
+
+            await nursery.start(serving)
+            announce(door, device, uris)
+            await anext(signals)
+            server.shut_down()
+            # A second signal while the first is being obeyed cuts clients off; the disk is flushed all the same.
+            await anext(signals)
+            server.shut_down(grace_s=0)
+
+
+@asynccontextmanager
+async def tuned_process() -> AsyncIterator[None]:
+    """Settings of a process that moves blocks: short thread switches, no collection over objects that never die."""
+    import gc
+    import sys
+
+    interval = sys.getswitchinterval()
+    # At the default of 5 ms a worker thread waits for the loop 100 times longer than its work takes.
+    sys.setswitchinterval(5e-5)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(interval)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run an async main as a command: logs to standard error, one error instead of a group."""
+    from crucible_emu import logs
+
+    logs.configure()
+
+    async def tuned() -> None:
+        async with tuned_process():
+            await main()
+
+    trio.run(tuned)
