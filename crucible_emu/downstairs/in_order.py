@@ -1,0 +1,121 @@
+"""Job order for an Upstairs in the same process, which relies on the order of its messages.
+
+What it is for: between two processes the Upstairs names what each job depends on. Inside one process nothing can
+overtake anything on the way, so it does not compute dependencies for guest I/O at all; the order of arrival says it.
+A loop that does one thing after the other would need nothing more. Here cold reads, flushes and repairs take time, so
+a job waits for those that arrived before it *and must not be passed*:
+
+==========================================  ==========================================================================
+arriving                                    waits for what is outstanding of
+==========================================  ==========================================================================
+read                                        writes of the same blocks; live repair of the extents it touches
+write, write-unwritten                      reads and writes of the same blocks; live repair of the extents it touches
+flush                                       writes, live repair: all of them
+barrier                                     everything
+close, flush-and-close of an extent         reads and writes of that extent, flushes
+==========================================  ==========================================================================
+
+A write does not wait for a flush that arrived before it: the flush has fixed what it covers when it began. Explicit
+dependencies, which live repair uses also here because it sends the reopen of an extent first, are waited for besides.
+
+What it guarantees: each read sees exactly the writes that arrived before it, and a flush covers all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from crucible_emu.downstairs.jobs import JobLimits, JobQueue
+from crucible_emu.downstairs.work import Kind, Work
+
+_GUEST = frozenset({Kind.READ, Kind.WRITE, Kind.WRITE_UNWRITTEN})
+_CLOSING = frozenset({Kind.CLOSE, Kind.FLUSH_CLOSE})
+
+
+class InOrderJobs(JobQueue):
+    """The jobs of one connection in the same process."""
+
+    __slots__ = ("_blocks_per_extent", "_flushes", "_guest", "_live_repair", "_missing")
+
+    def __init__(self, limits: JobLimits, last_flush: int | None = None, blocks_per_extent: int = 1) -> None:
+        super().__init__(limits, last_flush)
+        self._blocks_per_extent = blocks_per_extent
+        self._guest: dict[Work, None] = {}
+        self._flushes: dict[Work, None] = {}
+        self._live_repair: dict[Work, None] = {}
+        self._missing: dict[Work, int] = {}
+
+    @property
+    def writes_pass(self) -> bool:
+        """Whether a write that arrives now waits for nothing: only flushes are outstanding."""
+        return self.outstanding_jobs == len(self._flushes)
+
+    def admit(self, work: Work) -> bool:
+        waits_for = {other.job_id for other in self._predecessors(work)}
+        waits_for.update(job_id for job_id in work.message.dependencies if job_id not in self.completed)
+        self.outstanding_jobs += 1
+        self.outstanding_bytes += work.size_bytes
+        self._group(work)[work] = None
+        if not waits_for:
+            return True
+        self.waiting += 1
+        self._missing[work] = len(waits_for)
+        for job_id in waits_for:
+            assert job_id is not None
+            self._watch(job_id, work)
+        return False
+
+    def released(self, work: Work) -> None:
+        super().released(work)
+        self._group(work).pop(work, None)
+
+    def train_done(self, first_job_id: int, count: int) -> None:
+        """A train of writes was done at once, which :attr:`writes_pass` allowed."""
+        self._completed_more(first_job_id, count)
+
+    def _awakened_by(self, job_id: int) -> list[Work]:
+        ready = []
+        for work in self._watchers.pop(job_id, ()):
+            self._missing[work] -= 1
+            if not self._missing[work]:
+                del self._missing[work]
+                self.waiting -= 1
+                ready.append(work)
+        return ready
+
+    def _group(self, work: Work) -> dict[Work, None]:
+        if work.kind in _GUEST:
+            return self._guest
+        return self._flushes if work.kind is Kind.FLUSH else self._live_repair
+
+    def _predecessors(self, work: Work) -> Iterable[Work]:
+        """What is outstanding and must not be passed, by the table above."""
+        kind = work.kind
+        if kind in _GUEST:
+            if self._guest:
+                yield from (other for other in self._guest if _collide(work, other))
+            if self._live_repair:
+                yield from (other for other in self._live_repair if self._touches(work, other))
+        elif kind is Kind.FLUSH:
+            yield from (other for other in self._guest if other.kind is not Kind.READ)
+            yield from self._live_repair
+        elif kind is Kind.BARRIER:
+            yield from self._guest
+            yield from self._flushes
+            yield from self._live_repair
+        elif kind in _CLOSING:
+            yield from (other for other in self._guest if self._touches(other, work))
+            yield from self._flushes
+
+    def _touches(self, guest: Work, other: Work) -> bool:
+        """Whether a read or write touches the extent that ``other`` is about (a barrier or no-op is about none)."""
+        if other.extent_id is None:
+            return False
+        size = self._blocks_per_extent
+        return guest.start // size <= other.extent_id <= (guest.start + guest.count - 1) // size
+
+
+def _collide(one: Work, other: Work) -> bool:
+    if one.kind is Kind.READ and other.kind is Kind.READ:
+        return False
+    return one.start < other.start + other.count and other.start < one.start + one.count
