@@ -157,6 +157,7 @@ class UpstairsCore(Dispatcher):
 
     def move(self, client: Client, event: ClientEvent, reason: StopReason | None = None) -> None:
         client.state = next_client_state(client.state, event, self.state, reason=reason)
+        self.members_changed()
 
     def progress(self) -> None:
         """Push a deactivation as far as it goes (§4.6)."""

@@ -84,6 +84,9 @@ class Dispatcher(ABC):
         self.pending_barriers = 0
         self.finished_jobs = 0
         self.finished_bytes = 0
+        # Who accepts work and who is read from, kept because every request asks and they hardly ever change.
+        self._accepting = 0
+        self._readers: list[int] = []
         self._actions: list[Action] = []
 
     @abstractmethod
@@ -112,7 +115,12 @@ class Dispatcher(ABC):
 
     def accepting(self) -> int:
         """How many clients accept work (§2.6)."""
-        return sum(client.state.accepts_io for client in self.clients)
+        return self._accepting
+
+    def members_changed(self) -> None:
+        """A client's state has changed."""
+        self._accepting = sum(client.state.accepts_io for client in self.clients)
+        self._readers = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
 
     def admission_error(self, kind: JobKind) -> errors.CrucibleError | None:
         """Why a job of ``kind`` cannot be taken now, or ``None`` (§5.3). *Safety*: refuses what could not be kept."""
@@ -120,7 +128,7 @@ class Dispatcher(ABC):
             return errors.UpstairsInactive()
         if self.identity.read_only and kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
             return errors.ModifyingReadOnlyRegion()
-        need, found = RULES[kind].admit_min, self.accepting()
+        need, found = RULES[kind].admit_min, self._accepting
         if self.identity.read_only:
             need = min(need, 1)
         if found < need:
@@ -130,11 +138,11 @@ class Dispatcher(ABC):
     def reader(self, start: int) -> int | None:
         """The client that reads of block ``start`` go to. One extent always goes to the same replica while the set is
         unchanged, so that the page caches of three replicas do not hold the same blocks."""
-        active = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
-        if not active:
+        readers = self._readers
+        if not readers:
             return None
         extent = start // self.definition.blocks_per_extent if self.definition else 0
-        return active[extent % len(active)]
+        return readers[extent % len(readers)]
 
     def reads_from(self, client: int) -> bool:
         """Whether reads may be sent to ``client`` now."""

@@ -113,7 +113,7 @@ async def tell_story(source: Source, folder: Path, tell: Tell) -> Verdict:
         tell(f"One disk over all three, at {uri}")
         await _write(source, device, client, uri, tell)
         read_back = await _read_back(source, device, client, uri, out, tell)
-    digests = [region_digest(RegionView(region)).region for region in regions]
+    digests = [region_digest(RegionView.open(region)).region for region in regions]
     return Verdict(source.blake3, read_back, (digests[0], digests[1], digests[2]))
 
 
