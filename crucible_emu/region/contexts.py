@@ -45,6 +45,8 @@ class ContextTable:
         self.hash: Hashes = self._hash.array
         self.stored: Hashes = self._stored.array
         self.seal: npt.NDArray[np.uint8] = self._seal.array
+        self._one_kind = self.kind.data
+        self._one_hash = self.hash.data
 
     def get(self, which: Selection) -> BlockContexts:
         """Copies of the contexts of blocks that are all known; an EMPTY one has hash 0."""
@@ -55,6 +57,11 @@ class ContextTable:
         seal = self.seal[which]
         stored = np.where(kind == ENCRYPTED, self.stored[which], hashes)
         return BlockContexts(kind, hashes, seal[:, :NONCE_BYTES].copy(), seal[:, NONCE_BYTES:].copy(), stored)
+
+    def put_one(self, block: int, kind: int, block_hash: int) -> None:
+        """As :meth:`put` for one plain block."""
+        self._one_hash[block] = block_hash
+        self._one_kind[block] = kind + 1
 
     def put(self, which: Selection, contexts: BlockContexts) -> None:
         """Remember these contexts. Those that are encrypted must know their ``on_disk_hash``."""
@@ -93,14 +100,14 @@ class ContextTable:
         page_bytes = PAGE_BYTES + (SEALED_PAGE_BYTES if self._sealed else 0)
         return int(np.count_nonzero(self._pages)) * page_bytes
 
-    def trim(self, keep: BlockIndexes) -> bool:
-        """Forget everything but ``keep`` when the table is over its budget; whether it did."""
-        if self.size_bytes <= self._budget_bytes:
-            return False
+    def is_over_budget(self) -> bool:
+        return self.size_bytes > self._budget_bytes
+
+    def trim(self, keep: BlockIndexes) -> None:
+        """Forget everything but ``keep``."""
         kept = self.get(keep)
         for reservation in (self._kind, self._hash, self._stored, self._seal):
             reservation.release()
         self._pages[:] = False
         self.put(keep, kept)
         self.touched(keep)
-        return True

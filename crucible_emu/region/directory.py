@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from crucible_emu.errors import UsageError
@@ -21,6 +22,8 @@ from crucible_emu.region.storage import Storage, explain
 DEFINITION_NAME = "region.json"
 CREATING_NAME = ".creating"
 _TEMPORARY_NAME = ".tmp-region.json"
+EXTENTS_PER_DIRECTORY = 4096
+HEX_DIGITS = frozenset("0123456789ABCDEF")
 
 
 def read_definition(storage: Storage, region: Path) -> RegionDefinition:
@@ -105,7 +108,7 @@ def _check_place(storage: Storage, region: Path) -> None:
         raise UsageError(f"{region} holds a region already: choose another directory, or delete it first")
     if not storage.exists(region) or storage.exists(region / CREATING_NAME):
         return
-    found = [name for name in storage.names(region) if len(name) == 2 and set(name) <= set("0123456789ABCDEF")]
+    found = [name for name in storage.names(region) if len(name) == 2 and set(name) <= HEX_DIGITS]
     if found:
         raise UsageError(
             f"{region} has no {DEFINITION_NAME} but holds extents ({min(found)}/): "
@@ -113,11 +116,54 @@ def _check_place(storage: Storage, region: Path) -> None:
         )
 
 
-def _create_extents(storage: Storage, region: Path, definition: RegionDefinition) -> None:
+def extend(storage: Storage, region: Path, extent_count: int) -> RegionDefinition:
+    """Add extents of zeros to a region that nobody has open, until there are ``extent_count``; its new definition.
+
+    The extents are durable before ``region.json`` promises them (the real program does it the other way round, §1.4).
+    What an interrupted call left lies beyond the last extent, where nothing reads it; it is used by the next call.
+    Raises :class:`UsageError` for fewer extents than there are or where a foreign file is in the way,
+    :class:`errors.IoError` where the disk fails.
+    """
+    definition = read_definition(storage, region)
+    if extent_count < definition.extent_count:
+        raise UsageError(f"{region} will not shrink from {definition.extent_count} to {extent_count} extents")
+    extended = replace(definition, extent_count=extent_count)
+    if extended == definition:
+        return definition
+    try:
+        for extent_id in range(definition.extent_count, extent_count):
+            path = layout.extent_path(region, extent_id)
+            if storage.exists(path) and not _is_fresh(storage, path, definition):
+                raise UsageError(f"{path} is in the way: it is no extent of this region, move it elsewhere")
+        _create_extents(storage, region, extended, definition.extent_count)
+        storage.sync_tree(region)
+        write_definition(storage, region, extended)
+    except OSError as error:
+        raise explain(error, "extending the region", region) from error
+    return extended
+
+
+def _is_fresh(storage: Storage, path: Path, definition: RegionDefinition) -> bool:
+    """Whether the file is an extent to which nothing was ever flushed."""
     geometry = ExtentLayout(definition.block_size, definition.blocks_per_extent)
-    tail = bytes(geometry.bitmap_bytes) + ExtentMetadata(False, 0, 0).pack()
+    descriptor = storage.open(path, os.O_RDONLY)
+    try:
+        tail = storage.pread(descriptor, geometry.file_bytes, geometry.bitmap_offset)
+        return tail in (b"", _fresh_tail(geometry))
+    finally:
+        storage.close(descriptor)
+
+
+def _fresh_tail(geometry: ExtentLayout) -> bytes:
+    """Bitmap and metadata of an extent of zeros."""
+    return bytes(geometry.bitmap_bytes) + ExtentMetadata(False, 0, 0).pack()
+
+
+def _create_extents(storage: Storage, region: Path, definition: RegionDefinition, first: int = 0) -> None:
+    geometry = ExtentLayout(definition.block_size, definition.blocks_per_extent)
+    tail = _fresh_tail(geometry)
     parent = None
-    for extent_id in range(definition.extent_count):
+    for extent_id in range(first, definition.extent_count):
         path = layout.extent_path(region, extent_id)
         if path.parent != parent:
             parent = path.parent
@@ -145,3 +191,40 @@ def _undo(storage: Storage, region: Path, made_directory: bool) -> None:
     except OSError:
         # A disk that fails here too keeps the mark ``.creating``: no open takes it for a region, making it again works.
         return
+
+
+def take_lock(storage: Storage, region: Path) -> int:
+    """The advisory lock that keeps a second process from opening the region read-write, as a descriptor.
+
+    The real program neither takes nor honours it. Raises :class:`UsageError` where somebody has it.
+    """
+    try:
+        descriptor = storage.lock(region)
+    except OSError as error:
+        raise explain(error, "locking the region", region) from error
+    if descriptor is None:
+        raise UsageError(f"the region in {region} is open read-write elsewhere: stop that, or open it read-only")
+    return descriptor
+
+
+def names_beside_extents(storage: Storage, region: Path, extent_count: int) -> dict[int, list[str]]:
+    """Extents beside which there is more than their file (a repair's directories, a database), and its names.
+
+    *Optimisation*: one look at each directory instead of five at each extent.
+    """
+    found: dict[int, list[str]] = {}
+    for first in range(0, extent_count, EXTENTS_PER_DIRECTORY):
+        parent = layout.extent_path(region, first).parent
+        try:
+            names = storage.names(parent)
+        except FileNotFoundError:
+            continue  # opening the first of its extents says that it is missing
+        except OSError as error:
+            raise explain(error, "looking into", parent) from error
+        for name in names:
+            stem, dot, _ = name.partition(".")
+            if dot and len(stem) == 3 and set(stem) <= HEX_DIGITS:
+                extent_id = first + int(stem, 16)
+                if extent_id < extent_count:
+                    found.setdefault(extent_id, []).append(name)
+    return found

@@ -166,13 +166,13 @@ class Extents:
         geometry = self.layout
         tail = bytearray(layout.METADATA_BYTES + 1)
         bitmap = self.bits[extent_id]
-        got = self.storage.preadv(descriptor, [memoryview(bitmap), memoryview(tail)], geometry.bitmap_offset)
+        got = self.storage.preadv(descriptor, [bitmap.data, memoryview(tail)], geometry.bitmap_offset)
         if got != geometry.bitmap_bytes + layout.METADATA_BYTES:
             raise errors.BadMetadata(
                 f"extent {extent_id}: file size {self.storage.file_bytes(descriptor)} does not match expected "
                 f"{geometry.file_bytes}; {path} was truncated or belongs to another region: repair or replace it"
             )
-        metadata = ExtentMetadata.unpack(tail)
+        metadata = ExtentMetadata.unpack(bytes(tail))
         if metadata.ext_version != layout.EXT_VERSION_RAW:
             raise errors.BadMetadata(f"raw extent {extent_id} (file {path}) has unknown tag {metadata.ext_version}")
         self.gen_number[extent_id] = metadata.gen_number
@@ -213,13 +213,13 @@ class Extents:
     def stored_hashes(self, descriptor: int, first: int, count: int) -> Hashes:
         """XXH64 of each of some blocks as stored, uint64[count]."""
         rows: Rows = np.empty((count, self.layout.block_size), np.uint8)
-        self.read_data(descriptor, memoryview(rows).cast("B"), first)
+        self.read_data(descriptor, rows.data.cast("B"), first)
         return hash_blocks(rows)
 
     def read_slots(self, descriptor: int, which: int, first: int, count: int) -> Slots:
         """``count`` slots of array A (0) or B (1), uint8[count, 48], as stored."""
         slots = np.empty((count, layout.SLOT_BYTES), np.uint8)
-        part = memoryview(slots).cast("B")
+        part = slots.data.cast("B")
         if self.storage.preadv(descriptor, [part], self.layout.slot_offset(which, first)) != len(part):
             raise OSError(errno.EIO, "the file ended early")
         return slots
@@ -243,7 +243,8 @@ class Extents:
     def active(self, blocks: BlockIndexes) -> npt.NDArray[np.bool_]:
         """Which slot is active for each of these blocks of the region, bool[n] (True = B)."""
         extent_ids, inside = np.divmod(blocks, self.layout.blocks)
-        return (self.bits[extent_ids, inside >> 3] >> (inside & 7).astype(np.uint8) & 1).astype(np.bool_)
+        active: npt.NDArray[np.bool_] = self.bits[extent_ids, inside >> 3] >> (inside & 7).astype(np.uint8) & 1 != 0
+        return active
 
     def active_range(self, extent_id: int, first: int, count: int) -> npt.NDArray[np.bool_]:
         """The same for consecutive blocks of one extent, bool[count]."""

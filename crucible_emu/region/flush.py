@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -133,8 +134,11 @@ class StagedFlush:
 
     def extent_ids(self) -> ExtentIds:
         """Every extent that is written to, ascending."""
-        blocks_per_extent = self._extents.layout.blocks
-        return np.unique(np.concatenate([self.chosen, *(each.blocks // blocks_per_extent for each in self.sets)]))
+        named = np.zeros(self._extents.count, np.bool_)
+        named[self.chosen] = True
+        for each in self.sets:
+            named[each.blocks // self._extents.layout.blocks] = True
+        return np.flatnonzero(named)
 
     def run(self) -> None:
         """See :class:`FlushWork`."""
@@ -182,7 +186,7 @@ class StagedFlush:
             _stamp(slots, stamps)
         np.bitwise_xor.at(group.bits, (index, inside >> 3), mask)
         cuts = [0, *(np.flatnonzero(np.diff(extent_ids)) + 1).tolist(), len(extent_ids)]
-        for start, stop in zip(cuts, cuts[1:]):
+        for start, stop in pairwise(cuts):
             if stop > start:
                 yield _Piece(
                     int(extent_ids[start]),
@@ -217,7 +221,7 @@ class StagedFlush:
             written = set(descriptors)
             for index, extent_id in self._chosen_in(group):
                 descriptor = group.descriptors[extent_id]
-                storage.pwrite(descriptor, memoryview(group.bits[index]), extents.layout.bitmap_offset)
+                storage.pwrite(descriptor, group.bits[index].data, extents.layout.bitmap_offset)
                 written.add(descriptor)
             storage.sync_files(list(written))
         elif self._redo is not None:
@@ -229,7 +233,7 @@ class StagedFlush:
         storage, geometry = self._extents.storage, self._extents.layout
         if len(piece.inside) == 1:
             offset = geometry.slot_offset(int(piece.target[0]), int(piece.inside[0]))
-            storage.pwrite(descriptor, memoryview(piece.slots[0]), offset)
+            storage.pwrite(descriptor, piece.slots[0].data, offset)
             return
         for which in (layout.SLOT_A, layout.SLOT_B):
             chosen = np.flatnonzero(piece.target == bool(which))
@@ -246,17 +250,17 @@ class StagedFlush:
             # are rewritten with the bytes they have, so a page that lands early or late changes nothing.
             whole = self._extents.read_slots(descriptor, which, first, length)
             whole[inside - first] = slots
-            storage.pwrite(descriptor, memoryview(whole).cast("B"), geometry.slot_offset(which, first))
+            storage.pwrite(descriptor, whole.data.cast("B"), geometry.slot_offset(which, first))
             return
         done = 0
         for start, stop in spans:
             part = slots[done : done + stop - start]
-            storage.pwrite(descriptor, memoryview(part).cast("B"), geometry.slot_offset(which, start))
+            storage.pwrite(descriptor, part.data.cast("B"), geometry.slot_offset(which, start))
             done += stop - start
 
     def _write_data(self, descriptor: int, piece: _Piece) -> None:
         storage, block_size = self._extents.storage, self._extents.layout.block_size
-        staged = memoryview(self._staging.rows).cast("B")
+        staged = self._staging.rows.data.cast("B")
         if len(piece.inside) == 1:
             row = int(piece.rows[0]) * block_size
             storage.pwrite(descriptor, staged[row : row + block_size], int(piece.inside[0]) * block_size)
@@ -318,7 +322,7 @@ class StagedFlush:
 def _row_runs(rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """Stretches of staging rows that are consecutive in the order given."""
     cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    return [(int(rows[start]), int(rows[stop - 1]) + 1) for start, stop in zip(cuts, cuts[1:])]
+    return [(int(rows[start]), int(rows[stop - 1]) + 1) for start, stop in pairwise(cuts)]
 
 
 def _stored(contexts: BlockContexts) -> npt.NDArray[np.uint64]:

@@ -14,37 +14,82 @@ A call is one job per extent, as in the real program: its blocks are written in 
 
 from __future__ import annotations
 
-from threading import RLock
+from itertools import pairwise
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
-from crucible_emu.geometry import BlockIndexes, equal_runs, runs
-from crucible_emu.integrity import BlockContexts, Rows
+from crucible_emu import errors
+from crucible_emu.geometry import BlockIndexes, equal_runs, runs, split_at_extents
+from crucible_emu.integrity import BlockContexts, Rows, stored_hashes
 from crucible_emu.region import layout
 from crucible_emu.region.contexts import ContextTable
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.flush import ExtentIds
 from crucible_emu.region.layout import SLOT_A, SLOT_B, Slots, pack_slots
 from crucible_emu.region.policy import DEFRAGMENT_RATIO, Rules
+from crucible_emu.region.reading import Reader
 from crucible_emu.region.storage import explain
+from crucible_emu.region.writing import Work
 
 
-class InPlace:
-    """Writes and flushes of one region under an immediate policy. Every method expects the region's lock to be held."""
+class InPlaceWriter:
+    """An immediate policy: see :class:`writing.Writer`. A write holds the region's lock, and so does the flush of each
+    extent: these policies do one thing after the other, as the real program does."""
 
-    def __init__(self, extents: Extents, contexts: ContextTable, rules: Rules) -> None:
+    def __init__(self, extents: Extents, contexts: ContextTable, reader: Reader, lock: Lock, rules: Rules) -> None:
         self._extents = extents
         self._contexts = contexts
+        self._reader = reader
+        self._lock = lock
         self._rules = rules
+        # Per extent: blocks written since its last sync (§2.5 ``block_dirty``); the fragmentation counters; and
+        # extents whose file may say "clean" although memory says "dirty", because the sync of that failed.
         self._unsynced: dict[int, npt.NDArray[np.bool_]] = {}
         self._extra: dict[int, int] = {}
         self._accesses: dict[int, int] = {}
+        self._perhaps_clean: set[int] = set()
+
+    def free_blocks(self) -> int | None:
+        return None
+
+    def dirty_extents(self) -> npt.NDArray[np.bool_]:
+        return self._extents.dirty.copy()
+
+    def holds(self, first_block: int, stop_block: int) -> bool:
+        return False
+
+    def begin(self, first: int, stop: int, numbers: tuple[int, int] | None) -> InPlaceFlush:
+        """A destage has nothing to do: everything is in its file."""
+        extents = self._extents
+        chosen = np.zeros(extents.count, np.bool_)
+        if numbers is not None:
+            chosen[first:stop] = extents.dirty[first:stop]
+        closed = np.flatnonzero(chosen & extents.closed)
+        if len(closed):
+            raise errors.GenericError(f"extent {int(closed[0])} is closed: reopen it before flushing it")
+        return InPlaceFlush(self, np.flatnonzero(chosen), numbers)
+
+    def finish(self, work: Work) -> None:
+        """Everything was taken over extent by extent."""
+
+    def abandon(self, work: Work) -> None:
+        """Extents that were not flushed are dirty still."""
+
+    def forget(self, extent_id: int) -> None:
+        self._unsynced.pop(extent_id, None)
+        self._extra.pop(extent_id, None)
+        self._accesses.pop(extent_id, None)
+        self._perhaps_clean.discard(extent_id)
 
     def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
         """Write these blocks, extent by extent. Raises :class:`errors.IoError`."""
-        for extent_id, chosen in split_by_extent(blocks, self._extents.layout.blocks):
-            self._write_extent(extent_id, blocks[chosen], rows[chosen], contexts[chosen])
+        stored_hashes(contexts, rows)
+        with self._lock:
+            self._reader.mark(blocks)
+            for extent_id, chosen in split_by_extent(blocks, self._extents.layout.blocks):
+                self._write_extent(extent_id, blocks[chosen], rows[chosen], contexts[chosen])
 
     def _write_extent(self, extent_id: int, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
         extents, storage = self._extents, self._extents.storage
@@ -52,7 +97,7 @@ class InPlace:
         descriptor = extents.descriptors.get(extent_id)
         inside = blocks - extent_id * extents.layout.blocks
         try:
-            self.set_dirty(extent_id, descriptor)
+            self._set_dirty(extent_id, descriptor)
             unsynced = self._unsynced.setdefault(extent_id, np.zeros(extents.layout.blocks, np.bool_))
             if unsynced[inside].any():
                 # The bonus sync. *Safety*: the other slot is about to be overwritten, so the data that belongs to
@@ -74,13 +119,14 @@ class InPlace:
         flip(extents, extent_id, inside)
         self._contexts.put(blocks, contexts)
 
-    def set_dirty(self, extent_id: int, descriptor: int) -> None:
+    def _set_dirty(self, extent_id: int, descriptor: int) -> None:
         """The dirty byte, durable before anything else changes. Raises OSError."""
         extents = self._extents
-        if not extents.dirty[extent_id]:
+        if not extents.dirty[extent_id] or extent_id in self._perhaps_clean:
             extents.storage.pwrite(descriptor, b"\x01", extents.layout.metadata_offset)
             extents.storage.fsync(descriptor)
             extents.dirty[extent_id] = True
+            self._perhaps_clean.discard(extent_id)
 
     def _write_contexts(
         self, extent_id: int, descriptor: int, inside: BlockIndexes, rows: Rows, contexts: BlockContexts
@@ -94,7 +140,7 @@ class InPlace:
             for first, last, which in pieces:
                 part = slots[done : done + last - first]
                 offset = extents.layout.slot_offset(int(which), first)
-                extents.storage.pwrite(descriptor, memoryview(part).cast("B"), offset)
+                extents.storage.pwrite(descriptor, part.data.cast("B"), offset)
                 done += last - first
             self._count(extent_id, len(pieces))
 
@@ -103,7 +149,7 @@ class InPlace:
         for start, stop in runs(inside):
             part = np.ascontiguousarray(rows[done : done + stop - start])
             offset = start * self._extents.layout.block_size
-            self._extents.storage.pwrite(descriptor, memoryview(part).cast("B"), offset)
+            self._extents.storage.pwrite(descriptor, part.data.cast("B"), offset)
             done += stop - start
 
     def _settle(self, extent_id: int, descriptor: int, blocks: BlockIndexes) -> None:
@@ -119,39 +165,38 @@ class InPlace:
             raise explain(error, "recovering the extent", layout.extent_path(extents.path, extent_id)) from error
 
     def count_access(self, start: int, count: int) -> None:
-        """A read, or the probe of a ``write_unwritten``, fetched the contexts of these blocks (§2.7)."""
-        if not self._rules.defragment:
-            return
-        blocks_per_extent = self._extents.layout.blocks
-        while count > 0:
-            extent_id, first = divmod(start, blocks_per_extent)
-            length = min(count, blocks_per_extent - first)
-            active = self._extents.active_range(extent_id, first, length)
-            self._count(extent_id, 1 + int(np.count_nonzero(active[1:] != active[:-1])))
-            start += length
-            count -= length
+        """A read, or the probe of a ``write_unwritten``, fetched the contexts of these blocks (§2.7). Any thread."""
+        with self._lock:
+            for extent_id, first, length in split_at_extents(start, count, self._extents.layout.blocks):
+                active = self._extents.active_range(extent_id, first, length)
+                self._count(extent_id, 1 + int(np.count_nonzero(active[1:] != active[:-1])))
 
     def _count(self, extent_id: int, pieces: int) -> None:
         self._extra[extent_id] = self._extra.get(extent_id, 0) + pieces - 1
         self._accesses[extent_id] = self._accesses.get(extent_id, 0) + 1
 
     def flush_extent(self, extent_id: int, flush_number: int, gen_number: int) -> None:
-        """Make a dirty extent clean with these numbers, durably. Raises :class:`errors.IoError`."""
+        """Make a dirty extent clean with these numbers, durably; in any thread. Raises :class:`errors.IoError`."""
+        with self._lock:
+            descriptor = self._extents.descriptors.open(extent_id)
+            try:
+                self._flush_extent(extent_id, descriptor, flush_number, gen_number)
+            except OSError as error:
+                path = layout.extent_path(self._extents.path, extent_id)
+                raise explain(error, "flushing the extent", path) from error
+            finally:
+                self._extents.storage.close(descriptor)
+
+    def _flush_extent(self, extent_id: int, descriptor: int, flush_number: int, gen_number: int) -> None:
         extents = self._extents
-        descriptor = extents.descriptors.open(extent_id)
-        try:
-            self._write_clean(extent_id, descriptor, flush_number, gen_number)
-            extents.dirty[extent_id] = False
-            extents.flush_number[extent_id], extents.gen_number[extent_id] = flush_number, gen_number
-            self._unsynced.pop(extent_id, None)
-            if self._rules.defragment:
-                extra, accesses = self._extra.pop(extent_id, 0), self._accesses.pop(extent_id, 0)
-                if accesses and extra // accesses > DEFRAGMENT_RATIO:
-                    self._defragment(extent_id, descriptor)
-        except OSError as error:
-            raise explain(error, "flushing the extent", layout.extent_path(extents.path, extent_id)) from error
-        finally:
-            extents.storage.close(descriptor)
+        self._write_clean(extent_id, descriptor, flush_number, gen_number)
+        extents.dirty[extent_id] = False
+        extents.flush_number[extent_id], extents.gen_number[extent_id] = flush_number, gen_number
+        self._perhaps_clean.discard(extent_id)
+        self._unsynced.pop(extent_id, None)
+        extra, accesses = self._extra.pop(extent_id, 0), self._accesses.pop(extent_id, 0)
+        if self._rules.defragment and accesses and extra // accesses > DEFRAGMENT_RATIO:
+            self._defragment(extent_id, descriptor)
 
     def _write_clean(self, extent_id: int, descriptor: int, flush_number: int, gen_number: int) -> None:
         extents, storage, geometry = self._extents, self._extents.storage, self._extents.layout
@@ -166,9 +211,9 @@ class InPlace:
         if self._rules.sync_before_clean:
             storage.pwrite(descriptor, bitmap, geometry.bitmap_offset)
             storage.fsync(descriptor)
-            storage.pwrite(descriptor, record.pack(), geometry.metadata_offset)
-        else:
-            storage.pwrite(descriptor, bitmap + record.pack(), geometry.bitmap_offset)
+            bitmap = b""
+        self._perhaps_clean.add(extent_id)
+        storage.pwrite(descriptor, bitmap + record.pack(), geometry.metadata_offset - len(bitmap))
         storage.fsync(descriptor)
 
     def _defragment(self, extent_id: int, descriptor: int) -> None:
@@ -187,44 +232,40 @@ class InPlace:
         slots[pick] = extents.read_slots(descriptor, source, first, count)[pick]
         rewrite(slots, int(extents.flush_number[extent_id]))
         offset = extents.layout.slot_offset(1 - source, first)
-        extents.storage.pwrite(descriptor, memoryview(slots).cast("B"), offset)
+        extents.storage.pwrite(descriptor, slots.data.cast("B"), offset)
         active[first : first + count] = not source
         extents.bits[extent_id] = np.packbits(active, bitorder="little")
         extents.defrag_count[extent_id] += np.uint64(1)
 
-    def forget(self, extent_id: int) -> None:
-        """The extent was closed: nothing in memory holds for it any more."""
-        for counters in (self._unsynced, self._extra, self._accesses):
-            counters.pop(extent_id, None)  # type: ignore[attr-defined]
-
 
 class InPlaceFlush:
-    """A flush under an immediate policy: extent by extent, each under the region's lock."""
+    """A flush under an immediate policy: see :class:`flush.FlushWork`."""
 
-    def __init__(self, inplace: InPlace, lock: RLock, extent_ids: ExtentIds, numbers: tuple[int, int]) -> None:
-        self._inplace = inplace
-        self._lock = lock
-        self.chosen = extent_ids
+    def __init__(self, writer: InPlaceWriter, extent_ids: ExtentIds, numbers: tuple[int, int] | None) -> None:
+        self._writer = writer
+        self._extent_ids = extent_ids
         self.numbers = numbers
+        self.block_count = 0
 
     @property
     def is_empty(self) -> bool:
-        return not len(self.chosen)
+        return not len(self._extent_ids)
 
     def extent_ids(self) -> ExtentIds:
-        return self.chosen
+        return self._extent_ids
 
     def run(self) -> None:
-        """See :class:`flush.FlushWork`. All extents are tried; the first error is raised (§4.5)."""
-        first_error: Exception | None = None
-        for extent_id in self.chosen.tolist():
+        """All extents are tried; the first error is raised (§4.5)."""
+        if self.numbers is None:
+            return
+        failures: list[errors.CrucibleError] = []
+        for extent_id in self._extent_ids.tolist():
             try:
-                with self._lock:
-                    self._inplace.flush_extent(extent_id, *self.numbers)
-            except Exception as error:
-                first_error = first_error or error
-        if first_error is not None:
-            raise first_error
+                self._writer.flush_extent(extent_id, *self.numbers)
+            except errors.CrucibleError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 def flip(extents: Extents, extent_id: int, inside: BlockIndexes) -> None:
@@ -241,7 +282,13 @@ def split_by_extent(blocks: BlockIndexes, blocks_per_extent: int) -> list[tuple[
     order = np.argsort(blocks, kind="stable")
     extent_ids = blocks[order] // blocks_per_extent
     cuts = [0, *(np.flatnonzero(np.diff(extent_ids)) + 1).tolist(), len(blocks)]
-    return [(int(extent_ids[start]), order[start:stop]) for start, stop in zip(cuts, cuts[1:])]
+    return [(int(extent_ids[start]), order[start:stop]) for start, stop in pairwise(cuts)]
+
+
+def stretches(blocks: BlockIndexes) -> list[tuple[int, int]]:
+    """Half-open runs of blocks that are consecutive in the order given, which need not ascend."""
+    cuts = [0, *(np.flatnonzero(np.diff(blocks) != 1) + 1).tolist(), len(blocks)]
+    return [(int(blocks[start]), int(blocks[stop - 1]) + 1) for start, stop in pairwise(cuts)]
 
 
 def rewrite(slots: Slots, flush_number: int) -> None:

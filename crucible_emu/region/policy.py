@@ -5,13 +5,14 @@ are needed depends on what the file system promises; a :class:`SyncPolicy` names
 which. All policies write files that the real program accepts, and all keep an extent dirty until the sync of its
 clean metadata has succeeded (the real program forgets that, §4.5).
 
-| policy | for | un-flushed writes are | extra syncs |
+| policy | for | un-flushed writes are | syncs beside the flush's own |
 |---|---|---|---|
-| ``ZFS`` | file systems that keep the order of writes; byte for byte what the real program writes | in the file | before a block is overwritten again (*bonus sync*) |
-| ``ORDERED_FLUSH`` | a flush must never leave an extent clean but wrong | in the file | and one before clean metadata |
-| ``STRICT`` | any file system, every write in its file at once | in the file | and one per write, between contexts and data |
-| ``STAGED`` (default) | any file system, fast | in memory | three per flush, none per write |
+| ``ZFS`` | file systems that keep the order of writes | in the file | before overwriting an unsynced block |
+| ``ORDERED_FLUSH`` | the same, never clean but wrong | in the file | and before clean metadata |
+| ``STRICT`` | any, each write in its file at once | in the file | and between contexts and data |
+| ``STAGED`` (default) | any, fast | in memory | three per flush, none per write |
 
+``ZFS`` leaves the files byte for byte as the real program does.
 ``STAGED`` is right because nothing of a file changes before its flush, and the flush syncs contexts before data and
 data before clean metadata. Its price: when the process dies, writes since the last flush are gone. They were promised
 to nobody, and an Upstairs sends them again.

@@ -57,7 +57,7 @@ class RedoFile:
         self._storage = storage
         self._path = region / REDO_NAME
         self._block_size = block_size
-        self._staged = memoryview(rows).cast("B")
+        self._staged = rows.data.cast("B")
 
     def write(self, pieces: Sequence[RedoPiece]) -> None:
         """Make these blocks durable here. Raises OSError."""

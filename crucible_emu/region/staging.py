@@ -43,6 +43,8 @@ class Staging:
         self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
         self.row_of_block: RowNumbers = reserve(total_blocks, np.uint32).array
         self._row_numbers = np.arange(capacity + 1, dtype=np.uint32)
+        self._block_of_row = self.block_of_row.data
+        self._row_of_block = self.row_of_block.data
         self._used: list[Span] = []
         self._free: list[Span] = []
         # The span that is being filled: filled from _start to _next, free from there to _stop.
@@ -80,6 +82,23 @@ class Staging:
             done += length
         return spans
 
+    def fill_one(self, data: Rows) -> int:
+        """As :meth:`fill` for a single block; the row."""
+        if self._next == self._stop:
+            self._next_span()
+        row = self._next
+        self._next = row + 1
+        self.free_rows -= 1
+        self.rows[row : row + 1] = data
+        return row
+
+    def publish_one(self, block: int, row: int) -> None:
+        """As :meth:`publish` for a single block."""
+        self._block_of_row[row] = block
+        self._row_of_block[block] = row
+        if row >= self._highest:
+            self._highest = row + 1
+
     def publish(self, blocks: BlockIndexes, spans: list[Span]) -> None:
         """The rows of ``spans`` are now the newest data of ``blocks``."""
         done = 0
@@ -90,6 +109,15 @@ class Staging:
             self.row_of_block[some] = self._row_numbers[start:stop]
             done += stop - start
 
+    def live(self, spans: list[Span]) -> tuple[RowNumbers, BlockIndexes]:
+        """The rows of ``spans`` that hold the newest data of their block, and those blocks."""
+        if not spans:
+            return self._row_numbers[:0], self.block_of_row[:0]
+        rows = np.concatenate([self._row_numbers[start:stop] for start, stop in spans])
+        blocks = self.block_of_row[rows]
+        newest = self.row_of_block[blocks] == rows
+        return rows[newest], blocks[newest]
+
     def live_all(self) -> tuple[RowNumbers, BlockIndexes]:
         """Every row that holds the newest data of its block, frozen or not, and those blocks."""
         top = self._highest
@@ -97,9 +125,16 @@ class Staging:
         found = np.flatnonzero(self.row_of_block[blocks] == self._row_numbers[1:top])
         return self._row_numbers[found + 1], blocks[found]
 
+    def filled(self) -> list[Span]:
+        """The spans that hold blocks and are not frozen."""
+        return [*self._used, (self._start, self._next)] if self._start < self._next else list(self._used)
+
     def freeze(self) -> list[Span]:
-        """Take all filled spans away: they stay as they are until :meth:`thaw` or :meth:`keep`; new blocks go elsewhere."""
-        spans = [*self._used, (self._start, self._next)] if self._start < self._next else self._used
+        """Take all filled spans away: they stay as they are until :meth:`thaw` or :meth:`keep`.
+
+        What is written from now on goes to other rows.
+        """
+        spans = self.filled()
         self._used = []
         self._start = self._next
         # Start over at the lowest free row: those are the warm ones.
