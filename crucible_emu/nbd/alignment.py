@@ -1,18 +1,20 @@
 """A block device that takes any byte range.
 
 What it is for: a door advertises its block size, and not every client looks. A read that is not aligned is widened; a
-write or a zeroing becomes up to three requests: the whole blocks in the middle as they are, and the block at each ragged
-edge read, patched and written back. A trim shrinks to its whole blocks, as the protocol allows.
+write or a zeroing becomes up to three requests: the whole blocks in the middle as they are, and the block at each
+ragged edge read, patched and written back. A trim shrinks to its whole blocks, as the protocol allows.
 
 What it guarantees: no neighbour is corrupted. From the moment an edge is read until the patched blocks stand in the
-queue to the device, the update's blocks are *locked*: every other change that touches them, from any connection to the
-device, waits here and follows in its order; while the queue is not empty, everything goes through it. Reads and flushes pass. That is safe because a device admits requests in order: a
-write before the lock is seen by the edge's read, a write after it is admitted behind the patched blocks. (It covers the
+queue to the device, the update's blocks are *locked*: a change that touches them waits here, and every later change
+waits behind it, whatever connection it came from (one line, so that a flood of such changes costs little to sort).
+While the queue is not empty, everything goes through it. Reads and flushes do not wait. That is safe because a device admits requests in
+order: a write before the lock is seen by the edge's read, a write after it is admitted behind the patched blocks. So
+the bytes end up as if all changes had been made one after the other in the order in which they came. (It covers the
 connections that share this object; a second door onto the same device must send whole blocks.)
 
-Aligned batches pass by with one test as long as nothing is locked or queued. The device is never called from inside its own
-completion: what follows a read is handed in by ``defer`` (the loop's next turn), or by the :meth:`ByteDevice.submit`
-under way.
+Aligned batches pass by with one test as long as nothing is locked or queued. The device is never called from inside
+its own completion: what follows a read is handed in by ``defer`` (the loop's next turn), or by the
+:meth:`ByteDevice.submit` under way.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from collections.abc import Callable
 from crucible_emu.blockio import BlockDevice, Completed, Kind, Request
 
 CHANGES = frozenset({Kind.WRITE, Kind.WRITE_ZEROES, Kind.TRIM})
+
+LOCKED_MAX = 64
+"""Updates between their reads and their writes at once; it bounds what one more change costs to check."""
 
 Defer = Callable[[Callable[[], None]], None]
 """Run a function soon, on the same thread, from outside of any completion."""
@@ -82,9 +87,13 @@ class ByteDevice:
     # --- admission, in order ---
 
     def _admit(self, request: Request, completed: Completed) -> None:
-        if request.kind in CHANGES and self._is_locked(request):
+        if request.kind in CHANGES and (self._waiting or self._must_wait(request)):
             self._waiting.append((request, completed))
-        elif not (request.offset | request.length) & self._mask or request.kind is Kind.FLUSH:
+        else:
+            self._start(request, completed)
+
+    def _start(self, request: Request, completed: Completed) -> None:
+        if not (request.offset | request.length) & self._mask or request.kind is Kind.FLUSH:
             self._forward(request, completed)
         elif request.kind is Kind.READ:
             self._widen(request, completed)
@@ -93,9 +102,11 @@ class ByteDevice:
         else:
             self._begin_update(request, completed)
 
-    def _is_locked(self, request: Request) -> bool:
+    def _must_wait(self, request: Request) -> bool:
         start, end = self._blocks(request)
-        return any(start < update.end and update.start < end for update in self._locked)
+        return len(self._locked) >= LOCKED_MAX or any(
+            start < update.end and update.start < end for update in self._locked
+        )
 
     def _blocks(self, request: Request) -> tuple[int, int]:
         """The bytes of all blocks that the request touches."""
@@ -166,9 +177,8 @@ class ByteDevice:
             update.completed([request])
         else:
             self._ready += self._parts(update)
-        waiting, self._waiting = self._waiting, deque()
-        for waiter, completed in waiting:
-            self._admit(waiter, completed)
+        while self._waiting and not self._must_wait(self._waiting[0][0]):
+            self._start(*self._waiting.popleft())
         self._continue()
 
     def _parts(self, update: _Update) -> list[Request]:

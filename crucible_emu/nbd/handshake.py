@@ -238,7 +238,8 @@ class Handshake:
             return Outcome.NEED_DATA
         (flags,) = _U32.unpack_from(self._received)
         del self._received[:4]
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        # int: the complement of an enum's flags has no bits but known ones
+        if flags & ~int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
             raise RemoteError(f"the client sets handshake flags that were not offered: {flags:#x}")
         self._fixed = bool(flags & HandshakeFlag.FIXED_NEWSTYLE)
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)

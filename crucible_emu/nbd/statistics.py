@@ -12,9 +12,9 @@ from crucible_emu.nbd.protocol import Command
 class Statistics:
     """Counts of one server.
 
-    ``requests`` that were answered, by command number, refusals included; ``errors`` by name (a ``CrucibleError``'s class, a refusal's errno, ``RemoteError``
-    for broken protocol, ``disconnected`` for lost connections); ``batches[n]`` = batches of 2^(n-1) to 2^n - 1
-    requests to the device.
+    ``requests`` that were answered, by command number, refusals included. ``errors`` by name: a ``CrucibleError``'s
+    class, a refusal's errno, ``RemoteError`` for broken protocol, ``disconnected`` for lost connections.
+    ``batches[n]``: batches of 2^(n-1) to 2^n - 1 requests to the device.
     """
 
     connections: int = 0

@@ -291,6 +291,8 @@ class Intake:
         if command == Command.BLOCK_STATUS:
             batch.queries.append(StatusQuery(cookie, offset, length, bool(flags & CommandFlag.REQ_ONE)))
             return data
+        if command == Command.FLUSH:
+            offset = length = 0  # reserved; a client that fills them in means nothing by it
         holder: PooledBuffer | None = None
         memory: memoryview | None = None
         if rule.data:
@@ -326,8 +328,9 @@ class Intake:
         def refused(errno: Errno, sentence: str) -> Refusal:
             return Refusal(cookie, command, errno, f"{name} {sentence}")
 
-        if flags & ~rule.flags:
-            return refused(Errno.EINVAL, f"does not know the flags {flags & ~rule.flags:#x}")
+        unknown = flags & ~int(rule.flags)  # int: the complement of an enum's flags has no bits but known ones
+        if unknown:
+            return refused(Errno.EINVAL, f"does not know the flags {unknown:#x}")
         if rule.changes and self._read_only:
             return refused(Errno.EPERM, "is not permitted: the export is read-only")
         if command == Command.FLUSH:

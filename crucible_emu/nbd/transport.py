@@ -24,7 +24,7 @@ BUFFERS_MAX = 1000
 
 Buffers = list[bytes | memoryview]
 
-TURNS_MAX = 16
+TURNS_MAX = 4
 """Receives in a row that may succeed at once before other tasks get their turn."""
 
 
@@ -72,10 +72,7 @@ class SocketTransport:
         connected = self.socket
         while True:
             try:
-                if len(targets) == 1:
-                    count = connected.recv_into(targets[0])
-                else:
-                    count = connected.recvmsg_into(targets)[0]
+                count = connected.recv_into(targets[0]) if len(targets) == 1 else connected.recvmsg_into(targets)[0]
             except BlockingIOError:
                 self._turns = 0
                 await trio.lowlevel.wait_readable(connected)
