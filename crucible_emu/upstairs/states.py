@@ -190,7 +190,8 @@ _E, _P, _M, _U = ClientEvent, Phase, Mode, UpstairsState
 
 CLIENT_TRANSITIONS: tuple[ClientTransition, ...] = (
     # Negotiation, in the order of the messages (§2.3, rows 1 to 7).
-    ClientTransition(_E.ACTIVATION_REQUESTED, _phases(_P.WAIT_CONNECT), _P.START),
+    # Nothing is owed to a replay or a repair from before: activation makes all three equal anyway.
+    ClientTransition(_E.ACTIVATION_REQUESTED, _phases(_P.WAIT_CONNECT), _P.START, to_mode=_M.NEW),
     ClientTransition(_E.YES_ITS_ME, _phases(_P.START), _P.WAIT_FOR_PROMOTE),
     ClientTransition(_E.NOW_ACTIVE, _phases(_P.WAIT_FOR_PROMOTE), _P.WAIT_FOR_REGION_INFO),
     ClientTransition(_E.REGION_INFO, _phases(_P.WAIT_FOR_REGION_INFO), _P.ACTIVE, frozenset({_M.OFFLINE})),

@@ -1,0 +1,129 @@
+"""Write ``docs/state-machines.md`` from the tables that the code runs: ``python docs/generate.py``.
+
+A test compares the file with what this program would write, so that no diagram can differ from the code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crucible_emu.upstairs.rules import RULES
+from crucible_emu.upstairs.states import (
+    ANY_MODE,
+    ANY_PHASE,
+    ANY_UPSTAIRS,
+    CLIENT_TRANSITIONS,
+    CONNECTING,
+    NOT_STOPPING,
+    UPSTAIRS_TRANSITIONS,
+    ClientTransition,
+    Mode,
+    Phase,
+    UpstairsState,
+)
+
+TARGET = Path(__file__).with_name("state-machines.md")
+
+
+def _names(values: frozenset[Phase] | frozenset[Mode] | frozenset[UpstairsState]) -> str:
+    for known, name in (
+        (ANY_PHASE, "any"),
+        (NOT_STOPPING, "any but Stopping"),
+        (CONNECTING, "Connecting"),
+        (ANY_MODE, "any"),
+        (ANY_UPSTAIRS, "any"),
+    ):
+        if values == known:
+            return name
+    order = {member: index for index, member in enumerate(type(next(iter(values))))}
+    return ", ".join(value.value for value in sorted(values, key=lambda value: order[value]))
+
+
+def _client_row(row: ClientTransition) -> str:
+    conditions = []
+    if row.reasons is not None:
+        conditions.append("stopped for " + " or ".join(sorted(reason.value for reason in row.reasons)))
+    if row.replayable is not None:
+        conditions.append("its jobs can be replayed" if row.replayable else "its jobs cannot be replayed")
+    to_phase = "same" if row.to_phase is None else row.to_phase.value
+    to_mode = "same" if row.to_mode is None else row.to_mode.value
+    cells = (
+        row.event.value,
+        _names(row.phases),
+        _names(row.modes),
+        _names(row.upstairs),
+        "; ".join(conditions),
+        to_phase,
+        to_mode,
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _client_edges() -> list[str]:
+    """Edges between phases, one per pair; the many ways out of any phase are drawn once, from ``Connected``."""
+    edges: dict[tuple[str, str], list[str]] = {}
+    for row in CLIENT_TRANSITIONS:
+        if row.to_phase is None:
+            continue
+        if row.phases in (NOT_STOPPING, CONNECTING):
+            sources = ["AnyPhase" if row.phases == NOT_STOPPING else "AnyConnecting"]
+        else:
+            sources = [phase.value for phase in Phase if phase in row.phases]
+        for source in sources:
+            edges.setdefault((source, row.to_phase.value), []).append(row.event.name.lower())
+    return [
+        f"    {source} --> {target} : {', '.join(dict.fromkeys(events))}" for (source, target), events in edges.items()
+    ]
+
+
+def render() -> str:
+    """The whole document."""
+    lines = [
+        "# State machines",
+        "",
+        "Made by `python docs/generate.py` from the tables that the code runs; edit those.",
+        "",
+        "## The Upstairs",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {UpstairsState.INITIALIZING.value}",
+        *(
+            f"    {state.value} --> {after.value} : {event.value}"
+            for (state, event), after in UPSTAIRS_TRANSITIONS.items()
+        ),
+        "```",
+        "",
+        "## One replica's connection",
+        "",
+        "`AnyConnecting` stands for every state of a connection that is being negotiated, `AnyPhase` for every state "
+        "but Stopping.",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {Phase.WAIT_CONNECT.value}",
+        *_client_edges(),
+        "```",
+        "",
+        "Every transition, first match first:",
+        "",
+        "| when | from | mode | Upstairs | only if | to | mode becomes |",
+        "|---|---|---|---|---|---|---|",
+        *(_client_row(row) for row in CLIENT_TRANSITIONS),
+        "",
+        "## When a job is answered",
+        "",
+        "| job | clients that must accept work | replicas done for the answer | fewer done at the end is failure |",
+        "|---|---|---|---|",
+        *(
+            f"| {kind.value} | {rule.admit_min} | "
+            f"{'at admission' if rule.done_for_ack is None else rule.done_for_ack} | {rule.done_min} |"
+            for kind, rule in RULES.items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render(), encoding="utf-8")
