@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crucible_emu.integrity import EMPTY, ENCRYPTED, NONCE_BYTES, PLAIN, TAG_BYTES, BlockContexts
+from crucible_emu.integrity import EMPTY, ENCRYPTED, NONCE_BYTES, PLAIN, TAG_BYTES, BlockContexts, Hashes
 from crucible_emu.wire.constants import BLOCKS_MAX
-from crucible_emu.wire.primitives.bincode import Buffer, FieldType, Malformed, Parts, read_count
+from crucible_emu.wire.primitives.bincode import U32_STRUCT, U64_STRUCT, Buffer, FieldType, Malformed, Parts, read_count
 
 _NONCE = ("nonce", "u1", (NONCE_BYTES,))
 _TAG = ("tag", "u1", (TAG_BYTES,))
@@ -51,7 +51,9 @@ def _constant_kinds(kind: int) -> npt.NDArray[np.uint8]:
     return kinds
 
 
+_PLAIN_BYTE, _SEALED_BYTE = bytes([PLAIN]), bytes([ENCRYPTED])
 _KINDS = {kind: _constant_kinds(kind) for kind in (EMPTY, ENCRYPTED, PLAIN)}
+_ONE_PLAIN, _ONE_SEALED = _KINDS[PLAIN][:1], _KINDS[ENCRYPTED][:1]
 
 
 def _kinds(kind: int, count: int) -> npt.NDArray[np.uint8]:
@@ -66,14 +68,10 @@ def decode_write_contexts(frame: memoryview, offset: int, count: int) -> tuple[B
     Where any block is sealed, it is ``None``.
     """
     if count == 1:
-        try:
-            value, mark = _ONE_WRITE.unpack_from(frame, offset)
-        except struct.error:
-            raise Malformed("the frame ends inside the block contexts") from None
-        if mark == 0:
-            hashes = np.array((value,), _HASH)
-            return BlockContexts(_KINDS[PLAIN][:1], hashes, None, None, hashes), offset + 9
-    elif count == 0:
+        one = _one_write(frame, offset)
+        if one is not None:
+            return one
+    if count == 0:
         return BlockContexts.empty(0), offset
     kind = ENCRYPTED if offset + 8 < len(frame) and frame[offset + 8] else PLAIN
     table = _uniform(frame, offset, count, _WRITE_FORMS[kind], _WRITE_MARKS[kind])
@@ -88,11 +86,11 @@ def decode_write_contexts(frame: memoryview, offset: int, count: int) -> tuple[B
 
 def decode_read_contexts(frame: memoryview, offset: int, count: int) -> tuple[BlockContexts, int]:
     """Contexts of ``count`` blocks of a read response, and the offset behind them. Hashes of sealed blocks are 0."""
-    if count == 1 and len(frame) >= offset + 12:
-        mark, value = _ONE_READ.unpack_from(frame, offset)
-        if mark == PLAIN:
-            return BlockContexts(_KINDS[PLAIN][:1], np.array((value,), _HASH)), offset + 12
-    elif count == 0:
+    if count == 1:
+        one = _one_read(frame, offset)
+        if one is not None:
+            return one
+    if count == 0:
         return BlockContexts.empty(0), offset
     kind = frame[offset] if offset < len(frame) else EMPTY
     table = _uniform(frame, offset, count, _READ_FORMS[kind], kind) if kind in _READ_FORMS else None
@@ -105,6 +103,43 @@ def decode_read_contexts(frame: memoryview, offset: int, count: int) -> tuple[Bl
     if kind == EMPTY:
         return BlockContexts(_kinds(EMPTY, count), hashes), end
     return BlockContexts(_kinds(ENCRYPTED, count), hashes, table["nonce"].copy(), table["tag"].copy()), end
+
+
+def one_plain_block(value: int) -> BlockContexts:
+    """The contexts of one plain block with this hash, as :func:`decode_write_contexts` gives them."""
+    hashes = np.empty(1, _HASH)
+    hashes[0] = value
+    return BlockContexts(_ONE_PLAIN, hashes, None, None, hashes)
+
+
+def _one_write(frame: memoryview, offset: int) -> tuple[BlockContexts, int] | None:
+    size = len(frame) - offset
+    if size >= 9 and frame[offset + 8] == 0:
+        (value,) = U64_STRUCT.unpack_from(frame, offset)
+        return one_plain_block(value), offset + 9
+    if size >= 37 and frame[offset + 8] == 1:
+        hashes = np.empty(1, _HASH)
+        (hashes[0],) = U64_STRUCT.unpack_from(frame, offset)
+        return _one_sealed_block(hashes, frame[offset + 9 : offset + 37].tobytes()), offset + 37
+    return None
+
+
+def _one_read(frame: memoryview, offset: int) -> tuple[BlockContexts, int] | None:
+    size = len(frame) - offset
+    mark = U32_STRUCT.unpack_from(frame, offset)[0] if size >= 4 else -1
+    if mark == PLAIN and size >= 12:
+        hashes = np.empty(1, _HASH)
+        (hashes[0],) = U64_STRUCT.unpack_from(frame, offset + 4)
+        return BlockContexts(_ONE_PLAIN, hashes), offset + 12
+    if mark == ENCRYPTED and size >= 32:
+        return _one_sealed_block(np.zeros(1, _HASH), frame[offset + 4 : offset + 32].tobytes()), offset + 32
+    return None
+
+
+def _one_sealed_block(hashes: Hashes, nonce_and_tag: bytes) -> BlockContexts:
+    nonce = np.ndarray((1, NONCE_BYTES), _BYTE, nonce_and_tag)
+    tag = np.ndarray((1, TAG_BYTES), _BYTE, nonce_and_tag, NONCE_BYTES)
+    return BlockContexts(_ONE_SEALED, hashes, nonce, tag)
 
 
 def _uniform(frame: memoryview, offset: int, count: int, form: np.dtype[Any], mark: int) -> npt.NDArray[np.void] | None:
@@ -182,16 +217,20 @@ def _gather_sealed(
 def encode_write_contexts(contexts: BlockContexts) -> Buffer:
     """The contexts of a write, without their count. Raises ``ValueError``: a written block is not empty."""
     kinds = contexts.kind.tobytes()
-    if kinds == b"\2":  # one plain block
-        return _ONE_WRITE.pack(int(contexts.hash[0]), 0)
+    if kinds == _PLAIN_BYTE:
+        return _ONE_WRITE.pack(contexts.hash.item(0), 0)
+    if kinds == _SEALED_BYTE and contexts.nonce is not None and contexts.tag is not None:
+        return _ONE_WRITE.pack(contexts.hash.item(0), 1) + contexts.nonce.tobytes() + contexts.tag.tobytes()
     return _encode(contexts, kinds, _WRITE_FORMS, _WRITE_MARKS)
 
 
 def encode_read_contexts(contexts: BlockContexts) -> Buffer:
     """The contexts of a read response, without their count."""
     kinds = contexts.kind.tobytes()
-    if kinds == b"\2":  # one plain block
-        return _ONE_READ.pack(PLAIN, int(contexts.hash[0]))
+    if kinds == _PLAIN_BYTE:
+        return _ONE_READ.pack(PLAIN, contexts.hash.item(0))
+    if kinds == _SEALED_BYTE and contexts.nonce is not None and contexts.tag is not None:
+        return U32_STRUCT.pack(ENCRYPTED) + contexts.nonce.tobytes() + contexts.tag.tobytes()
     return _encode(contexts, kinds, _READ_FORMS, _READ_MARKS)
 
 
@@ -218,6 +257,8 @@ def _encode(contexts: BlockContexts, kinds: bytes, forms: dict[int, np.dtype[Any
     out = np.empty(int(lengths.sum()), np.uint8)
     for kind, form in forms.items():
         rows = contexts.kind == kind
+        if not rows.any():
+            continue
         table = _table(contexts[rows], form, marks[kind])
         where = starts[rows][:, None] + np.arange(form.itemsize)
         out[where] = np.frombuffer(table, _BYTE).reshape(len(table), form.itemsize)

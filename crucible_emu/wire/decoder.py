@@ -2,7 +2,12 @@
 
 What it is for: a socket driver receives straight into the decoder's own memory (:meth:`Decoder.buffer`, then
 :meth:`Decoder.received`) and gets all messages that are complete; :meth:`Decoder.receive` does the same for bytes that
-are already somewhere.
+are already somewhere::
+
+    while count := sock.recv_into(decoder.buffer()):
+        for message in decoder.received(count):
+            ...
+    decoder.finish()
 
 What it guarantees: any bytes, in any split, give the same messages and then at most one :class:`RemoteError`, never
 another exception. A frame that cannot be right (LEN 0..7 or above the limit, a tag that does not exist) is refused as
@@ -29,9 +34,9 @@ import numpy as np
 
 from crucible_emu.errors import RemoteError
 from crucible_emu.wire.constants import FRAME_BYTES_MAX
-from crucible_emu.wire.frames import FRAME_BYTES_MIN, HEAD, decode, name_of
+from crucible_emu.wire.frames import FRAME_BYTES_MIN, HEAD, decode_body, name_of
 from crucible_emu.wire.hot import ACK_BYTES, ACK_STRUCT, ACKS, Identities, make_ack
-from crucible_emu.wire.messages import MESSAGES, Message, ReadResponse, Write, WriteUnwritten
+from crucible_emu.wire.messages import MESSAGES, BlockWrite, Message, ReadResponse, Write, WriteUnwritten
 from crucible_emu.wire.primitives.bincode import U32_STRUCT, U64_STRUCT
 
 CHUNK_BYTES = 256 * 1024
@@ -41,7 +46,6 @@ BELIEVED_BYTES = 2 * 1024 * 1024
 """Up to here an announced length is believed and its memory taken; guests' requests make frames of 1.1 MB (§12)."""
 
 _PAGE = 4096
-_BULK = frozenset({Write.TAG, WriteUnwritten.TAG, ReadResponse.TAG})
 _NOWHERE = memoryview(b"")
 
 
@@ -145,13 +149,13 @@ class Decoder:
                 return
             if length == ACK_BYTES and tag in ACKS and self._decode_acks(messages):
                 continue
-            messages.append(decode(view[start : start + length], self._known))
+            message = decode_body(view[start : start + length], tag, self._known)
+            messages.append(message)
             self._start = start + length
-            if tag in _BULK:
+            if isinstance(message, BlockWrite | ReadResponse):
                 self._lent = True
                 if CHUNK_BYTES <= length <= BELIEVED_BYTES:
-                    data = getattr(messages[-1], "data")  # noqa: B009  # all of _BULK have it
-                    self._expected = (length, length - len(data))
+                    self._expected = (length, length - len(message.data))
         self._refuse()
 
     def _decode_acks(self, messages: list[Message]) -> bool:

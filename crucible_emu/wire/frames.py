@@ -55,15 +55,24 @@ def encode_by_table(message: Message) -> Parts:
     return [header, data] if len(data) else [header]
 
 
-def decode(frame: memoryview, known: Identities | None = None) -> Message:
-    """The message in one whole frame, LEN included and right. Bulk data are a view into ``frame``.
+def decode(frame: memoryview) -> Message:
+    """The message in one whole frame, LEN included; bulk data are a view into it. Raises :class:`RemoteError`."""
+    length, tag = HEAD.unpack_from(frame) if len(frame) >= FRAME_BYTES_MIN else (0, 0)
+    if length != len(frame) or length < FRAME_BYTES_MIN:
+        raise RemoteError(f"a frame of {len(frame)} bytes claims {length}; it has at least {FRAME_BYTES_MIN}")
+    if tag >= len(MESSAGES):
+        raise RemoteError(f"there is no message {tag}, the last is {len(MESSAGES) - 1}")
+    return decode_body(frame, tag, Identities())
+
+
+def decode_body(frame: memoryview, tag: int, known: Identities) -> Message:
+    """The message in a whole frame whose length is right and whose tag exists.
 
     ``known`` saves the work of reading the same ids again and again. Raises :class:`RemoteError`.
     """
-    tag = int.from_bytes(frame[4:8], "little")
     try:
         by_hand = DECODERS.get(tag)
-        return by_hand(frame, known or Identities()) if by_hand else MESSAGE.decode(frame, 4)[0]
+        return by_hand(frame, known) if by_hand else MESSAGE.decode(frame, 4)[0]
     except Malformed as error:
         reason = str(error)
     except struct.error:

@@ -30,6 +30,7 @@ from crucible_emu.wire.contexts import (
     decode_write_contexts,
     encode_read_contexts,
     encode_write_contexts,
+    one_plain_block,
 )
 from crucible_emu.wire.primitives.bincode import U32, UUID_BYTES, Buffer, Malformed, Option, Parts, uuid_from_wire
 
@@ -44,6 +45,7 @@ _REQUEST_HEAD = struct.Struct("<II48sQQ")  # LEN, TAG, both ids, job id, number 
 _IDS = struct.Struct("<Q16sQ16s")
 _ACK_OUT = struct.Struct("<IIQ16sQ16sQI")
 _ONE, _TWO = struct.Struct("<Q"), struct.Struct("<QQ")
+_ONE_PLAIN_WRITE = struct.Struct("<QQQBQ")  # start, 1, hash, no encryption context, length of the data
 _FLUSH_TAIL = struct.Struct("<QQH")  # flush number, generation, the first bytes of both options if both are empty
 _SNAPSHOT_NAME, _EXTENT_LIMIT = Option(TEXT), Option(U32)
 _DEPENDENCIES_AT = _REQUEST_HEAD.size
@@ -112,13 +114,17 @@ def _dependencies(frame: memoryview, count: int) -> tuple[tuple[int, ...], int]:
     return struct.unpack_from(f"<{count}Q", frame, _DEPENDENCIES_AT), _DEPENDENCIES_AT + 8 * count
 
 
-def _bulk(frame: memoryview, offset: int) -> memoryview:
-    """The data of a bulk message: the last bytes of the frame (§1.3)."""
-    (length,) = _ONE.unpack_from(frame, offset)
+def _tail(frame: memoryview, offset: int, length: int) -> memoryview:
+    """The data of a bulk message: the last ``length`` bytes of the frame (§1.3), of which the rest is at ``offset``."""
     size = len(frame)
-    if length > size - offset - 8:
-        raise Malformed(f"{length} bytes of data are announced, but the frame has only {size - offset - 8} left")
+    if length > size - offset:
+        raise Malformed(f"{length} bytes of data are announced, but the frame has only {size - offset} left")
     return frame[size - length :]
+
+
+def _bulk(frame: memoryview, offset: int) -> memoryview:
+    (length,) = _ONE.unpack_from(frame, offset)
+    return _tail(frame, offset + 8, length)
 
 
 def _too_many(count: int) -> Malformed:
@@ -167,11 +173,20 @@ def _decode_write(frame: memoryview, known: Identities) -> m.Message:
     if raw != known.raw:
         known.learn(raw)
     dependencies, offset = _dependencies(frame, count)
-    start, blocks = _TWO.unpack_from(frame, offset)
-    if blocks > BLOCKS_MAX:
-        raise _too_many(blocks)
-    contexts, offset = decode_write_contexts(frame, offset + 16, blocks)
-    data = _bulk(frame, offset)
+    if len(frame) - offset >= _ONE_PLAIN_WRITE.size:
+        start, blocks, value, sealed, length = _ONE_PLAIN_WRITE.unpack_from(frame, offset)
+        whole = blocks == 1 and not sealed
+    else:
+        whole = False
+    if whole:  # the most frequent write of all
+        contexts = one_plain_block(value)
+        data = _tail(frame, offset + _ONE_PLAIN_WRITE.size, length)
+    else:
+        start, blocks = _TWO.unpack_from(frame, offset)
+        if blocks > BLOCKS_MAX:
+            raise _too_many(blocks)
+        contexts, offset = decode_write_contexts(frame, offset + 16, blocks)
+        data = _bulk(frame, offset)
     write = _ThawedWrite(known.upstairs_id, known.session_id, job_id, dependencies, start, contexts, data)
     write.__class__ = m.Write if tag == m.Write.TAG else m.WriteUnwritten
     return write  # type: ignore[no-any-return]

@@ -301,19 +301,19 @@ class Tagged(FieldType[T]):
 
     def __init__(self, what: str, records: Sequence[Record[Any]]):
         self._what = what
-        self._records = tuple(records)
+        self.records = tuple(records)
 
     def encode(self, value: T, parts: Parts) -> None:
         tag: int = value.TAG  # type: ignore[attr-defined]  # every family of variants has it
         parts.append(U32_STRUCT.pack(tag))
-        self._records[tag].encode(value, parts)
+        self.records[tag].encode(value, parts)
 
     def decode(self, frame: memoryview, offset: int) -> tuple[T, int]:
         (tag,) = unpack(U32_STRUCT, frame, offset)
-        if tag >= len(self._records):
-            raise Malformed(f"there is no {self._what} {tag}, the last is {len(self._records) - 1}")
+        if tag >= len(self.records):
+            raise Malformed(f"there is no {self._what} {tag}, the last is {len(self.records) - 1}")
         value: T
-        value, offset = self._records[tag].decode(frame, offset + 4)
+        value, offset = self.records[tag].decode(frame, offset + 4)
         return value, offset
 
 
