@@ -16,9 +16,12 @@ extent) goes through the parameter ``in_thread``.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
@@ -156,6 +159,28 @@ def source_directory(region: Path, snapshot_name: str | None) -> Path:
         known = ", ".join(snapshot.list_snapshots(region)) or "none"
         raise errors.UsageError(f"{region} has no snapshot {snapshot_name!r}; its snapshots are: {known}")
     return directory
+
+
+@contextmanager
+def unwritten(region: RegionView) -> Iterator[None]:
+    """Nobody has the region open read-write inside this block. Raises :class:`errors.UsageError` where somebody has.
+
+    *Safety*: a directory that is being written has no one moment that could be copied.
+    """
+    lock = region.storage.lock(region.path)
+    if lock is None:
+        raise errors.UsageError(
+            f"the region in {region.path} is open read-write elsewhere: stop that process, or use a snapshot of it"
+        )
+    try:
+        yield
+    finally:
+        region.storage.close(lock)
+
+
+def clone_definition(source: RegionDefinition, uuid: UUID) -> RegionDefinition:
+    """The definition of a new clone: that of its source under another UUID."""
+    return replace_fields(source, uuid=uuid)
 
 
 def clone_over(source: RegionView, target: RegionView, progress: Callable[[], None] = lambda: None) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -24,7 +25,9 @@ import numpy as np
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.integrity import BlockContexts, Rows, hash_blocks
+from crucible_emu.region import directory
 from crucible_emu.region.region import Region
+from crucible_emu.region.storage import OsStorage
 from crucible_emu.region.view import RegionView
 
 IMPORT_CHUNK_BYTES = 4 << 20
@@ -45,6 +48,25 @@ class Imported:
 def extents_needed(size_bytes: int, definition: RegionDefinition) -> int:
     """Extents that hold an image of this size."""
     return -(-size_bytes // definition.extent_bytes)
+
+
+def grow_for(path: Path, size_bytes: int) -> RegionDefinition:
+    """Add extents to the region in ``path``, which nobody has open, until it holds that many bytes; its definition.
+
+    Raises what :func:`directory.extend` raises, and :class:`UsageError` where somebody has it open.
+    """
+    storage = OsStorage()
+    definition = directory.read_definition(storage, path)
+    count = max(definition.extent_count, extents_needed(size_bytes, definition))
+    if count == definition.extent_count:
+        return definition
+    lock = storage.lock(path)
+    if lock is None:
+        raise UsageError(f"the region in {path} is open read-write elsewhere: stop that process first")
+    try:
+        return directory.extend(storage, path, count)
+    finally:
+        storage.close(lock)
 
 
 def import_image(

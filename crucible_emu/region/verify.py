@@ -175,6 +175,20 @@ class RawFile:
             f" ext_ver:{found.ext_version} bonus_sync:{found.bonus_sync_count} defrag:{found.defrag_count}"
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """Geometry and metadata for a program."""
+        found = self.metadata
+        return {
+            "block_size": self.layout.block_size,
+            "blocks": self.layout.blocks,
+            "dirty": found.dirty,
+            "gen_number": found.gen_number,
+            "flush_number": found.flush_number,
+            "ext_version": found.ext_version,
+            "bonus_sync_count": found.bonus_sync_count,
+            "defrag_count": found.defrag_count,
+        }
+
     def csv_head(self) -> Iterator[str]:
         """The comment line and the header of the CSV form."""
         found = self.metadata
