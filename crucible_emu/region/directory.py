@@ -144,12 +144,12 @@ def extend(storage: Storage, region: Path, extent_count: int) -> RegionDefinitio
 
 
 def _is_fresh(storage: Storage, path: Path, definition: RegionDefinition) -> bool:
-    """Whether the file is an extent to which nothing was ever flushed."""
+    """Whether the file is an extent to which nothing was ever flushed, or one that was never finished."""
     geometry = ExtentLayout(definition.block_size, definition.blocks_per_extent)
     descriptor = storage.open(path, os.O_RDONLY)
     try:
-        tail = storage.pread(descriptor, geometry.file_bytes, geometry.bitmap_offset)
-        return tail in (b"", _fresh_tail(geometry))
+        fresh = _fresh_tail(geometry)
+        return storage.pread(descriptor, geometry.file_bytes, geometry.bitmap_offset) in (b"", bytes(len(fresh)), fresh)
     finally:
         storage.close(descriptor)
 

@@ -132,7 +132,7 @@ class TestGeometry:
     def test_ambiguous_length_needs_the_block_size(self, tmp_path):
         assert ExtentLayout(16384, 10).file_bytes == ExtentLayout(512, 271).file_bytes
         ExtentFile(16384, 10).save(tmp_path / "extent")
-        with pytest.raises(errors.UsageError, match="271 blocks of 512, 10 blocks of 16384.*--block-size"):
+        with pytest.raises(errors.UsageError, match=r"271 blocks of 512, 10 blocks of 16384.*--block-size"):
             verify.open_file(tmp_path / "extent")
         assert verify.open_file(tmp_path / "extent", 16384).layout.blocks == 10
 
