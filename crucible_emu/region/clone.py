@@ -16,8 +16,8 @@ extent) goes through the parameter ``in_thread``.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -54,7 +54,7 @@ class RepairSource(Protocol):
         """Names of the extent's files. Raises :class:`errors.RepairRequestError`."""
         ...
 
-    def stream(self, extent_id: int, kind: FileType) -> AsyncIterator[bytes]:
+    def stream(self, extent_id: int, kind: FileType) -> AsyncGenerator[bytes, None]:
         """A file's bytes. Raises :class:`errors.RepairRequestError` or :class:`errors.RepairStreamError`."""
         ...
 
@@ -105,8 +105,10 @@ async def copy_extent(
     with Download(storage, region, extent_id, geometry) as download:
         for kind in offered_types(await source.files(extent_id), download.extent, cloning=cloning):
             with download.receive(kind) as file:
-                async for piece in source.stream(extent_id, kind):
-                    file.write(piece)
+                # A full disk must not leave the request hanging until somebody collects it.
+                async with aclosing(source.stream(extent_id, kind)) as pieces:
+                    async for piece in pieces:
+                        file.write(piece)
                 await in_thread(file.finish)
         if not await source.ready(extent_id):
             raise errors.RepairRequestError(f"extent {extent_id} was opened at the source while it was copied")
@@ -135,7 +137,7 @@ class LocalSource:
     async def files(self, extent_id: int) -> Sequence[str]:
         return present_files(self._storage, layout.extent_path(self._region, extent_id))
 
-    async def stream(self, extent_id: int, kind: FileType) -> AsyncIterator[bytes]:
+    async def stream(self, extent_id: int, kind: FileType) -> AsyncGenerator[bytes, None]:
         extent = layout.extent_path(self._region, extent_id)
         descriptor = self._storage.open(extent.with_name(kind.name_of(extent)), os.O_RDONLY)
         try:

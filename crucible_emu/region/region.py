@@ -114,6 +114,11 @@ class Region:
         self._is_open = True
         self._written = self._flushed = self._flushes = self._failed = self._destages = 0
 
+    @property
+    def storage(self) -> Storage:
+        """The disk that holds it; who copies extents of this region must use the same."""
+        return self._storage
+
     @classmethod
     def create(
         cls,
