@@ -24,6 +24,7 @@ FLOORS = (
     {"nbd", "pantry", "agent", "client"},
     {"sim"},
     {"cli"},
+    {"__main__"},
 )
 """The parts of ``crucible_emu`` from the ground up. A part imports from floors below its own; on the ground floor
 also from its neighbours, for there are no circles (checked on its own)."""
@@ -33,6 +34,20 @@ ABOVE_ALL = len(FLOORS)
 
 NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "crucible_emu.volume"}
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
+
+DECIDING = ("crucible_emu.wire", "crucible_emu.downstairs", "crucible_emu.upstairs", "crucible_emu.nbd")
+"""Packages whose modules are pure cores, but for those in DRIVERS."""
+DRIVERS = {
+    *(f"crucible_emu.downstairs.{name}" for name in ("runner", "local", "listening", "transport")),
+    *(f"crucible_emu.downstairs.{name}" for name in ("repair_client", "repair_http", "repair_service")),
+    *(f"crucible_emu.upstairs.{name}" for name in ("driver", "guest", "healing", "local_link", "tcp_link")),
+    *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
+}
+OUTSIDE_WORLD = {
+    *("trio", "asyncio", "anyio", "threading", "subprocess", "socket", "select", "os", "time", "secrets"),
+    *("httpx2", "h11", "starlette", "hypercorn"),
+}
+"""What a core must not know: the loop, the operating system, the clock, the network."""
 
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "misc", "common"}
 
@@ -117,6 +132,19 @@ def test_data_plane_control_plane_and_bench_are_apart() -> None:
             )
             if not known and (own, name) != ("nexus", "crucible_emu"):
                 wrong.append(at(path, line, f"{own} must not import {name}"))
+    assert wrong == []
+
+
+def test_cores_know_nothing_of_the_outside_world() -> None:
+    wrong = []
+    for path, found in IMPORTS.items():
+        own = module_name(path)
+        if own.startswith(tuple(f"{package}." for package in DECIDING)) and own not in DRIVERS:
+            wrong += [
+                at(path, line, f"a pure core must not import {name}; if it is a driver, list it in DRIVERS")
+                for line, name in found
+                if name.split(".")[0] in OUTSIDE_WORLD or name in DRIVERS
+            ]
     assert wrong == []
 
 
