@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +25,7 @@ import trio
 from crucible_emu import errors
 from crucible_emu.blockio import Allocation, Completed, Kind, Request
 from crucible_emu.geometry import equal_runs, spans_to_blocks
-from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks
+from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks, open_scattered
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.rules import JobKind
@@ -147,7 +148,12 @@ class Guest:
                 request.error = errors.OffsetInvalid()
                 done.append(request)
             elif kind is Kind.READ:
-                self._read(request, done, completed)
+                stop = self._singles_end(requests, index)
+                if stop - index > 1:
+                    self._read_singles(requests[index:stop], done, completed)
+                else:
+                    stop = index + 1
+                    self._read(request, done, completed)
             elif kind is Kind.WRITE:
                 stop = self._train_end(requests, index)
                 self._write(requests[index:stop], done, completed)
@@ -247,6 +253,66 @@ class Guest:
                 self._read_later(request, start, count, completed)
                 return
         done.append(request)
+
+    def _singles_end(self, requests: list[Request], index: int) -> int:
+        """End of the run of single-block reads from ``index`` that replicas in this process may answer together."""
+        if not self.upstairs.in_process:
+            return index + 1
+        size, stop, total = self._block_size, index, len(requests)
+        while stop < total:
+            request = requests[stop]
+            if request.kind is not Kind.READ or request.length != size or not self._in_range(request):
+                break
+            stop += 1
+        return stop
+
+    def _read_singles(self, requests: list[Request], done: list[Request], completed: Completed) -> None:
+        """Many reads of one block each: what is at hand is read and verified together, the rest becomes jobs."""
+        error = self._core.admission_error(JobKind.READ)
+        if error is not None:
+            for request in requests:
+                request.error = error
+            done.extend(requests)
+            return
+        shift, reader = self._shift, self._core.reader
+        groups: dict[int | None, list[Request]] = {}
+        for request in requests:
+            groups.setdefault(reader(request.offset >> shift), []).append(request)
+        statistics = self.upstairs.statistics
+        statistics.reads += len(requests)
+        statistics.read_bytes += len(requests) << shift
+        for client, group in groups.items():
+            late = self._read_group(client, group)
+            if late:
+                done.extend(request for position, request in enumerate(group) if position not in late)
+                for position in sorted(late):
+                    self._read_later(group[position], group[position].offset >> shift, 1, completed)
+            else:
+                done.extend(group)
+
+    def _read_group(self, client: int | None, group: list[Request]) -> set[int]:
+        """Read from one replica; the positions in ``group`` that it did not answer at once, or not rightly."""
+        everything = set(range(len(group)))
+        link = None if client is None else self.upstairs.links[client]
+        if client is None or link is None:
+            return everything
+        blocks = [request.offset >> self._shift for request in group]
+        outs = [_payload(request) for request in group]
+        found = link.read_blocks_cached(blocks, outs)
+        if found is None:
+            return everything
+        contexts, positions = found
+        late = set(positions)
+        if late:
+            at_hand: Sequence[int] = sorted(everything - late)
+            contexts = contexts[np.array(at_hand, np.int64)]
+            outs = [outs[position] for position in at_hand]
+        else:
+            at_hand = range(len(group))
+        for index, error in open_scattered(outs, contexts, self.upstairs.cipher):
+            late.add(at_hand[index])
+            self.upstairs.damaged(Damage(client, blocks[at_hand[index]], 1, error))
+        return late
 
     def _read_now(self, request: Request, start: int, count: int) -> bool:
         """Whether a replica in this process answered at once; such a read never becomes a tracked job."""

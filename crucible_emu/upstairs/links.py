@@ -32,6 +32,10 @@ class Link(Protocol):
         """Read at once into ``out`` if the replica is in this process and has it at hand, else ``None``."""
         ...
 
+    def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> tuple[BlockContexts, list[int]] | None:
+        """The same for single blocks, each into its own buffer; with the positions that were not at hand."""
+        ...
+
     def written(self, start: int, count: int) -> Any | None:
         """Which blocks have ever been written, bool[count], if the replica is in this process, else ``None``."""
         ...

@@ -86,5 +86,8 @@ class LocalLink:
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
         return self._connection.read_cached(start, count, out)
 
+    def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> tuple[BlockContexts, list[int]] | None:
+        return self._connection.read_blocks_cached(blocks, outs)
+
     def written(self, start: int, count: int) -> Any:
         return self._connection.written(start, count)

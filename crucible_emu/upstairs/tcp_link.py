@@ -128,6 +128,9 @@ class TcpLink:
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
         return None
 
+    def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> None:
+        return None
+
     def written(self, start: int, count: int) -> None:
         return None
 
@@ -236,9 +239,7 @@ def _sendmsg(fd: int, vector: list[memoryview]) -> int:
         raise
 
 
-def encode_job(
-    job: Job, dependencies: list[list[int]], upstairs_id: UUID, session_id: UUID
-) -> list[bytes | memoryview]:
+def encode_job(job: Job, dependencies: list[list[int]], upstairs_id: UUID, session_id: UUID) -> wire.Parts:
     """The frames of a job's operations as one list of buffers."""
     ids = (upstairs_id, session_id)
     if job.kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
