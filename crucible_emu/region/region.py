@@ -49,6 +49,7 @@ from crucible_emu.region.view import open_extent
 from crucible_emu.region.writing import Numbers, StagedWriter, Work, Writer
 
 STAGED_BYTES_MAX = 256 * 1024 * 1024
+STAGED_BLOCKS_MIN = 1024
 CONTEXT_BYTES_MAX = 128 * 1024 * 1024
 """Memory for contexts that could be read from the files again."""
 
@@ -84,8 +85,8 @@ class Region:
     ) -> None:
         """For :meth:`open`."""
         rules, total, block_size = RULES[policy], definition.total_blocks, definition.block_size
-        # Twice the disk is enough: one version of each block on its way to the files, one to be written meanwhile.
-        rows = max(1, min(staged_bytes_max, 2 * definition.size_bytes) // block_size) if rules.staged else 0
+        # Twice the disk is enough for a big one; a small one is overwritten more often before it is flushed.
+        rows = max(1, min(staged_bytes_max // block_size, max(2 * total, STAGED_BLOCKS_MIN))) if rules.staged else 0
         self.path, self.read_only = extents.path, extents.read_only
         self.definition = definition
         self.policy = policy

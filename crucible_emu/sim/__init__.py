@@ -1,0 +1,5 @@
+"""The world, simulated: disks that lose power, runs that a seed repeats bit for bit.
+
+``disk``        files in memory that remember what is durable
+``power_cut``   a region under thousands of power cuts, and what must hold after each
+"""
