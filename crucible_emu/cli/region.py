@@ -133,7 +133,7 @@ def _definition(
     encrypted: bool,
 ) -> RegionDefinition:
     """The region that the options of ``create`` describe. Raises :class:`UsageError` or GeometryError."""
-    from crucible_emu.volume.local_disk import cut_into_extents, size_for  # late: it brings the whole data plane along
+    from crucible_emu.volume import local_disk  # late: it brings the whole data plane along
 
     block_bytes = parse_size(block_size)
     RegionDefinition(block_bytes, 1, 0, uuid, encrypted)  # says what is wrong with the block size itself
@@ -143,14 +143,14 @@ def _definition(
     if size is not None:
         size_bytes = parse_size(size)
     elif extent_count is not None:
-        size_bytes = extent_count * (per_extent or 100) * block_bytes
-        per_extent = per_extent or 100
+        per_extent = per_extent or max(1, local_disk.EXTENT_BYTES_DEFAULT // block_bytes)
+        size_bytes = extent_count * per_extent * block_bytes
     elif image_bytes is not None:
-        size_bytes = size_for(image_bytes, block_bytes, per_extent)
+        size_bytes = local_disk.size_for(image_bytes, block_bytes, per_extent)
     else:
         raise UsageError("how large shall the region be? Say --size 1GiB, --extent-count, or --import an image")
     if per_extent is None:
-        per_extent, count = cut_into_extents(size_bytes, block_bytes)
+        per_extent, count = local_disk.cut_into_extents(size_bytes, block_bytes)
     else:
         extent_bytes = RegionDefinition(block_bytes, per_extent, 0, uuid, encrypted).extent_bytes
         count, rest = divmod(size_bytes, extent_bytes)
