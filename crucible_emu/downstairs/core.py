@@ -448,6 +448,12 @@ class Downstairs:
             if connection is not None:
                 self._finished(connection, work, error, actions)
 
+    def relieve(self) -> list[Action]:
+        """The region's staging area is getting full; *optimisation*: room is made before a write has to wait."""
+        actions: list[Action] = []
+        self._run_all(self.lane.relieve(), actions)
+        return actions
+
     # Ends
 
     def _close(self, connection_id: int, reason: str, actions: list[Action]) -> None:

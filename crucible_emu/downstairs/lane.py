@@ -108,7 +108,7 @@ class Lane:
             del self._running[work]
         self._stalled.extend(works)
         started: list[Work] = []
-        if self._emptied and self._stalled:
+        if self._emptied and not any(work.kind in RELIEVING for work in self._running):
             # The area was emptied just before, nothing was written since, and the oldest still does not fit.
             self._emptied = False
             oldest = self._stalled.popleft()
@@ -116,6 +116,13 @@ class Lane:
             self._running[oldest] = None
             started.append(oldest)
         return started + self._relief()
+
+    def relieve(self) -> list[Work]:
+        """The staging area is getting full: a destage, unless something that makes room is under way already."""
+        if any(work.kind in RELIEVING for work in (*self._running, *self._waiting)):
+            return []
+        destage = Work(Kind.DESTAGE, NOBODY)
+        return [destage] if self.admit(destage) else []
 
     def give_up_stalled(self) -> list[Work]:
         """The staging area cannot be relieved: the writes that wait for it, which will not run."""
@@ -139,12 +146,7 @@ class Lane:
         return self._advance() if self._waiting else []
 
     def _relief(self) -> list[Work]:
-        if not self._stalled:
-            return []
-        if any(work.kind in RELIEVING for work in (*self._running, *self._waiting)):
-            return []
-        destage = Work(Kind.DESTAGE, NOBODY)
-        return [destage] if self.admit(destage) else []
+        return self.relieve() if self._stalled else []
 
     def _release(self) -> list[Work]:
         released = list(self._stalled)

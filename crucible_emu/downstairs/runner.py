@@ -1,0 +1,494 @@
+"""Carries out what the pure Downstairs decides, on a region.
+
+What it is for: the core says ``Run``; here it is run. Writes and reads of what is in memory are done at once, on the
+loop's thread, because handing them to anybody costs more than doing them. What waits for a device goes to a few
+threads: reads that miss, flushes, copies of extents.
+
+Writes that became ready together and touch different blocks go to the region in one call: their hashes are verified
+and their rows stored by a handful of array operations. *Safety*: nothing is written whose hash was not verified, but
+for an Upstairs in the same process, which computed the hash of the very memory that is written.
+
+What it guarantees: each ``Run`` is reported to the core exactly once. Answers reach an outlet in the order in which
+the core gave them, also when an outlet hands in new messages from inside a delivery.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import trio
+
+from crucible_emu import errors
+from crucible_emu.downstairs.core import Downstairs
+from crucible_emu.downstairs.faults import FaultInjector
+from crucible_emu.downstairs.repair_client import Sources, fetch_extent
+from crucible_emu.downstairs.work import (
+    DROPPED,
+    NO_ROOM,
+    Abandon,
+    Action,
+    Close,
+    Kind,
+    Resume,
+    Run,
+    Send,
+    Work,
+)
+from crucible_emu.errors import CrucibleError
+from crucible_emu.geometry import spans_to_blocks
+from crucible_emu.integrity import BlockContexts, verify_writes
+from crucible_emu.logs import get_logger
+from crucible_emu.region import FlushWork, Region, SyncPolicy
+from crucible_emu.wire import messages as m
+
+READ_THREADS = 4
+INLINE_READ_BYTES_MAX = 2 * 1024 * 1024
+"""Longer reads go to a thread even if all is in memory: 2 MiB take some 0.3 ms, in which nobody else is served."""
+TRAIN_BYTES_MAX = 4 * 1024 * 1024
+"""Writes are put together up to this size: joining them is a copy, and beyond it brings nothing."""
+
+LOCAL_TROUBLE = (
+    errors.IoError,
+    errors.SnapshotFailed,
+    errors.MissingContextSlot,
+    errors.BadMetadata,
+    errors.BadContextSlot,
+    errors.RepairRequestError,
+    errors.RepairFilesInvalid,
+    errors.RepairStreamError,
+)
+
+_WRITE, _WRITE_UNWRITTEN = Kind.WRITE, Kind.WRITE_UNWRITTEN
+
+log = get_logger(__name__)
+
+
+class Outlet(Protocol):
+    """Where the answers of one connection go."""
+
+    trusted: bool
+    """The peer is this process: hashes need no verification."""
+
+    def deliver(self, messages: list[m.Message]) -> None:
+        """Answers, in order. Must not block; may hand in new messages."""
+
+    def close(self, reason: str) -> None:
+        """Nothing will be delivered any more. Must not block."""
+
+    def resume(self) -> None:
+        """There is room for messages again."""
+
+
+class Runner:
+    """Runs one :class:`Downstairs` on one :class:`Region`. Everything happens on the loop's thread but for what
+    :meth:`run` gives to threads of its own."""
+
+    def __init__(
+        self, region: Region, core: Downstairs, *, sources: Sources, injector: FaultInjector | None = None
+    ) -> None:
+        self.region = region
+        self.core = core
+        self.injector = injector
+        self.sources = sources
+        self._outlets: dict[int, Outlet] = {}
+        self._next_connection_id = 1
+        self._actions: deque[Action] = deque()
+        self._outbox: dict[int, list[m.Message]] = {}
+        self._performing = False
+        self._reads_in, self._reads_out = trio.open_memory_channel[Work](math.inf)  # bounded by the job limits
+        self._slow_in, self._slow_out = trio.open_memory_channel[Work](math.inf)  # bounded by the lane: a few
+        self._later: list[tuple[float, int, Work]] = []
+        self._later_changed = trio.Event()
+        self._repairs: dict[Work, trio.CancelScope] = {}
+        self._held: list[Work] | None = None
+        self._limiter = trio.CapacityLimiter(READ_THREADS + 2)
+        self._sequence = 0
+
+    # Connections
+
+    def connect(self, outlet: Outlet, repair_address: m.SocketAddress, *, in_order: bool = False) -> int:
+        """Take up a connection; its number."""
+        connection_id = self._next_connection_id
+        self._next_connection_id += 1
+        self._outlets[connection_id] = outlet
+        self.core.opened(connection_id, repair_address, in_order)
+        return connection_id
+
+    def disconnect(self, connection_id: int) -> None:
+        """The connection ended on the peer's side, or its outlet gives up."""
+        if self._outlets.pop(connection_id, None) is not None:
+            self._outbox.pop(connection_id, None)
+            self._perform(self.core.closed(connection_id))
+
+    def receive(self, connection_id: int, messages: Sequence[m.Message], first: int = 0) -> int:
+        """Take messages as :meth:`Downstairs.receive_train` does; how many were taken. If not all were, the outlet's
+        ``resume`` tells when to offer the rest, unless offering it again at once succeeds."""
+        taken, actions = self.core.receive_train(connection_id, messages, first)
+        self._perform(actions)
+        return taken
+
+    # Carrying actions out
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        self._actions.extend(actions)
+        if self._performing:
+            return  # called from a delivery: whoever delivers goes on with these
+        self._performing = True
+        try:
+            while self._actions or self._outbox:
+                while self._actions:
+                    self._next_action()
+                outbox, self._outbox = self._outbox, {}
+                for connection_id, messages in outbox.items():
+                    outlet = self._outlets.get(connection_id)
+                    if outlet is not None:
+                        outlet.deliver(messages)
+        finally:
+            self._performing = False
+
+    def _next_action(self) -> None:
+        action = self._actions.popleft()
+        kind = type(action)
+        if kind is Send:
+            assert isinstance(action, Send)
+            messages = self._outbox.get(action.connection_id)
+            if messages is None:
+                self._outbox[action.connection_id] = [action.message]
+            else:
+                messages.append(action.message)
+        elif kind is Run:
+            assert isinstance(action, Run)
+            self._run(action)
+        elif isinstance(action, Close):
+            self._close(action)
+        elif isinstance(action, Abandon):
+            self._abandon(action.work)
+        elif isinstance(action, Resume):
+            outlet = self._outlets.get(action.connection_id)
+            if outlet is not None:
+                outlet.resume()
+
+    def _close(self, action: Close) -> None:
+        outlet = self._outlets.pop(action.connection_id, None)
+        messages = self._outbox.pop(action.connection_id, None)
+        if outlet is not None:
+            if messages:
+                outlet.deliver(messages)
+            outlet.close(action.reason)
+
+    def _run(self, action: Run) -> None:
+        work = action.work
+        if action.pause_s:
+            self._run_later(work, action.pause_s)
+            return
+        if self.injector is not None or self._held is not None:
+            self._run_with_faults(work)
+            return
+        if work.kind is _WRITE or work.kind is _WRITE_UNWRITTEN:
+            self._write(self._gather(work))
+        else:
+            self._start(work)
+
+    def _gather(self, first: Work) -> list[Work]:
+        """``first`` and the writes that stand directly behind it and can go along."""
+        works = [first]
+        kind, connection_id, size_bytes = first.kind, first.connection_id, first.size_bytes
+        actions = self._actions
+        while actions:
+            following = actions[0]
+            if type(following) is not Run or following.pause_s:
+                break
+            work = following.work
+            size_bytes += work.size_bytes
+            if work.kind is not kind or work.connection_id != connection_id or size_bytes > TRAIN_BYTES_MAX:
+                break
+            works.append(work)
+            actions.popleft()
+        return works
+
+    def _start(self, work: Work) -> None:
+        """Do at once what can be done at once, hand over the rest."""
+        kind = work.kind
+        if kind is Kind.READ:
+            self._read(work)
+        elif kind is Kind.EXTENT_VERSIONS:
+            self._at_once(work, self.region.extent_versions)
+        elif kind is Kind.REOPEN_ALL:
+            self._at_once(work, self.region.reopen_all_extents)
+        elif kind is Kind.REOPEN:
+            assert work.extent_id is not None
+            self._at_once(work, self.region.reopen_extent, work.extent_id)
+        else:
+            self._slow_in.send_nowait(work)
+
+    def _at_once(self, work: Work, function: Callable[..., Any], *arguments: Any) -> None:
+        self._done(work, _outcome(function, *arguments))
+
+    def _done(self, work: Work, outcome: Any) -> None:
+        if isinstance(outcome, CrucibleError):
+            _report(work, outcome)
+        self._perform(self.core.work_done(work, outcome))
+
+    # Reads
+
+    def _read(self, work: Work) -> None:
+        size_bytes = work.count * self.region.definition.block_size
+        if size_bytes <= INLINE_READ_BYTES_MAX:
+            out = np.empty(size_bytes, np.uint8).data
+            outcome = _outcome(self.region.read_cached, work.start, work.count, out)
+            if outcome is not None:
+                self._done(work, (outcome, out) if isinstance(outcome, BlockContexts) else outcome)
+                return
+        self._reads_in.send_nowait(work)
+
+    async def _read_slowly(self) -> None:
+        async for work in self._reads_out:
+            outcome: Any = DROPPED
+            if not work.abandoned:
+                out = np.empty(work.count * self.region.definition.block_size, np.uint8).data
+                outcome = await self._in_thread(self.region.read, work.start, work.count, out)
+                if isinstance(outcome, BlockContexts):
+                    outcome = (outcome, out)
+            self._done(work, outcome)
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await trio.to_thread.run_sync(_outcome, function, *arguments, limiter=self._limiter)
+
+    # Writes
+
+    def _write(self, works: list[Work]) -> None:
+        """Write these, all of one connection and one kind, in order."""
+        outlet = self._outlets.get(works[0].connection_id)
+        trusted = outlet is not None and outlet.trusted
+        if len(works) > 1 and _disjoint(works) and self._write_together(works, trusted):
+            self._perform(self.core.train_written(works))
+        else:
+            outcomes: list[Any] = []
+            for work in works:
+                stalled = bool(outcomes) and outcomes[-1] is NO_ROOM  # those behind it wait too, in order
+                outcomes.append(NO_ROOM if stalled else self._write_one(work, trusted))
+            self._perform(self.core.works_done(works, outcomes))
+        if self.region.wants_destage():
+            self.relieve()
+
+    def relieve(self) -> None:
+        """The staging area is getting full: make room, unless that is under way already."""
+        self._perform(self.core.relieve())
+
+    def _write_together(self, works: list[Work], trusted: bool) -> bool:
+        """One call for all of them; False if they have to be done one by one, which then finds out why."""
+        blocks = spans_to_blocks([work.start for work in works], [work.count for work in works])
+        if not self.region.has_room(len(blocks)):
+            return False
+        data = b"".join([work.message.data for work in works])
+        contexts = BlockContexts.concatenate([work.message.contexts for work in works])
+        try:
+            self._store(works[0].kind, blocks, data, contexts, trusted)
+        except (CrucibleError, OSError):
+            return False
+        return True
+
+    def _write_one(self, work: Work, trusted: bool) -> Any:
+        if not (self.region.has_room(work.count) or work.relieved):
+            return NO_ROOM
+        blocks = np.arange(work.start, work.start + work.count, dtype=np.int64)
+        message = work.message
+        outcome = _outcome(self._store, work.kind, blocks, message.data, message.contexts, trusted)
+        if isinstance(outcome, CrucibleError):
+            _report(work, outcome)
+        return outcome
+
+    def _store(self, kind: Kind, blocks: Any, data: Any, contexts: BlockContexts, trusted: bool) -> None:
+        rows = np.frombuffer(data, np.uint8).reshape(len(blocks), -1)
+        if not trusted:
+            verify_writes(contexts, rows)
+        if kind is _WRITE:
+            self.region.write(blocks, rows, contexts)
+        else:
+            self.region.write_unwritten(blocks, rows, contexts)
+
+    # What takes time: flushes, closing, repair
+
+    async def _work_slowly(self) -> None:
+        async for work in self._slow_out:
+            if work.abandoned and work.kind is Kind.REPAIR:
+                outcome: Any = DROPPED
+            elif work.kind is Kind.REPAIR:
+                outcome = await self._repair(work)
+            else:
+                outcome = await self._flush_or_close(work)
+            self._done(work, outcome)
+
+    async def _flush_or_close(self, work: Work) -> Any:
+        try:
+            flush = self._begin_flush(work)
+        except (CrucibleError, OSError) as error:
+            return _as_error(error)
+        finished = False
+        try:
+            outcome = await self._run_flush(flush, work)
+            finished = not isinstance(outcome, CrucibleError)
+        finally:
+            if not finished:
+                self.region.abandon_flush(flush)
+        if not finished:
+            return outcome
+        # The snapshot comes first: until the flush is taken over, nothing that is written now can reach a file.
+        try:
+            outcome = await self._snapshot(work)
+        finally:
+            self.region.finish_flush(flush)
+        if work.kind is Kind.CLOSE or work.kind is Kind.FLUSH_CLOSE:
+            assert work.extent_id is not None
+            return _outcome(self.region.close_extent, work.extent_id)
+        return outcome
+
+    def _begin_flush(self, work: Work) -> FlushWork:
+        """What has to reach the files before ``work`` is done."""
+        message = work.message
+        if work.kind is Kind.FLUSH:
+            return self.region.begin_flush(message.flush_number, message.gen_number, message.extent_limit)
+        if work.kind is Kind.FLUSH_EXTENT or work.kind is Kind.FLUSH_CLOSE:
+            assert work.extent_id is not None
+            return self.region.begin_flush_extent(work.extent_id, message.flush_number, message.gen_number)
+        # A close flushes nothing, but what is staged belongs into the file that others may copy.
+        return self.region.begin_destage()
+
+    async def _run_flush(self, flush: FlushWork, work: Work) -> Any:
+        in_place = self.region.policy is not SyncPolicy.STAGED
+        if flush.is_empty or (in_place and _snapshot_name(work) is not None):
+            # *Safety*: where a write changes a file at once, none may come between a flush and its snapshot.
+            return _outcome(flush.run)
+        return await self._in_thread(flush.run)
+
+    async def _snapshot(self, work: Work) -> Any:
+        name = _snapshot_name(work)
+        if name is None:
+            return None
+        if self.region.policy is SyncPolicy.STAGED:
+            outcome = await self._in_thread(self.region.snapshot, name)
+        else:
+            outcome = _outcome(self.region.snapshot, name)
+        return outcome if isinstance(outcome, CrucibleError) else None
+
+    async def _repair(self, work: Work) -> Any:
+        assert work.extent_id is not None
+        outcome: Any = DROPPED
+        with trio.CancelScope() as scope:
+            self._repairs[work] = scope
+            try:
+                await fetch_extent(self.region, work.extent_id, work.message.source_repair_address, self.sources)
+                outcome = None
+            except (CrucibleError, OSError) as error:
+                outcome = _as_error(error)
+            finally:
+                del self._repairs[work]
+        return outcome
+
+    def _abandon(self, work: Work) -> None:
+        scope = self._repairs.get(work)
+        if scope is not None:
+            scope.cancel()
+
+    # Faults, and work that is done later
+
+    def _run_with_faults(self, work: Work) -> None:
+        if self._held is not None:
+            self._held.append(work)
+            return
+        assert self.injector is not None
+        error = self.injector.error(work)
+        if error is not None:
+            self._perform(self.core.work_done(work, error))
+            return
+        delay_s = self.injector.delay_s(work)
+        if delay_s:
+            self._run_later(work, delay_s)
+        else:
+            self._run_now(work)
+
+    def _run_now(self, work: Work) -> None:
+        if work.abandoned and work.kind is not Kind.REOPEN_ALL:
+            self._done(work, DROPPED)
+        elif work.kind is _WRITE or work.kind is _WRITE_UNWRITTEN:
+            self._write([work])
+        else:
+            self._start(work)
+
+    def _run_later(self, work: Work, pause_s: float) -> None:
+        self._sequence += 1
+        heapq.heappush(self._later, (trio.current_time() + pause_s, self._sequence, work))
+        self._later_changed.set()
+
+    async def _run_what_is_due(self) -> None:
+        while True:
+            due = self._later[0][0] if self._later else math.inf
+            if due <= trio.current_time():
+                self._run_now(heapq.heappop(self._later)[2])
+                continue
+            with trio.move_on_at(due):
+                self._later_changed = trio.Event()
+                await self._later_changed.wait()
+
+    @property
+    def stalled(self) -> bool:
+        return self._held is not None
+
+    def stall(self) -> None:
+        """From now on no work is begun: the machine seems to have stopped. For tests."""
+        if self._held is None:
+            self._held = []
+
+    def unstall(self) -> None:
+        """Go on, with what was held back first."""
+        held, self._held = self._held, None
+        for work in held or ():
+            self._perform([Run(work)])
+
+    # The shell's own tasks
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do what takes time, until cancelled. A flush that has begun is finished first."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(READ_THREADS):
+                nursery.start_soon(self._read_slowly)
+            # The lane lets a repair run beside a flush, and nothing else beside either.
+            nursery.start_soon(self._work_slowly)
+            nursery.start_soon(self._work_slowly)
+            nursery.start_soon(self._run_what_is_due)
+            task_status.started()
+
+
+def _snapshot_name(work: Work) -> str | None:
+    name: str | None = work.message.snapshot_details if work.kind is Kind.FLUSH else None
+    return name
+
+
+def _report(work: Work, error: CrucibleError) -> None:
+    """Say that work failed: loudly where this machine is at fault, else as news."""
+    say = log.warning if isinstance(error, LOCAL_TROUBLE) else log.info
+    say("work failed", kind=work.kind.name, job=work.job_id, connection=work.connection_id, error=str(error))
+
+
+def _disjoint(works: list[Work]) -> bool:
+    """Whether no two of these writes touch the same block."""
+    spans = sorted([(work.start, work.start + work.count) for work in works])
+    return all(stop <= start for (_, stop), (start, _) in pairwise(spans))
+
+
+def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``function`` returns, or the error with which it failed."""
+    try:
+        return function(*arguments)
+    except (CrucibleError, OSError) as error:
+        return _as_error(error)
+
+
+def _as_error(error: CrucibleError | OSError) -> CrucibleError:
+    return error if isinstance(error, CrucibleError) else errors.IoError(str(error))
