@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -51,6 +52,15 @@ async def door(exports: Mapping[str, Export], **settings: Any) -> AsyncIterator[
             nursery.cancel_scope.cancel()
             for stream in here.streams:
                 stream.socket.close()
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A certificate authority and what it signed: a context for the server, PEM files in ``folder`` for clients
+    (ca-cert.pem, client-cert.pem, client-key.pem, the names that qemu and libnbd look for)."""
+
+    server: ssl.SSLContext
+    folder: Path
 
 
 @dataclass
