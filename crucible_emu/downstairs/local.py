@@ -173,6 +173,18 @@ class LocalConnection:
         except (CrucibleError, OSError):
             return None  # the request is answered with the error
 
+    def read_blocks_cached(
+        self, blocks: list[int], outs: list[memoryview]
+    ) -> tuple[BlockContexts, list[int]] | None:
+        """The same for single blocks, each into its own buffer; with the positions in ``blocks`` that a device would
+        have to be waited for. ``None``: ReadRequests are the way for all of them."""
+        if self._jobs_to_pass_by() is None:
+            return None
+        try:
+            return self._region.read_blocks_cached(blocks, outs)
+        except (CrucibleError, OSError):
+            return None  # the requests find out which of them fails, and answer it
+
     def written(self, start: int, count: int) -> npt.NDArray[np.bool_]:
         """Which blocks were ever written, bool[count]. Raises :class:`CrucibleError`."""
         return self._region.written(start, count)
