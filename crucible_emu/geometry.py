@@ -20,6 +20,8 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
+from crucible_emu.errors import UsageError
+
 BlockIndexes = npt.NDArray[np.int64]
 """Block numbers, dtype int64, one per block."""
 
@@ -28,6 +30,10 @@ BLOCK_SIZE_BYTES_MAX = 32768
 EXTENT_DATA_BYTES_MAX = 512 * 1024 * 1024
 EXTENT_COUNT_MAX = 2**32 - 1
 DATABASE_VERSION = 1
+
+BLOCK_SIZE_DEFAULT = 4096
+EXTENT_BYTES_DEFAULT = 64 * 1024 * 1024
+_EXTENT_COUNT_TRIES = 100_000
 
 
 class GeometryError(ValueError):
@@ -143,6 +149,36 @@ def _integer(members: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def cut_into_extents(size_bytes: int, block_size: int, extent_bytes: int = EXTENT_BYTES_DEFAULT) -> tuple[int, int]:
+    """Blocks per extent and number of extents for a disk of exactly ``size_bytes``: equal extents of at most
+    ``extent_bytes``, as few as possible. Raises :class:`UsageError` where the size cannot be cut like that."""
+    if size_bytes <= 0 or size_bytes % block_size:
+        nearest = max(1, -(-size_bytes // block_size)) * block_size
+        raise UsageError(
+            f"size {size_bytes} is not a positive multiple of the block size {block_size}: take {nearest}, for example"
+        )
+    blocks, most = size_bytes // block_size, max(1, extent_bytes // block_size)
+    fewest = -(-blocks // most)
+    for count in range(fewest, min(blocks, fewest + _EXTENT_COUNT_TRIES) + 1):
+        if blocks % count == 0 and (count < 64 or blocks // count * 16 >= most):
+            return blocks // count, count
+    rounded = fewest * most * block_size
+    raise UsageError(f"size {size_bytes} cannot be cut into equal extents: take {rounded} bytes, for example")
+
+
+def size_for(length: int, block_size: int, blocks_per_extent: int | None = None) -> int:
+    """The smallest usable disk size, in bytes, for an image of ``length`` bytes."""
+    extent_bytes = block_size * (blocks_per_extent or 1)
+    size_bytes = max(1, -(-length // extent_bytes)) * extent_bytes
+    if blocks_per_extent is not None:
+        return size_bytes
+    try:
+        cut_into_extents(size_bytes, block_size)
+    except UsageError:
+        return -(-length // EXTENT_BYTES_DEFAULT) * EXTENT_BYTES_DEFAULT
+    return size_bytes
+
+
 def split_at_extents(start: int, count: int, blocks_per_extent: int) -> Iterator[tuple[int, int, int]]:
     """Cut blocks ``start .. start + count`` at extent borders: ``(extent id, first block inside it, blocks)``."""
     end = start + count
@@ -181,4 +217,5 @@ def spans_to_blocks(starts: list[int], counts: list[int]) -> BlockIndexes:
     if int(lengths.max()) == 1:
         return first
     offsets = np.arange(int(lengths.sum()), dtype=np.int64)
-    return offsets + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+    found: BlockIndexes = offsets + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+    return found

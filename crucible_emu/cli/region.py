@@ -22,7 +22,7 @@ from crucible_emu.cli.new_paths import new_directory, new_file
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import format_size, parse_extent_size, parse_size
 from crucible_emu.errors import UsageError
-from crucible_emu.geometry import RegionDefinition
+from crucible_emu.geometry import EXTENT_BYTES_DEFAULT, RegionDefinition, cut_into_extents, size_for
 from crucible_emu.region import clone as cloning
 from crucible_emu.region import digest as digests
 from crucible_emu.region import dump as dumping
@@ -133,8 +133,6 @@ def _definition(
     encrypted: bool,
 ) -> RegionDefinition:
     """The region that the options of ``create`` describe. Raises :class:`UsageError` or GeometryError."""
-    from crucible_emu.volume import local_disk  # late: it brings the whole data plane along
-
     block_bytes = parse_size(block_size)
     RegionDefinition(block_bytes, 1, 0, uuid, encrypted)  # says what is wrong with the block size itself
     per_extent = None if extent_size is None else parse_extent_size(extent_size, block_bytes)
@@ -143,14 +141,14 @@ def _definition(
     if size is not None:
         size_bytes = parse_size(size)
     elif extent_count is not None:
-        per_extent = per_extent or max(1, local_disk.EXTENT_BYTES_DEFAULT // block_bytes)
+        per_extent = per_extent or max(1, EXTENT_BYTES_DEFAULT // block_bytes)
         size_bytes = extent_count * per_extent * block_bytes
     elif image_bytes is not None:
-        size_bytes = local_disk.size_for(image_bytes, block_bytes, per_extent)
+        size_bytes = size_for(image_bytes, block_bytes, per_extent)
     else:
         raise UsageError("how large shall the region be? Say --size 1GiB, --extent-count, or --import an image")
     if per_extent is None:
-        per_extent, count = local_disk.cut_into_extents(size_bytes, block_bytes)
+        per_extent, count = cut_into_extents(size_bytes, block_bytes)
     else:
         extent_bytes = RegionDefinition(block_bytes, per_extent, 0, uuid, encrypted).extent_bytes
         count, rest = divmod(size_bytes, extent_bytes)

@@ -15,6 +15,7 @@ from crucible_emu.cli import serving
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
 from crucible_emu.errors import UsageError
+from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, size_for
 from crucible_emu.integrity import KEY_BYTES, Cipher
 from crucible_emu.volume import local_disk
 from crucible_emu.volume.image import copy_in
@@ -84,7 +85,7 @@ def _make(
     encrypt: Path | None,
 ) -> None:
     """Make the disk that the options describe."""
-    blocks_of = local_disk.BLOCK_SIZE_DEFAULT if block_size is None else parse_size(block_size)
+    blocks_of = BLOCK_SIZE_DEFAULT if block_size is None else parse_size(block_size)
     per_extent = None if extent_size is None else parse_extent_size(extent_size, blocks_of)
     if image is not None and not image.is_file():
         raise UsageError(f"the image {image} is not a file")
@@ -96,7 +97,7 @@ def _make(
         if size is not None and wanted < length:
             raise UsageError(f"the image {image} has {length} bytes, more than --size {size}")
         if size is None:
-            wanted = local_disk.size_for(length, blocks_of, per_extent)
+            wanted = size_for(length, blocks_of, per_extent)
     if encrypt is not None and not encrypt.exists():
         _make_key(encrypt)
     if encrypt is not None:

@@ -27,7 +27,7 @@ import trio
 
 from crucible_emu.downstairs.local import LocalDownstairs
 from crucible_emu.errors import UsageError
-from crucible_emu.geometry import GeometryError, RegionDefinition
+from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, RegionDefinition, cut_into_extents
 from crucible_emu.integrity import Cipher
 from crucible_emu.region import Region
 from crucible_emu.upstairs.core import UpstairsCore
@@ -40,9 +40,6 @@ from crucible_emu.upstairs.rules import CLIENTS
 from crucible_emu.volume.attach import in_service
 
 DISK_FILE = "disk.json"
-BLOCK_SIZE_DEFAULT = 4096
-EXTENT_BYTES_DEFAULT = 64 * 1024 * 1024
-_EXTENT_COUNT_TRIES = 100_000
 
 
 def region_path(directory: Path, client: int) -> Path:
@@ -122,33 +119,6 @@ def _write_disk_file(directory: Path, disk: DiskFile) -> None:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise UsageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
-
-
-def cut_into_extents(size_bytes: int, block_size: int, extent_bytes: int = EXTENT_BYTES_DEFAULT) -> tuple[int, int]:
-    """Blocks per extent and number of extents for a disk of exactly ``size_bytes``: equal extents of at most
-    ``extent_bytes``, as few as possible. Raises :class:`UsageError` where the size cannot be cut like that."""
-    if size_bytes <= 0 or size_bytes % block_size:
-        raise UsageError(f"size {size_bytes} is not a positive multiple of the block size {block_size}")
-    blocks, most = size_bytes // block_size, max(1, extent_bytes // block_size)
-    fewest = -(-blocks // most)
-    for count in range(fewest, min(blocks, fewest + _EXTENT_COUNT_TRIES) + 1):
-        if blocks % count == 0 and (count < 64 or blocks // count * 16 >= most):
-            return blocks // count, count
-    rounded = fewest * most * block_size
-    raise UsageError(f"size {size_bytes} cannot be cut into equal extents: take {rounded} bytes, for example")
-
-
-def size_for(length: int, block_size: int, blocks_per_extent: int | None = None) -> int:
-    """The smallest usable disk size, in bytes, for an image of ``length`` bytes."""
-    extent_bytes = block_size * (blocks_per_extent or 1)
-    size_bytes = max(1, -(-length // extent_bytes)) * extent_bytes
-    if blocks_per_extent is not None:
-        return size_bytes
-    try:
-        cut_into_extents(size_bytes, block_size)
-    except UsageError:
-        return -(-length // EXTENT_BYTES_DEFAULT) * EXTENT_BYTES_DEFAULT
-    return size_bytes
 
 
 def mark_filled(directory: Path) -> None:

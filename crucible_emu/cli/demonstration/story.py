@@ -22,7 +22,7 @@ from crucible_emu.cli.demonstration.processes import Client, downstairs, install
 from crucible_emu.cli.demonstration.source import Source
 from crucible_emu.cli.sizes import format_size
 from crucible_emu.errors import IoError
-from crucible_emu.geometry import RegionDefinition
+from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, RegionDefinition, cut_into_extents, size_for
 from crucible_emu.region import Region
 from crucible_emu.region.digest import region_digest
 from crucible_emu.region.view import RegionView
@@ -30,7 +30,6 @@ from crucible_emu.upstairs.guest import Guest
 from crucible_emu.volume import vcr
 from crucible_emu.volume.attach import attach
 from crucible_emu.volume.image import copy_in, digest
-from crucible_emu.volume.local_disk import BLOCK_SIZE_DEFAULT, cut_into_extents, size_for
 
 VICTIM = 1
 Tell = Callable[[str], None]
