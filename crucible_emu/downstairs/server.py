@@ -38,6 +38,7 @@ from crucible_emu.wire.messages import SocketAddress
 
 CONNECTIONS_MAX = 256
 HANDSHAKE_S_MAX = 10.0
+PORT_TRIES_MAX = 20
 
 log = get_logger(__name__)
 
@@ -122,27 +123,37 @@ class DownstairsServer:
             self._keep_what_is_staged()
 
     def _listen(self) -> list[socket.socket]:
+        """Listen everywhere; the data port and the unix socket are returned. Raises :class:`UsageError`."""
         options = self.options
-        listeners: list[socket.socket] = []
-        try:
-            self._listener = listen_on_tcp(options.host, options.port, "the Downstairs")
-            listeners.append(self._listener)
-            repair_port = options.repair_port
-            if repair_port is None:
-                repair_port = self.address.port + REPAIR_PORT_OFFSET
-                if repair_port > 65535:
-                    raise UsageError(
-                        f"port {self.address.port} leaves no room for the repair service at {REPAIR_PORT_OFFSET} above "
-                        f"it: take a port up to {65535 - REPAIR_PORT_OFFSET}, or give --repair-port"
-                    )
-            if options.unix_path is not None:
-                listeners.append(listen_on_unix(options.unix_path))
-            self._repair_listener = listen_on_tcp(options.host, repair_port, "the repair service")
-        except BaseException:
-            for listener in listeners:
-                close_listener(listener)
-            raise
-        return listeners
+        # Where the system chooses the data port, the one 4000 above may be taken: then it chooses again.
+        for tries_left in reversed(range(PORT_TRIES_MAX if options.port == 0 and options.repair_port is None else 1)):
+            listeners: list[socket.socket] = []
+            try:
+                self._listener = listen_on_tcp(options.host, options.port, "the Downstairs")
+                listeners.append(self._listener)
+                self._repair_listener = listen_on_tcp(options.host, self._repair_port(), "the repair service")
+                listeners.append(self._repair_listener)
+                if options.unix_path is not None:
+                    listeners.append(listen_on_unix(options.unix_path))
+                listeners.remove(self._repair_listener)
+                return listeners
+            except BaseException as error:
+                for listener in listeners:
+                    close_listener(listener)
+                if not tries_left or not isinstance(error, UsageError):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _repair_port(self) -> int:
+        if self.options.repair_port is not None:
+            return self.options.repair_port
+        port = self.address.port
+        if port + REPAIR_PORT_OFFSET > 65535:
+            raise UsageError(
+                f"port {port} leaves no room for the repair service {REPAIR_PORT_OFFSET} above it: take a port up to "
+                f"{65535 - REPAIR_PORT_OFFSET}, or give --repair-port"
+            )
+        return port + REPAIR_PORT_OFFSET
 
     async def _serve(self, peer: socket.socket, tls: ssl.SSLContext | None) -> None:
         who = _name_of(peer)

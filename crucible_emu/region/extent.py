@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_emu import errors
-from crucible_emu.geometry import BlockIndexes, RegionDefinition
+from crucible_emu.geometry import BlockIndexes, RegionDefinition, runs
 from crucible_emu.integrity import Hashes, Rows, hash_blocks
 from crucible_emu.region import layout
 from crucible_emu.region.layout import ExtentLayout, ExtentMetadata, Slots
@@ -113,7 +113,8 @@ class Extents:
     """All extents of one region.
 
     Arrays over extents: ``gen_number`` and ``flush_number`` uint64, ``dirty`` bool (as the file says, or will say once
-    it is synced), ``closed`` bool, ``unsynced`` bool (block data that the last sync does not cover),
+    it is synced), ``closed`` bool, ``unsynced`` bool (block data that no sync covers yet),
+    ``suspect`` bool (a sync of such data failed, see :meth:`rewrite`),
     ``bonus_sync_count`` and ``defrag_count`` uint64. ``bits`` uint8[extents, bitmap bytes]: bit k of a row is block
     k's active slot, as in the file.
     """
@@ -132,6 +133,7 @@ class Extents:
         self.dirty = np.zeros(count, np.bool_)
         self.closed = np.zeros(count, np.bool_)
         self.unsynced = np.zeros(count, np.bool_)
+        self.suspect = np.zeros(count, np.bool_)
         self.bits: npt.NDArray[np.uint8] = reserve((count, self.layout.bitmap_bytes), np.uint8).array
         limit = (raise_descriptor_limit() - DESCRIPTORS_KEPT_FREE) // REGIONS_PER_PROCESS
         limit = max(DESCRIPTORS_PER_REGION_MIN, min(limit, DESCRIPTORS_PER_REGION_MAX))
@@ -180,7 +182,7 @@ class Extents:
         self.bonus_sync_count[extent_id] = metadata.bonus_sync_count
         self.defrag_count[extent_id] = metadata.defrag_count
         self.dirty[extent_id] = metadata.dirty
-        self.unsynced[extent_id] = False
+        self.unsynced[extent_id] = self.suspect[extent_id] = False
         if metadata.dirty:
             bitmap[:] = np.packbits(self._recover(extent_id, descriptor), bitorder="little")
 
@@ -209,6 +211,29 @@ class Extents:
         if recovered.lost.any():
             raise errors.MissingContextSlot(first + int(np.argmax(recovered.lost)), extent_id)
         return recovered.active
+
+    def rewrite(self, extent_id: int, descriptor: int) -> None:
+        """Write every block of the extent again as it reads now, after a sync of it failed.
+
+        A failed sync may leave pages marked as written that are not, and the next sync then succeeds without them.
+        *Safety*: so what is to be synced is made dirty again; and it is checked first, for the kernel may have dropped
+        it altogether. Raises :class:`errors.IoError` where it did, OSError.
+        """
+        geometry = self.layout
+        step = max(1, HASH_CHUNK_BYTES // geometry.block_size)
+        for first in range(0, geometry.blocks, step):
+            count = min(step, geometry.blocks - first)
+            tables = [self.read_slots(descriptor, which, first, count) for which in (layout.SLOT_A, layout.SLOT_B)]
+            active = np.where(self.active_range(extent_id, first, count)[:, None], tables[1], tables[0])
+            rows: Rows = np.empty((count, geometry.block_size), np.uint8)
+            self.read_data(descriptor, rows.data.cast("B"), first)
+            written = np.flatnonzero(active[:, 0] == 1)
+            if not np.array_equal(hash_blocks(rows[written]), layout.slot_hashes(active[written])):
+                path = layout.extent_path(self.path, extent_id)
+                raise errors.IoError(f"{path} lost blocks in a failed sync: repair the extent or replace the region")
+            for start, stop in runs(written):
+                part = rows[start:stop].data.cast("B")
+                self.storage.pwrite(descriptor, part, (first + start) * geometry.block_size)
 
     def stored_hashes(self, descriptor: int, first: int, count: int) -> Hashes:
         """XXH64 of each of some blocks as stored, uint64[count]."""

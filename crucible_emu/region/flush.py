@@ -15,7 +15,8 @@ What it guarantees, whatever subset of the pages written since the last sync rea
 
 A *destage* frees memory in the same way but stops after writing the data: the extent stays dirty with its old numbers.
 Its data is not synced; whoever overwrites the other slot of such a block must sync first (phase 0), for then the
-stored data could be older than both slots.
+stored data could be older than both slots. Should that sync fail, the kernel may take the data for written that is
+not; it is then written again before any further sync counts (:meth:`Extents.rewrite`).
 
 When a flush fails in phase 2 or later, some of its blocks may be on disk and some not, and for each the slots hold the
 old and the failed version. Writing a third version over either could lose the block. So the failed set stays in
@@ -159,6 +160,7 @@ class StagedFlush:
             for extent_id in ids.tolist():
                 group.descriptors[extent_id] = extents.descriptors.open(extent_id)
             doing = "flushing"
+            self._rewrite_suspects(group)
             for number, each in enumerate(self.sets):
                 self._run_set(group, number, list(self._pieces(group, each)), last=number == len(self.sets) - 1)
             if self.numbers is not None:
@@ -169,6 +171,15 @@ class StagedFlush:
             for descriptor in group.descriptors.values():
                 extents.storage.close(descriptor)
         self.outcome.append(group)
+
+    def _rewrite_suspects(self, group: _Group) -> None:
+        """*Safety*: destaged data whose sync failed once must be written again before a sync of it means anything."""
+        extents = self._extents
+        suspects = group.extent_ids[extents.suspect[group.extent_ids]].tolist()
+        for extent_id in suspects:
+            extents.rewrite(extent_id, group.descriptors[extent_id])
+        if suspects:
+            extents.storage.sync_files([group.descriptors[extent_id] for extent_id in suspects])
 
     def _pieces(self, group: _Group, each: BlockSet) -> Iterator[_Piece]:
         """The set's pieces in the group's extents. Targets are chosen by the group's bits, so call it in turn."""
@@ -308,6 +319,7 @@ class StagedFlush:
             extents.bits[ids] = group.bits
             extents.dirty[ids] = True
             extents.unsynced[ids] = self.numbers is None and self._redo is None
+            extents.suspect[ids] = False
         if self.numbers is not None:
             extents.flush_number[self.chosen], extents.gen_number[self.chosen] = self.numbers
             extents.dirty[self.chosen] = False

@@ -92,7 +92,7 @@ class InPlaceWriter:
                 self._write_extent(extent_id, blocks[chosen], rows[chosen], contexts[chosen])
 
     def _write_extent(self, extent_id: int, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
-        extents, storage = self._extents, self._extents.storage
+        extents = self._extents
         path = layout.extent_path(extents.path, extent_id)
         descriptor = extents.descriptors.get(extent_id)
         inside = blocks - extent_id * extents.layout.blocks
@@ -102,13 +102,13 @@ class InPlaceWriter:
             if unsynced[inside].any():
                 # The bonus sync. *Safety*: the other slot is about to be overwritten, so the data that belongs to
                 # this one must be durable.
-                storage.fsync(descriptor)
+                self._sync(extent_id, descriptor)
                 unsynced[:] = False
                 extents.bonus_sync_count[extent_id] += np.uint64(1)
             unsynced[inside] = True
             self._write_contexts(extent_id, descriptor, inside, rows, contexts)
             if self._rules.sync_contexts:
-                storage.fsync(descriptor)
+                self._sync(extent_id, descriptor)
         except OSError as error:
             raise explain(error, "writing contexts of the extent", path) from error
         try:
@@ -119,12 +119,21 @@ class InPlaceWriter:
         flip(extents, extent_id, inside)
         self._contexts.put(blocks, contexts)
 
+    def _sync(self, extent_id: int, descriptor: int) -> None:
+        """``fsync``; after one that failed, only once everything was written again (:meth:`Extents.rewrite`)."""
+        extents = self._extents
+        if extents.suspect[extent_id]:
+            extents.rewrite(extent_id, descriptor)
+        extents.suspect[extent_id] = True
+        extents.storage.fsync(descriptor)
+        extents.suspect[extent_id] = False
+
     def _set_dirty(self, extent_id: int, descriptor: int) -> None:
         """The dirty byte, durable before anything else changes. Raises OSError."""
         extents = self._extents
         if not extents.dirty[extent_id] or extent_id in self._perhaps_clean:
             extents.storage.pwrite(descriptor, b"\x01", extents.layout.metadata_offset)
-            extents.storage.fsync(descriptor)
+            self._sync(extent_id, descriptor)
             extents.dirty[extent_id] = True
             self._perhaps_clean.discard(extent_id)
 
@@ -210,11 +219,11 @@ class InPlaceWriter:
         bitmap = extents.bits[extent_id].tobytes()
         if self._rules.sync_before_clean:
             storage.pwrite(descriptor, bitmap, geometry.bitmap_offset)
-            storage.fsync(descriptor)
+            self._sync(extent_id, descriptor)
             bitmap = b""
         self._perhaps_clean.add(extent_id)
         storage.pwrite(descriptor, bitmap + record.pack(), geometry.metadata_offset - len(bitmap))
-        storage.fsync(descriptor)
+        self._sync(extent_id, descriptor)
 
     def _defragment(self, extent_id: int, descriptor: int) -> None:
         """Make the active slots of the scattered range all A or all B (§2.7); the clean bitmap stays valid."""

@@ -158,7 +158,9 @@ class StagedWriter:
 
     def abandon(self, work: Work) -> None:
         assert isinstance(work, StagedFlush)
-        self._extents.dirty[list(work.begun)] = True
+        extents, ids = self._extents, work.extent_ids()
+        extents.dirty[list(work.begun)] = True
+        extents.suspect[ids] |= extents.unsynced[ids]
         if work.in_limbo:
             self._limbo = _Limbo(work.spans, work.sets[: work.in_limbo])
         else:

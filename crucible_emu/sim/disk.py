@@ -87,7 +87,7 @@ class SimulatedDisk:
 
     ``forgets_failed_syncs``: when the hook makes a sync fail, what it would have written is never written, although
     reads still return it and a later sync succeeds: what Linux does (*fsyncgate*). ``partial_writes``: a write that the
-    hook makes fail leaves some of its bytes, how many this generator says.
+    hook makes fail leaves some of its pages, how many this generator says.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,9 @@ class SimulatedDisk:
             self._changing("pwrite", handle.path)
         except OSError:
             if self.partial_writes is not None:
-                self._apply(file, offset, bytes(data)[: self.partial_writes.randint(0, len(data))])
+                # What was copied before the failure: whole pages, for a page is the unit in which that goes on.
+                ends = range(PAGE_BYTES - offset % PAGE_BYTES, len(data), PAGE_BYTES)
+                self._apply(file, offset, bytes(data)[: self.partial_writes.choice([0, *ends])])
             raise
         self._apply(file, offset, bytes(data))
 

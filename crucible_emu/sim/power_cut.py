@@ -7,7 +7,8 @@ opens it, and checks. Now and then it goes on with that disk, so that recovered 
 What must hold after each cut (on-disk-format.md §6; :class:`Verdict` names what did not):
 
 * the region opens, and each block's data fits one of its contexts, here and by the rules of the format alone;
-* each block is as new as the last flush whose end was reported, or newer, and comes with its own context;
+* each block is as new as the last flush whose end was reported, or newer, and comes with its own context; so are the
+  extents' flush numbers;
 * an extent that says "clean, flush number f" holds exactly what it held when flush f began.
 
 The full run, about a minute per 10,000 cuts::
@@ -19,6 +20,7 @@ The full run, about a minute per 10,000 cuts::
 from __future__ import annotations
 
 import argparse
+import errno
 import random
 import sys
 from collections import Counter
@@ -29,11 +31,12 @@ from pathlib import Path
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 
-from crucible_emu.errors import CrucibleError
+from crucible_emu.errors import CrucibleError, IoError
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
 from crucible_emu.integrity import ENCRYPTED, BlockContexts, Rows, first_bad_block, hash_blocks, hash_sealed_blocks
-from crucible_emu.region import Region, SyncPolicy
+from crucible_emu.region import FlushWork, Region, SyncPolicy
 from crucible_emu.region.layout import ExtentLayout, extent_path
 from crucible_emu.region.redo import needs_redo
 from crucible_emu.region.verify import bad_blocks
@@ -89,6 +92,7 @@ class History:
         total, self._blocks_per_extent = definition.total_blocks, definition.blocks_per_extent
         self.versions: list[list[Version]] = [[unwritten] for _ in range(total)]
         self.floor = [0] * total
+        self.flush_floor = [0] * definition.extent_count
         self.clean: dict[tuple[int, int], list[Version]] = {
             (extent_id, 0): [unwritten] * self._blocks_per_extent for extent_id in range(definition.extent_count)
         }
@@ -110,13 +114,15 @@ class History:
             self.versions[first + inside][newest] for inside, newest in enumerate(self.newest(extent_id))
         ]
 
-    def flushed(self, extent_id: int, newest: list[int]) -> None:
+    def flushed(self, extent_id: int, flush_number: int, newest: list[int]) -> None:
         """The flush that began when these were the newest versions was reported done."""
+        self.flush_floor[extent_id] = flush_number
         first = extent_id * self._blocks_per_extent
         self.floor[first : first + len(newest)] = map(max, self.floor[first : first + len(newest)], newest)
 
-    def found(self, held: list[Version]) -> None:
-        """The machine came back with these blocks: they are the truth from now on."""
+    def found(self, held: list[Version], flush_numbers: npt.NDArray[np.uint64]) -> None:
+        """The region came back with these blocks: they are the truth from now on."""
+        self.flush_floor = flush_numbers.tolist()
         for block, version in enumerate(held):
             self.versions[block] = [version]
         self.floor = [0] * len(held)
@@ -156,7 +162,11 @@ class PowerCuts:
         self._operations = 0
         self._cut_probability = 0.02 if blocks > 1000 else 0.3
         self._cuts_max = cuts_max
-        self._writing_meanwhile = False
+        self._flushing = False
+        # A disk that fails now and then, in some of the runs: then the next flush has to make up for the failed one.
+        self._failure_probability = 0.02 if policy is SyncPolicy.STAGED and rng.random() < 0.3 else 0.0
+        self._disk.partial_writes = rng
+        self.failures = 0
         self.verdicts: Counter[Verdict] = Counter()
         self.findings: list[Finding] = []
 
@@ -216,26 +226,31 @@ class PowerCuts:
         newest = {each: self._history.newest(each) for each in dirty if limit is None or each <= limit}
         for extent_id in newest:
             self._history.flush_begins(extent_id, self._flush_number)
-        work = self._region.begin_flush(self._flush_number, 1, limit)
-        self._writing_meanwhile = self._policy is SyncPolicy.STAGED
-        work.run()
-        self._writing_meanwhile = False
-        self._region.finish_flush(work)
-        for extent_id, versions in newest.items():
-            self._history.flushed(extent_id, versions)
+        if self._complete(self._region.begin_flush(self._flush_number, 1, limit)):
+            for extent_id, versions in newest.items():
+                self._history.flushed(extent_id, self._flush_number, versions)
+            self._cut("after the flush")
 
     def _destage(self) -> None:
-        work = self._region.begin_destage()
-        self._writing_meanwhile = self._policy is SyncPolicy.STAGED
-        work.run()
-        self._writing_meanwhile = False
+        self._complete(self._region.begin_destage())
+
+    def _complete(self, work: FlushWork) -> bool:
+        self._flushing = True
+        try:
+            work.run()
+        except IoError:
+            self._region.abandon_flush(work)
+            return False
+        finally:
+            self._flushing = False
         self._region.finish_flush(work)
+        return True
 
     def _reopen(self) -> None:
         """The process dies and comes back; the machine stays up."""
         self._region.close()
         self._region = Region.open(REGION, policy=self._policy, storage=self._disk)
-        self._history.found(self._held(self._region))
+        self._history.found(self._held(self._region), self._region.extent_versions()[1])
 
     def _crash(self) -> None:
         """The machine goes down, and comes back with what its disk kept."""
@@ -246,19 +261,26 @@ class PowerCuts:
             return  # counted where every cut is: here it only means that there is nothing to go on with
         self._region.close()
         self._region, self._disk = region, survivor
-        self._disk.before_change = self._before_change
-        self._history.found(self._held(region))
+        self._disk.before_change, self._disk.partial_writes = self._before_change, self._rng
+        self._history.found(self._held(region), region.extent_versions()[1])
 
     def _before_change(self, operation: str, path: str) -> None:
         self._operations += 1
-        if self._rng.random() < self._cut_probability and self.cuts < self._cuts_max:
+        if self._rng.random() < self._cut_probability:
             self._cut(f"before {operation} {path}")
-        if self._writing_meanwhile and self._rng.random() < 0.05 and self._region.has_room(64):
-            self._write()
+        if not self._flushing:
+            return
+        if self._policy is SyncPolicy.STAGED and self._rng.random() < 0.05 and self._region.has_room(64):
+            self._write()  # the loop goes on while a flush runs
+        if self._rng.random() < self._failure_probability:
+            self.failures += 1
+            raise OSError(self._rng.choice([errno.EIO, errno.ENOSPC]), "simulated failure")
 
     # --- what must hold
 
     def _cut(self, where: str) -> None:
+        if self.cuts >= self._cuts_max:
+            return
         model = self._rng.choice(self._models)
         survivor = self._disk.power_cut(self._rng, model)
         verdict, detail = self._judge(survivor)
@@ -287,6 +309,9 @@ class PowerCuts:
             expected = self._history.clean.get((extent_id, int(flush_numbers[extent_id])))
             if expected != held[extent_id * size : (extent_id + 1) * size]:
                 return Verdict.CLEAN_BUT_WRONG, f"extent {extent_id}, flush {flush_numbers[extent_id]}"
+        for extent_id, number in enumerate(flush_numbers.tolist()):
+            if number < self._history.flush_floor[extent_id]:
+                return Verdict.LOST, f"extent {extent_id} is back at flush {number}"
         for block, version in enumerate(held):
             if version not in self._history.versions[block][self._history.floor[block] :]:
                 return Verdict.LOST, f"block {block}"
@@ -336,12 +361,14 @@ class PowerCutSummary:
 
     def __init__(self) -> None:
         self.runs = 0
+        self.failures = 0
         self.verdicts: Counter[Verdict] = Counter()
         self.findings: list[Finding] = []
 
     def add(self, run: PowerCuts) -> None:
         self.runs += 1
         self.verdicts += run.verdicts
+        self.failures += run.failures
         self.findings += run.findings[: max(0, 20 - len(self.findings))]
 
     @property
@@ -359,7 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = None if chosen.model is None else Persistence(chosen.model)
     summary = explore(chosen.cuts, SyncPolicy(chosen.policy), model, chosen.seed)
     print(
-        f"{summary.verdicts.total()} cuts in {summary.runs} runs, policy {chosen.policy}, {chosen.model or 'all models'}"
+        f"{summary.verdicts.total()} cuts in {summary.runs} runs, policy {chosen.policy}, "
+        f"{chosen.model or 'all models'}; {summary.failures} operations failed in between"
     )
     for verdict in Verdict:
         print(f"  {verdict.value:<28} {summary.verdicts[verdict]}")

@@ -13,6 +13,7 @@ half a surrogate pair) raises ``ValueError``.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -34,16 +35,16 @@ class Malformed(ValueError):
     """The bytes are no encoding of what should be there; the message says which part and what is wrong with it."""
 
 
-class FieldType(Generic[T]):
+class FieldType(ABC, Generic[T]):
     """How one value of a record is encoded."""
 
+    @abstractmethod
     def encode(self, value: T, parts: Parts) -> None:
         """Append the bytes of ``value``. Raises ``ValueError`` where it has none."""
-        raise TypeError(f"{type(self).__name__} encodes nothing")
 
+    @abstractmethod
     def decode(self, frame: memoryview, offset: int) -> tuple[T, int]:
         """The value at ``offset`` and the offset behind it. Raises :class:`Malformed`."""
-        raise TypeError(f"{type(self).__name__} decodes nothing")
 
 
 def _same(value: Any) -> Any:
