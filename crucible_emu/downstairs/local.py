@@ -173,9 +173,7 @@ class LocalConnection:
         except (CrucibleError, OSError):
             return None  # the request is answered with the error
 
-    def read_blocks_cached(
-        self, blocks: list[int], outs: list[memoryview]
-    ) -> tuple[BlockContexts, list[int]] | None:
+    def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> tuple[BlockContexts, list[int]] | None:
         """The same for single blocks, each into its own buffer; with the positions in ``blocks`` that a device would
         have to be waited for. ``None``: ReadRequests are the way for all of them."""
         if self._jobs_to_pass_by() is None:

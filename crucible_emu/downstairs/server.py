@@ -12,6 +12,7 @@ staged into the files, so that a clean stop loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -123,26 +124,27 @@ class DownstairsServer:
             self._keep_what_is_staged()
 
     def _listen(self) -> list[socket.socket]:
-        """Listen everywhere; the data port and the unix socket are returned. Raises :class:`UsageError`."""
-        options = self.options
+        """Listen everywhere; the sockets for data are returned. Raises :class:`UsageError`."""
         # Where the system chooses the data port, the one 4000 above may be taken: then it chooses again.
-        for tries_left in reversed(range(PORT_TRIES_MAX if options.port == 0 and options.repair_port is None else 1)):
-            listeners: list[socket.socket] = []
+        tries = PORT_TRIES_MAX if self.options.port == 0 and self.options.repair_port is None else 1
+        while True:
             try:
-                self._listener = listen_on_tcp(options.host, options.port, "the Downstairs")
-                listeners.append(self._listener)
-                self._repair_listener = listen_on_tcp(options.host, self._repair_port(), "the repair service")
-                listeners.append(self._repair_listener)
-                if options.unix_path is not None:
-                    listeners.append(listen_on_unix(options.unix_path))
-                listeners.remove(self._repair_listener)
-                return listeners
-            except BaseException as error:
-                for listener in listeners:
-                    close_listener(listener)
-                if not tries_left or not isinstance(error, UsageError):
+                return self._listen_once()
+            except UsageError:
+                tries -= 1
+                if not tries:
                     raise
-        raise AssertionError("unreachable")
+
+    def _listen_once(self) -> list[socket.socket]:
+        options = self.options
+        with contextlib.ExitStack() as opened:
+            data = self._listener = listen_on_tcp(options.host, options.port, "the Downstairs")
+            opened.callback(close_listener, data)
+            repair = self._repair_listener = listen_on_tcp(options.host, self._repair_port(), "the repair service")
+            opened.callback(close_listener, repair)
+            unix = [] if options.unix_path is None else [listen_on_unix(options.unix_path)]
+            opened.pop_all()
+        return [data, *unix]
 
     def _repair_port(self) -> int:
         if self.options.repair_port is not None:
