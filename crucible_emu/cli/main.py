@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from typing import Any
@@ -31,6 +32,7 @@ GROUPS: dict[str, str] = {
 """Every group and the line that ``--help`` shows for it. What is not installed is not listed."""
 
 PROGRAM = "crucible-emu"
+COMPLETION_OPTIONS = ("install_completion", "show_completion")
 USAGE_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
 
 # Typer carries its own copy of Click since 0.26; the class is reached through what both generations export.
@@ -65,7 +67,19 @@ class LazyGroups(TyperGroup):
             return name, placeholder, rest
         command = typer.main.get_command(importlib.import_module(_module(name)).app)
         command.name = name
+        # Completion is installed for the whole program, not for each group.
+        command.params = [each for each in command.params if each.name not in COMPLETION_OPTIONS]
+        for each in (command, *getattr(command, "commands", {}).values()):
+            each.help = _reflowed(each.help)
         return name, command, rest
+
+
+def _reflowed(help_text: str | None) -> str | None:
+    """The text with the lines of each paragraph joined, so that they are broken to the width of the terminal."""
+    if help_text is None:
+        return None
+    paragraphs = inspect.cleandoc(help_text).split("\n\n")
+    return "\n\n".join(part if part.startswith(" ") else part.replace("\n", " ") for part in paragraphs)
 
 
 app = typer.Typer(cls=LazyGroups, no_args_is_help=True, rich_markup_mode="rich", add_completion=True)

@@ -80,10 +80,10 @@ def create(
     block_size: Annotated[str, typer.Option(help="Bytes per block: a power of two from 512 to 32KiB.")] = "4KiB",
     extent_size: Annotated[
         str | None,
-        typer.Option(help="Extent size: a bare number counts blocks, 64MiB means bytes. [default: at most 64MiB]"),
+        typer.Option(help="Extent size: a bare number counts blocks, 64MiB means bytes; by default at most 64MiB."),
     ] = None,
     extent_count: Annotated[int | None, typer.Option(min=1, help="Number of extents, instead of --size.")] = None,
-    uuid: Annotated[UUID | None, typer.Option(help="UUID of the region. [default: a random one]")] = None,
+    uuid: Annotated[UUID | None, typer.Option(help="UUID of the region; by default a random one.")] = None,
     encrypted: Annotated[bool, typer.Option("--encrypted", help="Clients must bring a key.")] = False,
     image: Annotated[
         Path | None, typer.Option("--import", metavar="FILE", help="Fill it with this raw image; grows to hold it.")
@@ -196,10 +196,14 @@ def import_(
     sparse: Sparse = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a raw disk image into a region, from its first block on.
+    """Write a raw disk image into a region.
 
-    The region grows when the image is larger. Do the same to all three regions of a disk, or they will be reconciled
-    to one of them. [bold]Example[/bold]: crucible-emu region import /tmp/r0 disk.raw
+    The region grows when the image is larger. Do the same to all three regions of a disk: an Upstairs makes them equal
+    to one of them.
+
+    [bold]Example[/bold]
+
+      crucible-emu region import /tmp/r0 disk.raw
     """
     size_bytes = image_size(image)
     grown = transfer.grow_for(directory, size_bytes)
@@ -222,7 +226,9 @@ def export(
 ) -> None:
     """Write the disk in a region to a raw image.
 
-    Holes stay holes. [bold]Examples[/bold]:
+    Holes stay holes.
+
+    [bold]Examples[/bold]
 
       crucible-emu region export /tmp/r0 disk.raw
 
@@ -265,7 +271,7 @@ def clone(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The region to copy, which nobody may be writing.")],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The region to make; absent or empty.")],
     snapshot: Annotated[str | None, typer.Option(help="Copy this snapshot of SOURCE.")] = None,
-    uuid: Annotated[UUID | None, typer.Option(help="UUID of the clone. [default: a random one]")] = None,
+    uuid: Annotated[UUID | None, typer.Option(help="UUID of the clone; by default a random one.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="DIR is a region of the same shape: replace its contents.")
     ] = False,
@@ -273,7 +279,9 @@ def clone(
 ) -> None:
     """Copy a region, or a snapshot of one, on this machine.
 
-    Every block is checked on the way. [bold]Example[/bold]:
+    Every block is checked on the way.
+
+    [bold]Example[/bold]
 
       crucible-emu region clone /tmp/r0 /tmp/r0-copy --snapshot monday
     """
@@ -310,7 +318,9 @@ def info(
 ) -> None:
     """Show what a region is and how its extent files are laid out.
 
-    [bold]Example[/bold]: crucible-emu region info /tmp/r0 -b 5-17
+    [bold]Example[/bold]
+
+      crucible-emu region info /tmp/r0 -b 5-17
     """
     region = RegionView.open(directory)
     wanted = None if blocks is None else extent_info.parse_blocks(blocks, region.layout)
@@ -328,12 +338,16 @@ def dump(
     only_differences: Annotated[
         bool, typer.Option("-o", "--only-show-differences", help="Show only what differs.")
     ] = False,
-    colour: Annotated[bool | None, typer.Option("--color/--no-color", help="Colours. [default: on a terminal]")] = None,
+    colour: Annotated[
+        bool | None, typer.Option("--color/--no-color", help="Colours; by default on a terminal.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the numbers of every extent, and compare up to three replicas with each other.
+    """Show every extent's numbers, and compare replicas.
 
-    Exits with 1 where extents differ. [bold]Examples[/bold]:
+    Takes up to three directories of one disk. Exits with 1 where extents differ.
+
+    [bold]Examples[/bold]
 
       crucible-emu region dump /tmp/r0 /tmp/r1 /tmp/r2
 
@@ -376,9 +390,11 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every block against its stored hash. Exits with 1 where one is wrong.
+    """Check every block against its stored hash.
 
-    Needs no key and changes nothing. [bold]Examples[/bold]:
+    Exits with 1 where one is wrong. Needs no key and changes nothing.
+
+    [bold]Examples[/bold]
 
       crucible-emu region verify /tmp/r0
 
@@ -391,6 +407,8 @@ def verify(
         return
     if verbose or csv or block_size is not None:
         raise UsageError("--verbose, --csv and --block-size go with --raw")
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file: say --raw to check a single extent file")
     region = look_at(directory)
     definition = region.definition
     with Progress("Verifying", definition.size_bytes, shown=not as_json) as progress:
@@ -434,9 +452,12 @@ def digest(
     extents: Annotated[bool, typer.Option("--extents", help="Also the digest of each extent.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Name the contents of a region: healthy replicas of one disk have the same digest.
+    """Name the contents of a region.
 
-    It covers data and contexts, not slot choice, flush numbers or UUID. [bold]Examples[/bold]:
+    Healthy replicas of one disk have the same digest. It covers data and contexts, not slot choice, flush numbers or
+    UUID.
+
+    [bold]Examples[/bold]
 
       crucible-emu region digest /tmp/r0
 

@@ -141,11 +141,12 @@ async def tuned_process() -> AsyncIterator[None]:
         sys.setswitchinterval(interval)
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run an async main as a command: logs to standard error, one error instead of a group."""
+def run(main: Callable[[], Any], *, log_level: str = "warning") -> None:
+    """Run an async main as a command. Logs go to standard error, from ``log_level`` on where the environment does not
+    say otherwise: a person at a terminal wants to hear of trouble only."""
     from crucible_emu import logs
 
-    logs.configure()
+    logs.configure(level=os.environ.get(logs.LEVEL_VARIABLE) or log_level)
 
     async def tuned() -> None:
         async with tuned_process():

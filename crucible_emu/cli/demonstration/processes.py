@@ -37,6 +37,29 @@ class DownstairsProcess:
 
 
 @asynccontextmanager
+async def all_downstairs(regions: list[Path]) -> AsyncIterator[list[DownstairsProcess]]:
+    """A Downstairs for each directory, started side by side, all ready; ended with the block."""
+    running: dict[Path, DownstairsProcess] = {}
+    async with trio.open_nursery() as nursery:
+        ready, leave = [trio.Event() for _ in regions], trio.Event()
+
+        async def one(region: Path, is_ready: trio.Event) -> None:
+            async with downstairs(region) as process:
+                running[region] = process
+                is_ready.set()
+                await leave.wait()
+
+        for region, is_ready in zip(regions, ready):
+            nursery.start_soon(one, region, is_ready)
+        try:
+            for is_ready in ready:
+                await is_ready.wait()
+            yield [running[region] for region in regions]
+        finally:
+            leave.set()
+
+
+@asynccontextmanager
 async def downstairs(region: Path) -> AsyncIterator[DownstairsProcess]:
     """A Downstairs for the directory ``region`` on a free loopback port, ready; ended with the block."""
     command = [sys.executable, "-m", "crucible_emu", "downstairs", "run", str(region), "--json"]

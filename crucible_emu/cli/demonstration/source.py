@@ -19,13 +19,14 @@ from crucible_emu.errors import UsageError
 
 IMAGE_BYTES = 128 * 1024 * 1024
 PIECE_BYTES = 1024 * 1024
-PACKAGES = ("asyncio", "collections", "concurrent", "email", "encodings", "html", "http", "importlib", "json")
+BLOCK_BYTES = 4096
+LEFT_OUT = ("__pycache__", "site-packages", "dist-packages", "lib-dynload", "test", "tests", "config-*", "*.a", "*.so")
 SEED = 13
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A raw image: ``data_bytes`` of it lie in pieces that are not all zeros. ``about`` says what it is."""
+    """A raw image: ``data_bytes`` of it lie in blocks of 4 KiB that are not all zeros. ``about`` says what it is."""
 
     path: Path
     length: int
@@ -43,12 +44,20 @@ def describe(path: Path, about: str) -> Source:
             while piece := file.read(PIECE_BYTES):
                 hasher.update(piece)
                 length += len(piece)
-                data_bytes += len(piece) if piece.strip(b"\0") else 0
+                data_bytes += _data_bytes(piece)
     except OSError as error:
         raise UsageError(f"cannot read the image {path}: {(error.strerror or str(error)).lower()}") from None
     if not data_bytes:
         raise UsageError(f"the image {path} holds nothing but zeros: take one with data in it")
     return Source(path, length, data_bytes, hasher.hexdigest(), about)
+
+
+def _data_bytes(piece: bytes) -> int:
+    """Bytes of ``piece`` in blocks that are not all zeros: no client writes less than these."""
+    whole = len(piece) - len(piece) % BLOCK_BYTES
+    blocks = np.frombuffer(piece[:whole], np.uint8).reshape(-1, BLOCK_BYTES)
+    rest = piece[whole:]
+    return int(blocks.any(axis=1).sum()) * BLOCK_BYTES + (len(rest) if rest.strip(b"\0") else 0)
 
 
 def make(folder: Path) -> Source:
@@ -60,8 +69,7 @@ def make(folder: Path) -> Source:
         return describe(path, "made-up data (mkfs.ext4 is not installed)")
     tree = folder / "tree"
     library = Path(sysconfig.get_path("stdlib"))
-    for name in PACKAGES:
-        shutil.copytree(library / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(library, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), ignore_dangling_symlinks=True)
     arguments = [mkfs, "-q", "-F", "-L", "crucible-demo", "-d", str(tree), str(path), f"{IMAGE_BYTES // 1024}k"]
     made = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if made.returncode:

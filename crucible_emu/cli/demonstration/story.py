@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from crucible_emu import nbd
 from crucible_emu.blockio import Allocation, BlockDevice, Completed, Kind, Request
-from crucible_emu.cli.demonstration.processes import Client, downstairs, installed_client, run_client
+from crucible_emu.cli.demonstration.processes import Client, all_downstairs, installed_client, run_client
 from crucible_emu.cli.demonstration.source import Source
 from crucible_emu.cli.sizes import format_size
 from crucible_emu.errors import IoError
@@ -96,7 +96,7 @@ async def tell_story(source: Source, folder: Path, tell: Tell) -> Verdict:
     client = installed_client()
     out = folder / "read-back.raw"
     async with AsyncExitStack() as stack:
-        mirrors = [await stack.enter_async_context(downstairs(region)) for region in regions]
+        mirrors = await stack.enter_async_context(all_downstairs(regions))
         tell(f"Three Downstairs processes: {', '.join(mirror.target for mirror in mirrors)}")
         request = request_for(definition, [mirror.target for mirror in mirrors], gen=1)
         (folder / "vcr.json").write_text(vcr.dumps(request), encoding="utf-8")
