@@ -1,20 +1,25 @@
-"""What the tests of the Downstairs share: messages in short form, and a region that is a dictionary."""
+"""What the tests of the Downstairs share: messages in short form, a region that is a dictionary, a scripted Upstairs."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import numpy as np
+import trio
 
 from crucible_emu import errors
 from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.jobs import JobLimits
+from crucible_emu.downstairs.server import DownstairsServer, ServerOptions
 from crucible_emu.downstairs.work import Abandon, Close, Kind, Resume, Run, Send, Work
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.integrity import BlockContexts, hash_blocks
+from crucible_emu.region import Region
+from crucible_emu.wire import Decoder, encode
 from crucible_emu.wire import messages as m
 
 U = UUID("00112233-4455-6677-8899-aabbccddeeff")
@@ -195,3 +200,76 @@ class ModelRegion:
 
 SMALL = JobLimits(jobs_max=4, bytes_max=1 << 20)
 FAILURE = errors.IoError("the device is gone")
+
+
+class ScriptedUpstairs:
+    """An Upstairs that says what the test tells it to, over any stream."""
+
+    def __init__(self, stream: trio.abc.Stream, upstairs: UUID = U, session: UUID = S) -> None:
+        self.stream = stream
+        self.ids = (upstairs, session)
+        self.decoder = Decoder()
+        self.inbox: deque[m.Message] = deque()
+        self.ended = False
+
+    async def say(self, *messages: m.Message) -> None:
+        await self.stream.send_all(b"".join(part for message in messages for part in encode(message)))
+
+    async def hear(self, kind: type[m.Message] = m.Message) -> Any:
+        """The next message, which must be of this kind."""
+        while not self.inbox:
+            data = await self.stream.receive_some(1 << 20)
+            assert data, "the Downstairs closed the connection"
+            self.inbox.extend(self.decoder.receive(data))
+        message = self.inbox.popleft()
+        assert isinstance(message, kind), message
+        return message
+
+    async def hear_end(self) -> list[m.Message]:
+        """What comes before the Downstairs closes the connection."""
+        while True:
+            try:
+                data = await self.stream.receive_some(1 << 20)
+            except trio.BrokenResourceError:
+                data = b""
+            if not data:
+                self.decoder.finish()
+                return list(self.inbox)
+            self.inbox.extend(self.decoder.receive(data))
+
+    async def ask(self, message: m.Message, kind: type[m.Message] = m.Message) -> Any:
+        await self.say(message)
+        return await self.hear(kind)
+
+    async def activate(
+        self, generation: int = 1, last_flush: int | None = None, **changes: Any
+    ) -> m.ExtentVersions | None:
+        """Negotiate until jobs are taken; the extents' versions, unless a last flush is named."""
+        await self.ask(hello(*self.ids, generation=generation, **changes), m.YesItsMe)
+        await self.ask(promote(*self.ids, generation), m.YouAreNowActive)
+        await self.ask(m.RegionInfoPlease(), m.RegionInfo)
+        if last_flush is not None:
+            await self.say(m.LastFlush(last_flush))
+            return None
+        versions: m.ExtentVersions = await self.ask(m.ExtentVersionsPlease(), m.ExtentVersions)
+        return versions
+
+
+@asynccontextmanager
+async def serving(region: Region, **options: Any) -> AsyncIterator[DownstairsServer]:
+    """The region, served on ports that the system chooses, while the block runs."""
+    sources = options.pop("sources", None)
+    options.setdefault("port", 0)
+    options.setdefault("repair_port", 0)
+    async with trio.open_nursery() as nursery:
+        server = DownstairsServer(region, ServerOptions(**options), sources=sources)
+        await nursery.start(server.run)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def connected(server: DownstairsServer, upstairs: UUID = U, session: UUID = S) -> AsyncIterator[ScriptedUpstairs]:
+    stream = await trio.open_tcp_stream(server.address.host, server.address.port)
+    async with stream:
+        yield ScriptedUpstairs(stream, upstairs, session)
