@@ -247,7 +247,10 @@ def open_file(path: Path, block_size: int | None = None) -> RawFile:
         if size < layout.METADATA_BYTES:
             raise errors.BadMetadata(f"{path} is too short to be an extent file: {size} bytes")
         file.seek(size - layout.METADATA_BYTES)
-        metadata = ExtentMetadata.unpack(file.read(layout.METADATA_BYTES))
+        try:
+            metadata = ExtentMetadata.unpack(file.read(layout.METADATA_BYTES))
+        except errors.BadMetadata as error:
+            raise errors.BadMetadata(f"{path} is no raw extent file: {error.detail}") from error
     if metadata.ext_version != layout.EXT_VERSION_RAW:
         raise errors.BadMetadata(
             f"{path} is no raw extent file: expected extent version {layout.EXT_VERSION_RAW}, "
@@ -276,8 +279,14 @@ def _judge(extent: RawExtentView, first: int, count: int) -> FileBlocks:
     hashes = hash_blocks(rows)
     zeros: npt.NDArray[np.bool_] = ~np.asarray(rows.any(axis=1))
     present, results, stated, flush_ids = [], [], [], []
-    for table in slots:
-        layout.check_slots(table)
+    for which, table in enumerate(slots):
+        try:
+            layout.check_slots(table)
+        except errors.BadContextSlot as error:
+            blocks = f"blocks {first} to {first + count - 1}"
+            raise errors.BadContextSlot(
+                f"{error.detail}, in slot {'AB'[which]} of {blocks} of {extent.path}"
+            ) from error
         there = table[:, 0] == 1
         claimed = layout.slot_hashes(table)
         judged = np.where(

@@ -226,6 +226,11 @@ class TestFile:
             "Success at block 1:  slot A: Ok(HashMatch), flush id: 5 | slot B: Err(SlotHashMismatch), flush id: 0"
         )
 
+    def test_slot_that_does_not_decode_is_located(self, tmp_path, extent):
+        extent.slots[layout.SLOT_B][6, 0] = 9
+        with pytest.raises(errors.BadContextSlot, match="found 9, in slot B of blocks 4 to 7 of"):
+            self.judge(extent, tmp_path / "extent")
+
     def test_a_name_with_a_comma_is_quoted(self, tmp_path, extent):
         file, seen = self.judge(extent, tmp_path / 'a,"b"')
         assert next(file.csv_rows(seen[0])).startswith(f'"{tmp_path}/a,""b""",0,')
