@@ -65,7 +65,9 @@ class Request:
 
 
 Completed = Callable[[list[Request]], None]
-"""Called with the requests that are done; it must not block and must not raise."""
+"""Called with the requests that are done; it must not block, must not raise, and must not call ``submit``: a device is
+never entered from inside its own completion. Report all that became done together in one call: a door answers it with
+one system call."""
 
 
 @dataclass(frozen=True, slots=True)

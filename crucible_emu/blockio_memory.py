@@ -73,7 +73,8 @@ class MemoryDevice:
                     self.depths[offset // block_size : end // block_size] = 1
             else:
                 self._data[offset:end] = 0
-                self.depths[offset // block_size : end // block_size] = request.no_hole
+                zeroed = request.kind is Kind.WRITE_ZEROES and request.no_hole
+                self.depths[offset // block_size : end // block_size] = zeroed
         completed(requests)
 
     async def wait_for_room(self) -> None:

@@ -69,6 +69,8 @@ def require_libnbd() -> Callable[[], ModuleType]:
             missing(f"libnbd's module for Python {sys.version_info.major}.{sys.version_info.minor} ({error})", LIBNBD)
         finally:
             sys.path.remove(DISTRIBUTION_MODULES)
+        if not hasattr(nbd, "NBD"):  # our own folder of that name, which is found where the module is not
+            missing("libnbd's module for Python", LIBNBD)
         return nbd
 
     return require

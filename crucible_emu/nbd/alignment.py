@@ -7,10 +7,10 @@ ragged edge read, patched and written back. A trim shrinks to its whole blocks, 
 What it guarantees: no neighbour is corrupted. From the moment an edge is read until the patched blocks stand in the
 queue to the device, the update's blocks are *locked*: a change that touches them waits here, and every later change
 waits behind it, whatever connection it came from (one line, so that a flood of such changes costs little to sort).
-While the queue is not empty, everything goes through it. Reads and flushes do not wait. That is safe because a device admits requests in
-order: a write before the lock is seen by the edge's read, a write after it is admitted behind the patched blocks. So
-the bytes end up as if all changes had been made one after the other in the order in which they came. (It covers the
-connections that share this object; a second door onto the same device must send whole blocks.)
+While the queue is not empty, everything goes through it. Reads and flushes do not wait. That is safe because a device
+admits requests in order: a write before the lock is seen by the edge's read, a write after it is admitted behind the
+patched blocks. So the bytes end up as if all changes had been made one after the other in the order in which they
+came. (It covers the connections that share this object; a second door onto the same device must send whole blocks.)
 
 Aligned batches pass by with one test as long as nothing is locked or queued. The device is never called from inside
 its own completion: what follows a read is handed in by ``defer`` (the loop's next turn), or by the

@@ -2,8 +2,8 @@
 
 What it is for: :class:`Connection` runs one client from greeting to goodbye. In transmission one task receives: all
 that is there in one call, all complete requests as one batch to the device, and whatever the device completed at once
-answered in one ``sendmsg``, without any other task. A second task sends what could not go at once and what the device
-completes later; a third answers BLOCK_STATUS, the one command that may wait for something.
+answered in one ``sendmsg``. What the device completes later is sent from inside its completion. A second task sends
+what the socket does not take at once; a third answers BLOCK_STATUS, the one command that may wait for something.
 
 What it guarantees: outstanding requests and the memory under them are bounded by :class:`Limits`; above that the
 socket is not read, so a client that floods or does not read its replies stalls itself alone. :meth:`Connection.run`
@@ -279,7 +279,7 @@ class Transmission:
         if self._gone is not None:
             self._discard()
         elif not self._submitting:
-            self._to_send.set()
+            self._send_now()
 
     def _send_now(self) -> None:
         """Send what waits without waiting, unless the sender's task is at it: the order of bytes is sacred."""
@@ -302,7 +302,7 @@ class Transmission:
             self._left(train)
 
     async def _send_late(self) -> None:
-        """The sender's task: what did not go at once, and what the device completed later."""
+        """The sender's task: what the socket did not take at once, and what gathered behind that."""
         while self._gone is None:
             await self._to_send.wait()
             self._to_send = trio.Event()

@@ -42,10 +42,12 @@ def export(tmp_path: Path) -> Iterator[Serve]:
     """
     with ExitStack() as stack:
 
-        def serve(device: BlockDevice | None = None, *, description: str = "", **settings: Any) -> Running:
+        def serve(
+            device: BlockDevice | None = None, *, description: str = "", fast_zero: bool = False, **settings: Any
+        ) -> Running:
             path = tmp_path / f"nbd{len(list(tmp_path.glob('nbd*.sock')))}.sock"
             device = device or MemoryDevice(16 << 20, 512)
-            exports = {"": Export(device, description=description, fast_zero=isinstance(device, MemoryDevice))}
+            exports = {"": Export(device, description=description, fast_zero=fast_zero)}
             return stack.enter_context(running(exports, path, **settings))
 
         yield serve
