@@ -215,7 +215,7 @@ class Cipher:
             scratch[:size] = rows[index]
             scratch[size:] = contexts.tag[index]
             try:
-                self._aead.decrypt_into(contexts.nonce[index].tobytes(), scratch, None, rows[index])
+                self._aead.decrypt_into(contexts.nonce[index].tobytes(), scratch.data, None, rows[index].data)
             except InvalidTag:
                 return int(index)
         return None

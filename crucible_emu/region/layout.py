@@ -245,4 +245,5 @@ def recover_active(slots_a: Slots, slots_b: Slots, hashes: Hashes) -> RecoveredS
 def _matches(slots: Slots, hashes: Hashes) -> npt.NDArray[np.bool_]:
     present = slots[:, 0] == 1
     whole = (slots[:, 9] == 1) | (np.ascontiguousarray(slots).view(PLAIN_SLOT)[:, 0]["hash"] == slot_hashes(slots))
-    return present & whole & (slot_hashes(slots) == hashes)
+    matching: npt.NDArray[np.bool_] = present & whole & (slot_hashes(slots) == hashes)
+    return matching

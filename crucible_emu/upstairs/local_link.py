@@ -63,6 +63,7 @@ class LocalLink:
 
     def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
         if job.kind is JobKind.WRITE:
+            assert job.blocks is not None and job.rows is not None and job.contexts is not None
             if self._connection.write(job.first_id, job.starts, job.lengths, job.blocks, job.rows, job.contexts):
                 return True
             self._connection.send(self._write_messages(job))
