@@ -11,7 +11,7 @@ import pytest
 import wire_golden
 
 from crucible_emu import wire
-from crucible_emu.integrity import ENCRYPTED, BlockContexts
+from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, BlockContexts
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.decoder import BELIEVED_BYTES, CHUNK_BYTES
 
@@ -110,8 +110,42 @@ def test_expectation_of_large_frames_is_given_up() -> None:
     decoder = wire.Decoder()
     drive(decoder, frame_of(numbered_write(1, 2**20)))
     assert len(decoder.buffer()) > 2**20
-    drive(decoder, ACK * (2 * 2**20 // len(ACK)) + frame_of(numbered_write(2, 4096)) * 100)
-    assert len(decoder.buffer()) <= CHUNK_BYTES
+    rooms = []
+    for number in range(500):
+        drive(decoder, frame_of(numbered_write(number, 4096)))
+        rooms.append(len(decoder.buffer()))
+    assert max(rooms[:100]) > CHUNK_BYTES
+    assert max(rooms[-200:]) <= CHUNK_BYTES
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 300])
+@pytest.mark.parametrize("kind", [EMPTY, PLAIN, ENCRYPTED, None])
+def test_contexts_are_arrays_of_their_own(blocks: int, kind: int | None) -> None:
+    """Aligned, contiguous, not in the receive buffer; zero where nothing is known."""
+    kinds = np.full(blocks, kind, np.uint8) if kind is not None else (np.arange(blocks) % 3).astype(np.uint8)
+    nonce, tag = np.full((blocks, 12), 7, np.uint8), np.full((blocks, 16), 9, np.uint8)
+    contexts = BlockContexts(kinds, np.full(blocks, 2**64 - 1, np.uint64), nonce, tag)
+    sent: list[m.Message] = [m.ReadResponse(U, S, 1, contexts, memoryview(b"x"))]
+    if EMPTY not in kinds:
+        sent.append(m.Write(U, S, 1, (), 0, contexts, memoryview(b"x")))
+    decoder = wire.Decoder()
+    buffer = np.frombuffer(decoder.buffer(), np.uint8)
+    for message in drive(decoder, b"".join(map(frame_of, sent))):
+        found = message.contexts if isinstance(message, m.Write) else message.blocks  # type: ignore[attr-defined]
+        for array in (found.kind, found.hash, found.nonce, found.tag):
+            if array is not None:
+                assert array.flags.c_contiguous
+                assert array.flags.aligned
+                assert not np.shares_memory(array, buffer)
+        known = kinds != EMPTY if isinstance(message, m.Write) else kinds == PLAIN
+        assert found.kind.tolist() == kinds.tolist()
+        assert found.hash.tolist() == np.where(known, np.uint64(2**64 - 1), np.uint64(0)).tolist()
+        sealed = kinds == ENCRYPTED
+        for array, value in ((found.nonce, 7), (found.tag, 9)):
+            assert (array is not None) == bool(sealed.any())
+            if array is not None:
+                assert (array[sealed] == value).all()
+                assert not array[~sealed].any()
 
 
 def test_acks_need_one_chunk_for_ever() -> None:

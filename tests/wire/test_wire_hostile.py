@@ -56,6 +56,7 @@ REFUSED = {
     "bad option": (changed("LastFlush/some", 8, b"\2"), "LastFlush .* an option begins with 2"),
     "bad option in a flush": (changed("Flush/full", 88, b"\3"), "Flush .* an option begins with 3"),
     "bad result": (changed("WriteAck/ok", 64, b"\2"), "WriteAck .* field result: it begins with 2"),
+    "result Err without an error": (changed("WriteAck/ok", 64, b"\1"), "WriteAck .* the frame ends too early"),
     "bad result of a read": (
         changed("ReadResponse/plain", 64, b"\2"),
         "ReadResponse .* field blocks: it begins with 2",
@@ -135,6 +136,17 @@ def test_bad_frame_is_refused_in_pieces_too(case: str) -> None:
     raw, _ = REFUSED[case]
     pieces = [raw[at : at + 1] for at in range(len(raw))] if len(raw) < 1000 else [raw[:-1], raw[-1:]]
     assert wire_fuzz.outcome(pieces) == ([], True)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_frame_is_refused_behind_good_ones_too(case: str) -> None:
+    """What is quicker for ids and messages like the last ones is not quicker to believe."""
+    raw, sentence = REFUSED[case]
+    for good in ("WriteAck/ok", "ReadRequest", "Write/plain"):
+        decoder = wire.Decoder()
+        assert len(decoder.receive(GOLDEN[good] * 3 + raw)) == 3
+        with pytest.raises(wire.RemoteError, match=f"^{sentence}"):
+            decoder.finish()
 
 
 @given(noise=st.binary(max_size=400), data=st.data())
