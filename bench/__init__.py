@@ -7,6 +7,7 @@ second to second and moves all disks of a round together, so ratios are steady w
 ``lines``      what is asked of a disk: the table of fio lines
 ``subjects``   who is asked: how each server is started, watched and ended
 ``fio``        one line run against one server, its result or its failure in a sentence
+``flush``      what a line left to do, done before the next one is measured
 ``rounds``     the interleaving, the medians and the ratios (pure)
 ``report``     the table for a person and the records for a program
 

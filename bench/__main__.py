@@ -7,6 +7,7 @@ named and changes no exit code, for it says nothing about this disk.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import typer
 from rich.console import Console
 
 from bench import fio, report, rounds
+from bench.flush import FlushError, flush
 from bench.lines import MIB, Line, choose
 from bench.subjects import OURS, PEER, REFERENCES, SUBJECTS, Absent, Server, Subject, find_program, running
 
@@ -54,14 +56,16 @@ def take_part(against: str | None) -> tuple[Subject, ...]:
 
 
 def sample(line: Line, server: Server, turn: int, seconds: float) -> rounds.Sample | rounds.Failure:
-    """One run against a server that is up."""
+    """One run against a server that is up; one that writes is flushed afterwards, outside the measured time."""
     subject = server.subject.name
     reason = server.death()
     before = server.cpu_seconds()
     if reason is None:
         try:
             achieved = fio.measure(line, server.uri, server.place.size_bytes, seconds, server.place.folder)
-        except fio.FioError as problem:
+            if line.writes:
+                flush(server.place.socket)
+        except (fio.FioError, FlushError) as problem:
             reason = server.death() or str(problem).removeprefix(f"{line.name}: ")
     if reason is not None:
         return rounds.Failure(line.name, subject, turn, reason)
@@ -118,15 +122,12 @@ def quick(
         refuse("fio is not installed (Debian package fio); nothing can be measured without it.")
     if json is not None and not json.parent.is_dir():
         refuse(f"--json {json}: there is no folder {json.parent}.")
+    machine = report.conditions(os.getloadavg()[0], os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as home:
         outcome = run(subjects, chosen, turns, seconds, size_mib * MIB, Path(home))
     # A file or a pipe has no width of its own; the table needs more than the usual guess of 80.
-    report.show(
-        Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS),
-        outcome,
-        OURS,
-        [name for name in REFERENCES if name in outcome.subjects],
-    )
+    console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
+    report.show(console, outcome, OURS, [name for name in REFERENCES if name in outcome.subjects], machine)
     if json is not None:
         report.write_json(json, report.records(outcome, PEER))
     if OURS in outcome.absent or outcome.failures:

@@ -71,7 +71,7 @@ def parse(line: Line, output: str) -> Achieved:
         document = json.loads(output[output.index("{") :])
         job = document["jobs"][0]
         # In the "write" and "read" parts of a line that does the other, everything is zero.
-        part = job["write" if "write" in line.rw else "read"]
+        part = job["write" if line.writes else "read"]
         error = int(job["error"])
         iops, bytes_s, operations = float(part["iops"]), float(part["bw_bytes"]), int(part["total_ios"])
         percentiles = part["clat_ns"].get("percentile", {})

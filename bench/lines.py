@@ -32,6 +32,11 @@ class Line:
         """Whether the line is reported in MiB/s rather than in operations per second."""
         return not self.rw.startswith("rand")
 
+    @property
+    def writes(self) -> bool:
+        """Whether the line leaves something to flush."""
+        return self.rw.endswith("write")
+
 
 QUICK = (
     Line("randwrite-4k-qd1", "randwrite", 4 * KIB, 1),

@@ -8,6 +8,7 @@ ratios scatter, the reader sees it.
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from bench.lines import Line
 from bench.rounds import Failure, Ratio, Row
 
 NOTHING = "–"
+BUSY_SHARE = 0.25
+"""The load per core before a run from which on others' work shows in the rates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,16 @@ def footing(outcome: Outcome) -> list[str]:
     return missing + failed
 
 
-def show(console: Console, outcome: Outcome, own: str, references: Sequence[str]) -> None:
+def conditions(load: float, cores: int) -> str:
+    """The machine in a sentence; ``load`` is its load average before the run. A busy machine is called busy."""
+    sentence = f"{platform.system()} {platform.release()}, {cores} cores, load {load:.1f} before the run"
+    return f"{sentence}: the machine was busy, trust the ratios only" if load > cores * BUSY_SHARE else sentence
+
+
+def show(console: Console, outcome: Outcome, own: str, references: Sequence[str], machine: str) -> None:
     """Print the table and its footing."""
     console.print(table(outcome, own, references))
+    console.print(machine, highlight=False)
     for sentence in footing(outcome):
         console.print(escape(sentence), soft_wrap=True, highlight=False)
 

@@ -38,7 +38,10 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 DECIDING = ("crucible_emu.wire", "crucible_emu.downstairs", "crucible_emu.upstairs", "crucible_emu.nbd")
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
-    *(f"crucible_emu.downstairs.{name}" for name in ("runner", "local", "listening", "transport")),
+    *(
+        f"crucible_emu.downstairs.{name}"
+        for name in ("connection", "listening", "local", "runner", "server", "transport")
+    ),
     *(f"crucible_emu.downstairs.{name}" for name in ("repair_client", "repair_http", "repair_service")),
     *(f"crucible_emu.upstairs.{name}" for name in ("driver", "guest", "healing", "local_link", "tcp_link")),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import __main__ as command
-from bench import fio, subjects
+from bench import fio, report, subjects
+from bench.flush import FlushError
 from bench.lines import MIB, QUICK
 from bench.subjects import MEMORY, OURS, PEER, SUBJECTS, Absent, Subject
 
@@ -25,13 +26,14 @@ class Fakes:
         self.absent: dict[str, str] = {}
         self.fails: set[tuple[str, str]] = set()
         self.up: list[str] = []
+        self.flushed: list[str] = []
 
     @contextmanager
     def running(self, subject: Subject, folder: Path, size_bytes: int) -> Iterator[SimpleNamespace]:
         if subject.name in self.absent:
             raise Absent(self.absent[subject.name])
         self.up.append(subject.name)
-        place = SimpleNamespace(size_bytes=size_bytes, folder=folder)
+        place = SimpleNamespace(size_bytes=size_bytes, folder=folder, socket=subject.name)
         clock = iter(range(10_000))
         yield SimpleNamespace(
             subject=subject,
@@ -55,6 +57,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     monkeypatch.setattr(command, "running", fakes.running)
     monkeypatch.setattr(command, "find_program", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(fio, "measure", fakes.measure)
+    monkeypatch.setattr(command, "flush", fakes.flushed.append)
     return fakes
 
 
@@ -88,6 +91,25 @@ def test_everybody_is_measured_and_compared(fakes: Fakes, quick) -> None:
     assert "30.0k" in output
     assert "2.00" in output
     assert "missing" not in output
+
+
+def test_disk_is_flushed_after_each_line_that_writes(fakes: Fakes, quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick("--lines", "randread-4k-qd1,write-1m-qd4", "--rounds", "2", "--against", PEER)
+    assert sorted(fakes.flushed) == sorted([OURS, PEER] * 2)
+
+    def refuse(socket: Path) -> None:
+        raise FlushError("flush: the server answered with error 28.")
+
+    monkeypatch.setattr(command, "flush", refuse)
+    code, output, records = quick("--lines", "randread-4k-qd1,write-1m-qd4", "--rounds", "1", "--against", PEER)
+    assert code == 1
+    assert f"failed: {OURS}, round 1: write-1m-qd4: flush: the server answered with error 28." in output
+    assert [record["line"] for record in records if record["iops"] is None] == ["write-1m-qd4"] * 2
+
+
+def test_busy_machine_is_called_busy() -> None:
+    assert report.conditions(0.1, 2).endswith("2 cores, load 0.1 before the run")
+    assert report.conditions(1.9, 2).endswith("the machine was busy, trust the ratios only")
 
 
 def test_subject_slowed_on_purpose_shows(fakes: Fakes, quick) -> None:
