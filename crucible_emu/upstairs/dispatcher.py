@@ -159,16 +159,19 @@ class Dispatcher(ABC):
     def read(self, job: Job, client: int) -> None:
         """Send an admitted read to ``client``; others are tried when it fails there."""
         self.need_flush = True
-        if self.identity.remote:
-            job.dependencies = [
-                self.tracker.read(job.first_id, job.starts[0], job.starts[0] + job.lengths[0], self.jobs.live)
-            ]
+        self._depend_on_writes(job)
         for other in CLIENTS:
             job.skipped[other] = job.full
         job.skipped[client] = 0
         job.in_progress[client] = job.full
         self.jobs.add(job)
         self.send(client, job)
+
+    def _depend_on_writes(self, job: Job) -> None:
+        """What a read has to wait for, as of now."""
+        if self.identity.remote:
+            end = job.starts[0] + job.lengths[0]
+            job.dependencies = [self.tracker.read(job.first_id, job.starts[0], end, self.jobs.live)]
 
     def new_job(self, kind: JobKind, starts: list[int], lengths: list[int], size_bytes: int, handle: Any) -> Job:
         """A job with the next ids."""
@@ -234,8 +237,10 @@ class Dispatcher(ABC):
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
         if job.first_id <= job_id < job.first_id + job.count:
             return True
+        # Safety: an id that this client was never sent would make it wait for ever. A job that is gone meanwhile is
+        # done everywhere it was sent to, so nobody has to wait for it.
         found = self.jobs.find(job_id)
-        return found is None or not found.skipped[client] >> (job_id - found.first_id) & 1
+        return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
@@ -262,6 +267,9 @@ class Dispatcher(ABC):
         for client in self.clients:
             untried = not (job.failed[client.index] | job.done[client.index] | job.in_progress[client.index])
             if untried and client.state.phase is Phase.ACTIVE and not client.stop_requested:
+                # Asked anew: what it waited for may lie before a flush that this client has finished, and a client
+                # forgets what was before its last flush (wire-protocol.md §7.2).
+                self._depend_on_writes(job)
                 self.jobs.sent(job, client.index)
                 self.send(client.index, job)
                 return

@@ -390,6 +390,34 @@ def test_dependencies_leave_out_what_the_replica_was_never_sent() -> None:
     assert rig.dependencies(second, 1) == []
 
 
+def test_read_tried_elsewhere_after_a_flush_does_not_wait_for_what_was_before_it() -> None:
+    """A Downstairs forgets what was before its last flush, so waiting for that would be waiting for ever."""
+    rig = Rig().active()
+    write = rig.write(0)
+    read = rig.read("read", client=1)
+    assert rig.dependencies(read, 1) == [write.first_id]
+    rig.flush("flush")
+    flush = rig.replicas[0].jobs[-1]
+    rig.answer(0)
+    rig.answer(0)
+    rig.answer(1)
+    rig.answer(1, errors.HashMismatch())
+    assert rig.replicas[0].jobs[-1] is read
+    assert rig.dependencies(read, 0) == [flush.first_id]
+
+
+def test_a_dependency_that_finished_before_it_was_sent_is_left_out() -> None:
+    rig = Rig().active()
+    rig.drop(1)
+    first = rig.write(0)
+    second = rig.core.new_job(JobKind.WRITE, [0], [1], 512, None)
+    rig.core.write(second)
+    rig.core.done(first, 0, first.full)
+    rig.core.done(first, 2, first.full)
+    assert second.dependencies == [[first.first_id]]
+    assert rig.dependencies(second, 0) == []
+
+
 def test_a_job_done_everywhere_is_no_dependency() -> None:
     rig = Rig().active()
     rig.write(0)
