@@ -202,15 +202,19 @@ class Extents:
         slots_b = self.read_slots(descriptor, layout.SLOT_B, first, count)
         layout.check_slots(slots_a)
         layout.check_slots(slots_b)
+        active = np.zeros(count, np.bool_)
         written = np.flatnonzero(slots_a[:, 0] | slots_b[:, 0])
-        hashes = np.zeros(count, np.uint64)
-        if len(written):
-            low, high = int(written[0]), int(written[-1]) + 1
-            hashes[low:high] = self.stored_hashes(descriptor, first + low, high - low)
-        recovered = layout.recover_active(slots_a, slots_b, hashes)
+        if len(written) == 0:
+            return active
+        # Blocks that nobody ever wrote are not read.
+        low, high = int(written[0]), int(written[-1]) + 1
+        rows: Rows = np.empty((high - low, self.layout.block_size), np.uint8)
+        self.read_data(descriptor, rows.data.cast("B"), first + low)
+        recovered = layout.recover_active(slots_a[low:high], slots_b[low:high], hash_blocks(rows), rows)
+        active[low:high] = recovered.active
         if recovered.lost.any():
-            raise errors.MissingContextSlot(first + int(np.argmax(recovered.lost)), extent_id)
-        return recovered.active
+            raise errors.MissingContextSlot(first + low + int(np.argmax(recovered.lost)), extent_id)
+        return active
 
     def rewrite(self, extent_id: int, descriptor: int) -> None:
         """Write every block of the extent again as it reads now, after a sync of it failed.

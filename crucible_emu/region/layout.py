@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_emu import errors
-from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, BlockContexts, Hashes
+from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, BlockContexts, Hashes, Rows, hash_sealed_blocks
 
 SLOT_BYTES = 48
 METADATA_BYTES = 32
@@ -230,20 +230,28 @@ class RecoveredSlots:
     lost: npt.NDArray[np.bool_]
 
 
-def recover_active(slots_a: Slots, slots_b: Slots, hashes: Hashes) -> RecoveredSlots:
+def recover_active(slots_a: Slots, slots_b: Slots, hashes: Hashes, rows: Rows | None = None) -> RecoveredSlots:
     """Choose each block's active slot from the hash of its stored bytes, by the table of §2.9.
 
-    A plain slot counts as a match only when its two hashes agree: that closes the torn-slot corner of §6.4.
+    *Safety*, beyond the table: a slot that a power cut tore may still carry the ``on_disk_hash`` of the block (§6.4), so
+    a plain slot matches only when its two hashes agree, and an encrypted one, given the stored ``rows``, only when
+    nonce, tag and data give its hash. A slot that was written whole always does.
     """
-    match_a, match_b = _matches(slots_a, hashes), _matches(slots_b, hashes)
+    match_a, match_b = _matches(slots_a, hashes, rows), _matches(slots_b, hashes, rows)
     empty_a, empty_b = slots_a[:, 0] == 0, slots_b[:, 0] == 0
     lost = ~(match_a | match_b | empty_a | empty_b)
     active = (match_b | (~match_a & ~empty_a)) & ~(empty_a & empty_b)
     return RecoveredSlots(active, lost)
 
 
-def _matches(slots: Slots, hashes: Hashes) -> npt.NDArray[np.bool_]:
-    present = slots[:, 0] == 1
-    whole = (slots[:, 9] == 1) | (np.ascontiguousarray(slots).view(PLAIN_SLOT)[:, 0]["hash"] == slot_hashes(slots))
-    matching: npt.NDArray[np.bool_] = present & whole & (slot_hashes(slots) == hashes)
+def _matches(slots: Slots, hashes: Hashes, rows: Rows | None) -> npt.NDArray[np.bool_]:
+    records = np.ascontiguousarray(slots)
+    plain, sealed = records.view(PLAIN_SLOT)[:, 0], records.view(SEALED_SLOT)[:, 0]
+    is_sealed = records[:, 9] == 1
+    matching: npt.NDArray[np.bool_] = (records[:, 0] == 1) & (slot_hashes(records) == hashes)
+    matching &= is_sealed | (plain["hash"] == plain["on_disk"])
+    check = np.flatnonzero(matching & is_sealed)
+    if rows is not None and len(check):
+        nonce, tag, wanted = sealed["nonce"][check], sealed["tag"][check], sealed["hash"][check]
+        matching[check] = hash_sealed_blocks(nonce, tag, rows[check]) == wanted
     return matching

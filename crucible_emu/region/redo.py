@@ -11,7 +11,8 @@ ordinary region and is no worse off.
 
 Why stale records do no harm: a record is used only for a block of a *dirty* extent whose data matches *neither* slot
 while the record's own hash is that of one of them. A block that was completely written matches one. And the records
-of the last flush are replaced, durably, before the next one tears anything.
+of the last flush are replaced before the next one tears anything: by a rename, because when a flush failed they may
+still be needed until the moment when the new ones are durable.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from crucible_emu.region.storage import Storage
 PAGE_BYTES = 4096
 """What reaches the page cache and the disk whole."""
 REDO_NAME = ".redo"
+REDO_NEW_NAME = ".redo-new"
 MAGIC = b"crucible-redo-1\n"
 _HEADER = struct.Struct("<16sIIQ")
 """Magic, block size, records, XXH64 of the index."""
@@ -56,6 +58,7 @@ class RedoFile:
     def __init__(self, storage: Storage, region: Path, block_size: int, rows: Rows) -> None:
         self._storage = storage
         self._path = region / REDO_NAME
+        self._new_path = region / REDO_NEW_NAME
         self._block_size = block_size
         self._staged = rows.data.cast("B")
 
@@ -72,13 +75,13 @@ class RedoFile:
                 parts.append(self._staged[row * self._block_size : (row + 1) * self._block_size])
             done += len(inside)
         head = _head(self._block_size, index)
-        descriptor = self._storage.open(self._path, os.O_RDWR | os.O_CREAT)
+        descriptor = self._storage.open(self._new_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
-            self._storage.ftruncate(descriptor, 0)
             self._storage.pwritev(descriptor, [head, *parts], 0)
             self._storage.fsync(descriptor)
         finally:
             self._storage.close(descriptor)
+        self._storage.rename(self._new_path, self._path)
         self._storage.sync_directory(self._path.parent)
 
     def clear(self) -> None:

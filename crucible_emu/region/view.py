@@ -17,7 +17,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -99,13 +99,17 @@ class BlockFile:
             raise errors.IoError(f"{self._path} ends at byte {offset + got}, {length - got} bytes too early")
         return out
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether the file system knows that these bytes are zeros that take no space."""
+        return isinstance(self._storage, OsStorage) and is_hole(self._descriptor, offset, length)
+
     def read_rows(self, first: int, count: int) -> tuple[Rows, bool]:
         """Blocks ``first .. first + count``, read-only, and whether they are a hole."""
         if first < 0 or count < 0 or first + count > self._geometry.blocks:
             raise errors.OffsetInvalid()
         block_size = self._geometry.block_size
         offset, length = first * block_size, count * block_size
-        hole = isinstance(self._storage, OsStorage) and is_hole(self._descriptor, offset, length)
+        hole = self.is_hole(offset, length)
         if hole:
             if self._zeros is None or len(self._zeros) < count:
                 self._zeros = np.zeros((count, block_size), np.uint8)
@@ -156,19 +160,30 @@ class RawExtentView:
         length = count * layout.SLOT_BYTES
         return self._file.read(self.layout.slot_offset(which, first), length).reshape(count, layout.SLOT_BYTES)
 
+    def _has_no_slots(self, first: int, count: int) -> bool:
+        """*Optimisation*: a part of the extent that was never touched has no slots to read: 25 GiB of them in one TiB."""
+        length = count * layout.SLOT_BYTES
+        return all(
+            self._file.is_hole(self.layout.slot_offset(which, first), length)
+            for which in (layout.SLOT_A, layout.SLOT_B)
+        )
+
     def bitmap(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Active slots by the stored bitmap (True = B), bool[count]; stale while the extent is dirty."""
         return self._active[first : first + count]
 
     def look(self, first: int, count: int) -> Blocks:
         rows, hole = self._file.read_rows(first, count)
+        if hole and self._has_no_slots(first, count):
+            nothing = BlockContexts.empty(count)
+            return Blocks(first, rows, replace(nothing, on_disk_hash=nothing.hash), np.zeros(count, np.bool_), True)
         slots_a, slots_b = self.slots(layout.SLOT_A, first, count), self.slots(layout.SLOT_B, first, count)
         active = self.bitmap(first, count)
         lost = np.zeros(count, np.bool_)
         if self.metadata.dirty:
             layout.check_slots(slots_a)
             layout.check_slots(slots_b)
-            recovered = layout.recover_active(slots_a, slots_b, hash_blocks(rows))
+            recovered = layout.recover_active(slots_a, slots_b, hash_blocks(rows), rows)
             active, lost = recovered.active, recovered.lost
         slots = np.where(active[:, None], slots_b, slots_a)
         slots[lost] = 0

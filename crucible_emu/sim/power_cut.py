@@ -158,6 +158,7 @@ class PowerCuts:
         self._disk = SimulatedDisk()
         self._disk.make_directories(REGION.parent)
         self._region = self._open(Region.create(REGION, self._definition, policy=policy, storage=self._disk))
+        self._earlier: list[tuple[BlockIndexes, Rows, BlockContexts]] = []
         self._flush_number = 0
         self._operations = 0
         self._cut_probability = 0.02 if blocks > 1000 else 0.3
@@ -166,6 +167,7 @@ class PowerCuts:
         # A disk that fails now and then, in some of the runs: then the next flush has to make up for the failed one.
         self._failure_probability = 0.02 if policy is SyncPolicy.STAGED and rng.random() < 0.3 else 0.0
         self._disk.partial_writes = rng
+        self._failed_since_flush = False
         self.failures = 0
         self.verdicts: Counter[Verdict] = Counter()
         self.findings: list[Finding] = []
@@ -184,13 +186,15 @@ class PowerCuts:
             if self.cuts >= self._cuts_max:
                 return
             choice = self._rng.random()
-            if choice < 0.55:
+            if choice < 0.45:
                 self._write()
-            elif choice < 0.85:
+            elif choice < 0.55:
+                self._repeat()
+            elif choice < 0.80:
                 self._flush()
             elif choice < 0.90:
                 self._destage()
-            elif choice < 0.95:
+            elif choice < 0.95 and not self._failed_since_flush:
                 self._reopen()
             else:
                 self._crash()
@@ -212,12 +216,17 @@ class PowerCuts:
             tag = self._data.integers(0, 256, (count, 16), dtype=np.uint8)
             sealed = hash_sealed_blocks(nonce, tag, rows)
             contexts = BlockContexts(np.full(count, ENCRYPTED, np.uint8), sealed, nonce, tag)
+        self._issue(blocks, rows, contexts)
+
+    def _repeat(self) -> None:
+        """Some earlier write again, as after a reconnection: both slots may then hold the same context."""
+        if self._earlier:
+            self._issue(*self._rng.choice(self._earlier))
+
+    def _issue(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
         self._history.issued(blocks, rows, contexts)
         self._region.write(blocks, rows, contexts)
-        if self._rng.random() < 0.15:
-            # The same write again, as after a reconnection: same data, same context.
-            self._history.issued(blocks, rows, contexts)
-            self._region.write(blocks, rows, contexts)
+        self._earlier = [*self._earlier[-3:], (blocks, rows, contexts)]
 
     def _flush(self) -> None:
         self._flush_number += self._rng.choice([1, 1, 1, 70_000])
@@ -227,6 +236,7 @@ class PowerCuts:
         for extent_id in newest:
             self._history.flush_begins(extent_id, self._flush_number)
         if self._complete(self._region.begin_flush(self._flush_number, 1, limit)):
+            self._failed_since_flush = self._failed_since_flush and limit is not None
             for extent_id, versions in newest.items():
                 self._history.flushed(extent_id, self._flush_number, versions)
             self._cut("after the flush")
@@ -247,7 +257,10 @@ class PowerCuts:
         return True
 
     def _reopen(self) -> None:
-        """The process dies and comes back; the machine stays up."""
+        """The process dies and comes back; the machine stays up.
+
+        Not after a failed sync: what the kernel then only pretends to have written, nobody else can tell.
+        """
         self._region.close()
         self._region = Region.open(REGION, policy=self._policy, storage=self._disk)
         self._history.found(self._held(self._region), self._region.extent_versions()[1])
@@ -262,6 +275,7 @@ class PowerCuts:
         self._region.close()
         self._region, self._disk = region, survivor
         self._disk.before_change, self._disk.partial_writes = self._before_change, self._rng
+        self._failed_since_flush = False
         self._history.found(self._held(region), region.extent_versions()[1])
 
     def _before_change(self, operation: str, path: str) -> None:
@@ -272,8 +286,10 @@ class PowerCuts:
             return
         if self._policy is SyncPolicy.STAGED and self._rng.random() < 0.05 and self._region.has_room(64):
             self._write()  # the loop goes on while a flush runs
-        if self._rng.random() < self._failure_probability:
+        # Failing syncs are the ones that matter: what they leave behind looks as if it were written.
+        if self._rng.random() < self._failure_probability * (4 if operation == "sync" else 1):
             self.failures += 1
+            self._failed_since_flush = True
             raise OSError(self._rng.choice([errno.EIO, errno.ENOSPC]), "simulated failure")
 
     # --- what must hold
@@ -361,6 +377,7 @@ class PowerCutSummary:
 
     def __init__(self) -> None:
         self.runs = 0
+        self._failed_since_flush = False
         self.failures = 0
         self.verdicts: Counter[Verdict] = Counter()
         self.findings: list[Finding] = []
