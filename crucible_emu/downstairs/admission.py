@@ -88,7 +88,7 @@ class Admission:
         self.total_blocks = definition.total_blocks
         self.extent_count = definition.extent_count
         self.read_blocks_max = (FRAME_BYTES_MAX - READ_HEADER_BYTES) // (self.block_size + READ_CONTEXT_BYTES_MAX)
-        self._builders: dict[type[m.Message], Callable[[int, Any], Work]] = {
+        self.jobs: dict[type[m.Message], Callable[[int, Any], Work]] = {
             m.Write: self._write,
             m.WriteUnwritten: self._write,
             m.ReadRequest: self._read,
@@ -99,21 +99,18 @@ class Admission:
             m.ExtentLiveFlushClose: self._of_extent(Kind.FLUSH_CLOSE),
             m.ExtentLiveRepair: self._of_extent(Kind.REPAIR),
             m.ExtentLiveReopen: self._of_extent(Kind.REOPEN),
+        }
+        """What makes work of a job's message."""
+        self.steps: dict[type[m.Message], Callable[[int, Any], Work]] = {
             m.ExtentFlush: self._of_extent(Kind.FLUSH_EXTENT),
             m.ExtentClose: self._of_extent(Kind.CLOSE),
             m.ExtentRepair: self._of_extent(Kind.REPAIR),
             m.ExtentReopen: self._of_extent(Kind.REOPEN),
         }
-
-    def builder(self, message: m.Message) -> Callable[[int, Any], Work] | None:
-        """What makes work of this message; ``None`` if it is neither a job nor a reconciliation step.
-
-        Raises :class:`RemoteError` where a read-only region would be modified.
-        """
-        kind = type(message)
-        if self.read_only and kind in MODIFYING:
-            raise RemoteError(f"{kind.__name__} to a read-only region")
-        return self._builders.get(kind)
+        """What makes work of a reconciliation step."""
+        if read_only:
+            for builders in (self.jobs, self.steps):
+                builders.update(dict.fromkeys(MODIFYING & builders.keys(), _refuse_to_modify))
 
     def _write(self, connection_id: int, message: m.Write | m.WriteUnwritten) -> Work:
         data_bytes = len(message.data)
@@ -127,14 +124,9 @@ class Admission:
         if message.start + count > self.total_blocks:
             raise Refused(errors.OffsetInvalid())
         kind = Kind.WRITE if type(message) is m.Write else Kind.WRITE_UNWRITTEN
+        size_bytes = data_bytes + CONTEXT_BYTES * count + JOB_OVERHEAD_BYTES
         return Work(
-            kind if count else Kind.NO_OP,
-            connection_id,
-            message,
-            message.job_id,
-            start=message.start,
-            count=count,
-            size_bytes=data_bytes + CONTEXT_BYTES * count + JOB_OVERHEAD_BYTES,
+            kind if count else Kind.NO_OP, connection_id, message, message.job_id, message.start, count, size_bytes
         )
 
     def _read(self, connection_id: int, message: m.ReadRequest) -> Work:
@@ -148,15 +140,7 @@ class Admission:
                 errors.InvalidNumberOfBlocks(f"a read of {count} blocks, one answer holds 1 to {self.read_blocks_max}")
             )
         size_bytes = count * (self.block_size + CONTEXT_BYTES) + JOB_OVERHEAD_BYTES
-        return Work(
-            Kind.READ,
-            connection_id,
-            message,
-            message.job_id,
-            start=message.start,
-            count=count,
-            size_bytes=size_bytes,
-        )
+        return Work(Kind.READ, connection_id, message, message.job_id, message.start, count, size_bytes)
 
     def _flush(self, connection_id: int, message: m.Flush) -> Work:
         check_dependencies(message)
@@ -181,6 +165,10 @@ class Admission:
             )
 
         return build
+
+
+def _refuse_to_modify(_connection_id: int, message: m.Message) -> Work:
+    raise RemoteError(f"{type(message).__name__} to a read-only region")
 
 
 def _plain(kind: Kind) -> Callable[[int, Any], Work]:

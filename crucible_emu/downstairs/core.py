@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 from crucible_emu.downstairs.admission import Admission, Refused
 from crucible_emu.downstairs.answers import answer
 from crucible_emu.downstairs.in_order import InOrderJobs
 from crucible_emu.downstairs.jobs import JobLimits, JobQueue
-from crucible_emu.downstairs.lane import Lane
+from crucible_emu.downstairs.lane import LAST_WRITE, Lane
 from crucible_emu.downstairs.promotion import ActiveConnections, Claim
 from crucible_emu.downstairs.session import Need, ServedRegion, Session, State, Step
 from crucible_emu.downstairs.work import (
@@ -36,11 +37,13 @@ from crucible_emu.downstairs.work import (
     Resume,
     Run,
     Send,
+    SendTrain,
     Work,
 )
 from crucible_emu.errors import CrucibleError, RemoteError
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.hot import Identities, make_ack
 
 RETRY_PAUSE_S = 1.0
 """Between two tries of a failing job in ``faithful`` mode. The real program does not pause at all."""
@@ -83,7 +86,7 @@ class Statistics:
 class Connection:
     """What the Downstairs keeps for one connection."""
 
-    __slots__ = ("in_order", "jobs", "paused", "session", "session_id", "upstairs_id")
+    __slots__ = ("in_order", "jobs", "known", "paused", "session", "session_id", "upstairs_id")
 
     def __init__(self, session: Session, limits: JobLimits, in_order: bool) -> None:
         self.session = session
@@ -92,6 +95,7 @@ class Connection:
         self.paused = False
         self.upstairs_id = session.upstairs_id
         self.session_id = session.session_id
+        self.known = Identities()
 
 
 class Downstairs:
@@ -159,21 +163,23 @@ class Downstairs:
         """
         actions: list[Action] = []
         connection = self._connections.get(connection_id)
+        jobs_max, bytes_max = self.limits.jobs_max, self.limits.bytes_max
         index, end = first, len(messages)
         while index < end and connection is not None:
-            if connection.jobs.full or connection.session.state is State.PROMOTING:
+            jobs, state = connection.jobs, connection.session.state
+            if jobs.outstanding_jobs >= jobs_max or jobs.outstanding_bytes >= bytes_max or state is State.PROMOTING:
                 connection.paused = True
                 break
             message = messages[index]
             index += 1
             try:
-                if connection.session.state is State.RUNNING:
+                if state is State.RUNNING:
                     self._running(connection, message, actions)
                 else:
                     self._step(connection, connection.session.receive(message), actions)
             except RemoteError as error:
                 self._close(connection_id, str(error), actions)
-            if connection_id not in self._connections:
+            if connection.session.state is State.CLOSED:
                 connection = None
         if connection is None:
             index = end
@@ -182,23 +188,23 @@ class Downstairs:
         return index - first, actions
 
     def _running(self, connection: Connection, message: m.Message, actions: list[Action]) -> None:
-        build = self.admission.builder(message)
-        if build is None:
-            self._step(connection, connection.session.receive(message), actions)
-        elif isinstance(message, m.JobRequest):
+        build = self.admission.jobs.get(type(message))
+        if build is not None:
             self._job(connection, message, build, actions)
-        else:
+            return
+        build = self.admission.steps.get(type(message))
+        if build is not None:
             self._reconciliation_step(connection, message, build, actions)
+        else:
+            self._step(connection, connection.session.receive(message), actions)
 
-    def _job(self, connection: Connection, message: m.JobRequest, build: Any, actions: list[Action]) -> None:
+    def _job(self, connection: Connection, message: Any, build: Any, actions: list[Action]) -> None:
         connection_id = connection.session.connection_id
-        # `is` first: the decoder hands out the same object again, and comparing UUIDs takes ten times as long.
-        if message.upstairs_id is not connection.upstairs_id and message.upstairs_id != connection.upstairs_id:
-            actions.append(Send(connection_id, m.UuidMismatch(connection.upstairs_id)))
-            return
-        if message.session_id is not connection.session_id and message.session_id != connection.session_id:
-            actions.append(Send(connection_id, m.UuidMismatch(connection.session_id)))
-            return
+        if message.upstairs_id is not connection.upstairs_id or message.session_id is not connection.session_id:
+            expected = self._compare_ids(connection, message)
+            if expected is not None:
+                actions.append(Send(connection_id, m.UuidMismatch(expected)))
+                return
         self.statistics.jobs += 1
         try:
             work = build(connection_id, message)
@@ -210,6 +216,17 @@ class Downstairs:
             self._start(connection, work, actions)
         else:
             keep_little(work)
+
+    def _compare_ids(self, connection: Connection, message: m.JobRequest) -> UUID | None:
+        """The id that ``message`` should have carried instead of its own; ``None`` when it is right."""
+        if message.upstairs_id != connection.upstairs_id:
+            return connection.upstairs_id
+        if message.session_id != connection.session_id:
+            return connection.session_id
+        # A decoder hands out the same objects again and again; to recognise one costs a tenth of comparing it.
+        connection.upstairs_id, connection.session_id = message.upstairs_id, message.session_id
+        connection.known.upstairs_id, connection.known.session_id = message.upstairs_id, message.session_id
+        return None
 
     def _refuse(
         self, connection: Connection, message: m.JobRequest, error: CrucibleError, actions: list[Action]
@@ -262,6 +279,7 @@ class Downstairs:
     def _promote(self, connection: Connection, actions: list[Action]) -> None:
         session = connection.session
         connection.upstairs_id, connection.session_id = session.upstairs_id, session.session_id
+        connection.known.upstairs_id, connection.known.session_id = session.upstairs_id, session.session_id
         claim = Claim(session.connection_id, session.upstairs_id, session.session_id, session.generation)
         verdict = self.active.promote(claim)
         if not verdict.accepted:
@@ -288,7 +306,7 @@ class Downstairs:
 
     def _start(self, connection: Connection, work: Work, actions: list[Action]) -> None:
         """A job whose dependencies are complete as it arrives."""
-        if self._needs_no_work(work):
+        if work.kind > LAST_WRITE and self._needs_no_work(work):
             self._answer(connection, work, None, actions)
             self._completed(connection, [work], actions)
         else:
@@ -333,26 +351,18 @@ class Downstairs:
             self._run_all(self.lane.stall(stalled), actions)
         return actions
 
-    def train_written(self, works: Sequence[Work]) -> list[Action]:
-        """As :meth:`works_done`, for writes of one connection that all succeeded; *optimisation*."""
+    def train_written(self, works: list[Work]) -> list[Action]:
+        """As :meth:`works_done`, for writes of one kind and connection that all succeeded; *optimisation*."""
         actions: list[Action] = []
         connection = self._connections.get(works[0].connection_id)
-        started: list[Work] = []
-        for work in works:
-            started += self.lane.finish(work)
+        started = self.lane.finish_writes(works)
         if connection is not None and not works[0].abandoned:
-            connection_id, upstairs_id, session_id = (
-                works[0].connection_id,
-                connection.upstairs_id,
-                connection.session_id,
-            )
-            blocks = 0
-            for work in works:
-                blocks += work.count
-                ack = m.WriteAck if work.kind is Kind.WRITE else m.WriteUnwrittenAck
-                actions.append(Send(connection_id, ack(upstairs_id, session_id, work.message.job_id, None)))
-            self.statistics.blocks_written += blocks
-            self._completed(connection, works, actions)
+            ack = m.WriteAck if works[0].kind is Kind.WRITE else m.WriteUnwrittenAck
+            known = connection.known
+            acks: list[m.Message] = [make_ack(ack, known, work.message.job_id, None) for work in works]
+            actions.append(SendTrain(works[0].connection_id, acks))
+            self.statistics.blocks_written += sum([work.count for work in works])
+            self._start_ready(connection, connection.jobs.complete_train(works), actions)
         self._run_all(started, actions)
         return actions
 
@@ -413,19 +423,23 @@ class Downstairs:
 
     def _completed(self, connection: Connection, works: Sequence[Work], actions: list[Action]) -> None:
         """These jobs were answered: they are complete, and what waited for them may run."""
+        self._start_ready(connection, connection.jobs.complete(works), actions)
+
+    def _start_ready(self, connection: Connection, ready: list[Work], actions: list[Action]) -> None:
+        """Start jobs that do not wait any more, and in turn those that waited for them and need no work."""
         # A loop, not a recursion: thousands of barriers may form one chain.
-        while works:
-            ready = connection.jobs.complete(works)
-            works = done = []
+        while ready:
+            done: list[Work] = []
             for work in ready:
                 if self._needs_no_work(work):
                     self._answer(connection, work, None, actions)
                     done.append(work)
                 else:
                     self._admit(work, actions)
+            ready = connection.jobs.complete(done) if done else []
         if connection.jobs.completed.range_count > self.limits.ranges_max:
             self._close(connection.session.connection_id, "too many jobs without a flush or barrier", actions)
-        else:
+        elif connection.paused:
             self._made_room(connection, actions)
 
     def _made_room(self, connection: Connection, actions: list[Action]) -> None:

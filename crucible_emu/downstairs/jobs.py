@@ -23,6 +23,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from crucible_emu.downstairs.work import Kind, Work
 
@@ -158,9 +159,25 @@ class JobQueue:
             self._add(work)
             if self._watchers:
                 awakened += self._awakened_by(work.job_id)
-        if len(awakened) > 1:
-            awakened.sort(key=_by_arrival)
-        return awakened
+        return _in_order_of_arrival(awakened)
+
+    def complete_train(self, works: Sequence[Work]) -> list[Work]:
+        """As :meth:`complete`, for reads and writes; *optimisation*: consecutive ids are added in one step."""
+        job_ids: list[int] = []
+        for work in works:
+            assert work.job_id is not None
+            self.released(work)
+            job_ids.append(work.job_id)
+        if job_ids == list(range(job_ids[0], job_ids[0] + len(job_ids))):
+            self._completed_more(job_ids[0], len(job_ids))
+        else:
+            for job_id in job_ids:
+                self._completed_more(job_id, 1)
+        awakened: list[Work] = []
+        if self._watchers:
+            for job_id in job_ids:
+                awakened += self._awakened_by(job_id)
+        return _in_order_of_arrival(awakened)
 
     def released(self, work: Work) -> None:
         """A job that was started needs no memory any more: it was answered, or given up."""
@@ -210,5 +227,10 @@ class JobQueue:
             watchers.append(work)
 
 
-def _by_arrival(work: Work) -> int:
-    return work.sequence
+def _in_order_of_arrival(works: list[Work]) -> list[Work]:
+    if len(works) > 1:
+        works.sort(key=_sequence)
+    return works
+
+
+_sequence = attrgetter("sequence")

@@ -102,6 +102,15 @@ class Lane:
             started += self._advance()
         return started + self._relief() if self._stalled else started
 
+    def finish_writes(self, works: list[Work]) -> list[Work]:
+        """As :meth:`finish`, for writes that ended together."""
+        running = self._running
+        for work in works:
+            del running[work]
+        self._emptied = False
+        started = self._advance() if self._waiting else []
+        return started + self._relief() if self._stalled else started
+
     def stall(self, works: list[Work]) -> list[Work]:
         """These writes, handed out in this order, found no room. What starts because of that: perhaps a destage."""
         for work in works:

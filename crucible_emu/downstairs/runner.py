@@ -38,6 +38,7 @@ from crucible_emu.downstairs.work import (
     Resume,
     Run,
     Send,
+    SendTrain,
     Work,
 )
 from crucible_emu.errors import CrucibleError
@@ -155,16 +156,15 @@ class Runner:
     def _next_action(self) -> None:
         action = self._actions.popleft()
         kind = type(action)
-        if kind is Send:
-            assert isinstance(action, Send)
-            messages = self._outbox.get(action.connection_id)
-            if messages is None:
-                self._outbox[action.connection_id] = [action.message]
-            else:
-                messages.append(action.message)
-        elif kind is Run:
+        if kind is Run:
             assert isinstance(action, Run)
             self._run(action)
+        elif kind is Send:
+            assert isinstance(action, Send)
+            self._outbox.setdefault(action.connection_id, []).append(action.message)
+        elif kind is SendTrain:
+            assert isinstance(action, SendTrain)
+            self._outbox.setdefault(action.connection_id, []).extend(action.messages)
         elif isinstance(action, Close):
             self._close(action)
         elif isinstance(action, Abandon):

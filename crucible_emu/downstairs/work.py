@@ -80,7 +80,6 @@ class Work:
         connection_id: int,
         message: Any = None,
         job_id: int | None = None,
-        *,
         start: int = 0,
         count: int = 0,
         size_bytes: int = 0,
@@ -108,6 +107,14 @@ class Send:
 
     connection_id: int
     message: m.Message
+
+
+@dataclass(slots=True)
+class SendTrain:
+    """As :class:`Send`, for several messages."""
+
+    connection_id: int
+    messages: list[m.Message]
 
 
 @dataclass(slots=True)
@@ -140,4 +147,4 @@ class Resume:
     connection_id: int
 
 
-Action = Send | Close | Run | Abandon | Resume
+Action = Send | SendTrain | Close | Run | Abandon | Resume

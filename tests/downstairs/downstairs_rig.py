@@ -1,4 +1,4 @@
-"""What the tests of the Downstairs share: messages in short form, a region that is a dictionary, a scripted Upstairs."""
+"""What the tests of the Downstairs share: short messages, a region that is a dictionary, a scripted Upstairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crucible_emu import errors
 from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.jobs import JobLimits
 from crucible_emu.downstairs.server import DownstairsServer, ServerOptions
-from crucible_emu.downstairs.work import Abandon, Close, Kind, Resume, Run, Send, Work
+from crucible_emu.downstairs.work import Abandon, Close, Kind, Resume, Run, Send, SendTrain, Work
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.integrity import BlockContexts, hash_blocks
 from crucible_emu.region import Region
@@ -106,6 +106,9 @@ class Rig:
                 case Send(connection_id, message):
                     assert connection_id not in self.closed, "nothing is sent after the close"
                     self.sent.setdefault(connection_id, []).append(message)
+                case SendTrain(connection_id, messages):
+                    assert connection_id not in self.closed, "nothing is sent after the close"
+                    self.sent.setdefault(connection_id, []).extend(messages)
                 case Close(connection_id, reason):
                     self.closed[connection_id] = reason
                 case Run(work, pause_s):

@@ -220,13 +220,18 @@ def test_chain_of_thousands_of_barriers(rig: Rig) -> None:
 
 
 def test_train_written_is_answered_as_one_by_one(rig: Rig) -> None:
-    rig.give(write(1, 0), write(2, 1, kind=m.WriteUnwritten), write(3, 2), write(4, 0, deps=(1, 3)))
-    works = list(rig.running)
-    rig.running.clear()
-    rig.take(rig.core.train_written(works))
-    assert rig.sent[1] == [m.WriteAck(U, S, 1, None), m.WriteUnwrittenAck(U, S, 2, None), m.WriteAck(U, S, 3, None)]
-    assert rig.kinds() == [Kind.WRITE]
-    assert rig.core.statistics.blocks_written == 3
+    for kind, ack, base in ((m.Write, m.WriteAck, 0), (m.WriteUnwritten, m.WriteUnwrittenAck, 100)):
+        for offsets in ((1, 2, 3), (11, 13, 12)):
+            one, two, three = job_ids = [base + offset for offset in offsets]
+            rig.give(*(write(job, job % 8, kind=kind) for job in job_ids), write(20 + one, 0, deps=(one, three)))
+            works = list(rig.running)
+            rig.running.clear()
+            rig.take(rig.core.train_written(works))
+            assert rig.sent[1] == [ack(U, S, job, None) for job in (one, two, three)]
+            assert rig.kinds() == [Kind.WRITE]
+            rig.end()
+            rig.sent[1].clear()
+    assert rig.core.statistics.blocks_written == 16
 
 
 # What a peer must not send
