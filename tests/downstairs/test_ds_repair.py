@@ -225,7 +225,32 @@ async def two(
         await to_talk.activate(2)
         yield from_server, from_talk, to_talk
 
-        # clean: its numbers stay
+
+async def test_reconciliation_of_one_extent(source: Region, target: Region) -> None:
+    """Flush at the source, close everywhere, repair, reopen everywhere (§8.2)."""
+    async with two(source, target) as (server, from_talk, to_talk):
+        await from_talk.ask(write(1, 2, 1, 99), m.WriteAck)
+        assert await from_talk.ask(m.ExtentFlush(0, 0, 0, 50, 60)) == m.RepairAckId(0)
+        for talk in (from_talk, to_talk):
+            assert await talk.ask(m.ExtentClose(1, 0)) == m.RepairAckId(1)
+        assert await to_talk.ask(m.ExtentRepair(2, 0, 0, server.repair_address, (1,))) == m.RepairAckId(2)
+        assert stored(target, 0) == stored(source, 0)
+        for talk in (from_talk, to_talk):
+            assert await talk.ask(m.ExtentReopen(3, 0)) == m.RepairAckId(3)
+        response = await to_talk.ask(read(2, 0, 10), m.ReadResponse)
+        assert [row[0] for row in np.frombuffer(response.data, np.uint8).reshape(10, -1)] == [7, 7, 99, *[7] * 5, 3, 3]
+        gens, flushes, dirty = target.extent_versions()
+        assert (gens[0], flushes[0], dirty[0]) == (60, 50, False)
+        beside = sorted(entry.name for entry in extent_path(target.path, 0).parent.iterdir())
+        assert beside == ["000", "001", "002", "003"]
+
+
+async def test_live_repair_of_one_extent_while_others_are_used(source: Region, target: Region) -> None:
+    """The reopen first, then close, repair and no-op; guest I/O of the extent depends on the reopen (§9.2)."""
+    async with two(source, target) as (server, from_talk, to_talk):
+        await from_talk.say(m.ExtentLiveReopen(U, S, 103, (102,), 0), m.ExtentLiveFlushClose(U, S, 100, (), 0, 8, 9))
+        await to_talk.say(m.ExtentLiveReopen(U, S, 103, (102,), 0), m.ExtentLiveClose(U, S, 100, (), 0))
+        assert (await from_talk.hear(m.ExtentLiveCloseAck)).result == (1, 7, False)  # clean: its numbers stay
         assert (await to_talk.hear(m.ExtentLiveCloseAck)).result == (1, 3, False)
         await to_talk.say(write(200, 1, 1, 55, (103,)), write(201, 12, 1, 56), read(202, 12, 1, (201,)))
         assert (await to_talk.hear(m.WriteAck)).job_id == 201
