@@ -7,6 +7,7 @@ is durable before it gets its name.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -30,6 +31,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     if path.is_dir() and any(path.iterdir()):
         raise UsageError(f"{path} exists and is not empty: choose another name, or delete it first")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _require_writable(path.parent)
     growing = _beside(path)
     try:
         yield growing
@@ -48,6 +50,7 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise UsageError(f"{path} is a directory: name a file")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists: choose another name, or say --force to replace it")
+    _require_writable(path.parent)
     growing = _beside(path)
     try:
         yield growing
@@ -57,6 +60,14 @@ def new_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     except BaseException:
         growing.unlink(missing_ok=True)
         raise
+
+
+def _require_writable(directory: Path) -> None:
+    """So that the error names the directory, not what would have grown in it. Raises :class:`OSError`."""
+    effective = os.access in os.supports_effective_ids
+    for mode, code in ((os.F_OK, errno.ENOENT), (os.W_OK | os.X_OK, errno.EACCES)):
+        if not os.access(directory, mode, effective_ids=effective):
+            raise OSError(code, os.strerror(code), str(directory))
 
 
 def _sync(path: Path) -> None:

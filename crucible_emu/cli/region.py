@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn
 from uuid import UUID, uuid4
@@ -108,7 +107,7 @@ def create(
     if image is not None and encrypted:
         raise UsageError("an encrypted region takes no plain image: leave out --import, and copy it through a client")
     imported = None
-    with new_directory(directory) as growing, closing(Region.create(growing, definition)) as region:
+    with new_directory(directory) as growing, Region.create(growing, definition) as region:
         if image is not None:
             imported = _import_into(region, image, sparse, as_json)
     facts = {"directory": str(directory), **definition.as_json(), "size_bytes": definition.size_bytes}
@@ -207,7 +206,7 @@ def import_(
     """
     size_bytes = image_size(image)
     grown = transfer.grow_for(directory, size_bytes)
-    with closing(Region.open(directory)) as region:
+    with Region.open(directory) as region:
         imported = _import_into(region, image, sparse, as_json)
     if as_json:
         show_json({"directory": str(directory), "extent_count": grown.extent_count, **_imported_json(imported)})

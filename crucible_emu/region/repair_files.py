@@ -209,6 +209,16 @@ def replace(storage: Storage, region: Path, extent_id: int, geometry: ExtentLayo
     storage.sync_directory(extent.parent)
 
 
+def _replay(storage: Storage, region: Path, extent_id: int, geometry: ExtentLayout) -> None:
+    try:
+        replace(storage, region, extent_id, geometry)
+    except errors.RepairFilesInvalid as error:
+        raise errors.RepairFilesInvalid(
+            f"{error.detail}; it was left by a repair that was cut off, and cannot replace the extent: "
+            "remove it if the extent itself verifies, else replace this region"
+        ) from error
+
+
 def _overwrite(storage: Storage, source: Path, target: Path) -> None:
     copy_file(storage, source, target)
     descriptor = storage.open(target, os.O_RDWR)
@@ -241,7 +251,7 @@ def settle_leftovers(
         if extent.name + suffix in found:
             storage.remove_tree(sibling(extent, suffix))
     if extent.name + REPLACE in found:
-        replace(storage, region, extent_id, geometry)
+        _replay(storage, region, extent_id, geometry)
     if storage.exists(sqlite_extent.database_path(extent)):
         sqlite_extent.migrate(storage, extent, geometry)
     else:

@@ -93,7 +93,6 @@ def import_image(
             skipped += len(rows) - int(np.count_nonzero(wanted))
             blocks, rows = blocks[wanted], rows[wanted]
         if len(blocks):
-            _make_room(region, len(blocks))
             region.write(blocks, rows, BlockContexts.plain(hash_blocks(rows)))
         written += len(blocks)
         start += -(-got // size)
@@ -120,14 +119,6 @@ def _whole_blocks(chunk: bytearray, got: int, block_size: int) -> Rows:
     blocks = -(-got // block_size)
     chunk[got : blocks * block_size] = bytes(blocks * block_size - got)
     return np.frombuffer(chunk, np.uint8, blocks * block_size).reshape(blocks, block_size)
-
-
-def _make_room(region: Region, blocks: int) -> None:
-    if region.has_room(blocks):
-        return
-    work = region.begin_destage()
-    work.run()
-    region.finish_flush(work)
 
 
 def export_image(

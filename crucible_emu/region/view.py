@@ -161,7 +161,7 @@ class RawExtentView:
         return self._file.read(self.layout.slot_offset(which, first), length).reshape(count, layout.SLOT_BYTES)
 
     def _has_no_slots(self, first: int, count: int) -> bool:
-        """*Optimisation*: a part of the extent that was never touched has no slots to read: 25 GiB of them in one TiB."""
+        """*Optimisation*: a part of the extent that was never touched has no slots to read (25 GiB per TiB)."""
         length = count * layout.SLOT_BYTES
         return all(
             self._file.is_hole(self.layout.slot_offset(which, first), length)

@@ -200,8 +200,19 @@ class TestCreate:
         with as_ordinary_user():
             code, _, err = run("create", "locked/r", "--size", "1MiB")
         assert code == 1
-        assert "locked" in one_sentence(err)
-        assert "ermission denied" in err
+        assert one_sentence(err) == f"{public}/locked: permission denied"
+
+    def test_no_permission_to_make_a_file(self, run, public):
+        Path("locked").mkdir(mode=0o555)
+        with as_ordinary_user():
+            code, _, err = run("export", "r0", "locked/out")
+        assert code == 1
+        assert one_sentence(err) == f"{public}/locked: permission denied"
+
+    def test_missing_directory_of_a_file(self, run, made):
+        code, _, err = run("export", made, "nowhere/out")
+        assert code == 1
+        assert "nowhere: no such file or directory" in one_sentence(err)
 
 
 def interrupt(*_):

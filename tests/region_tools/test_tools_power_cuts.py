@@ -2,6 +2,7 @@
 
 Where :mod:`interrupted_storage` stops a process, whose writes all stay, here everything that was not synced may be
 lost or kept page by page. Each operation is cut several times, and the recovery from each cut is cut once more.
+The full run: ``CRUCIBLE_EMU_CUTS_PER_STEP=100 python -m pytest tests/region_tools/test_tools_power_cuts.py``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from crucible_emu.region.repair_files import settle_leftovers
 from crucible_emu.region.view import RegionView
 from crucible_emu.sim.disk import Persistence, SimulatedDisk
 
+pytestmark = pytest.mark.long
+
 REGION = Path("/region")
 GEOMETRY = ExtentLayout(4096, 20)
 DEFINITION = definition(4096, 20, 2)
-CUTS_PER_STEP = 4
+CUTS_PER_STEP = int(os.environ.get("CRUCIBLE_EMU_CUTS_PER_STEP", "4"))
 
 every_model = pytest.mark.parametrize("model", list(Persistence), ids=lambda model: model.value)
 
