@@ -10,8 +10,8 @@
 ``directory``   ``region.json``, making a region
 ``storage``     the disk as a parameter
 
-Around it: ``view`` (looking without opening), ``verify``, ``dump``, ``digest``, ``extent_info``, ``transfer`` (images in
-and out), ``snapshot``, ``clone`` and ``repair_files`` (whole extents from another replica), ``file_copy``,
+Around it: ``view`` (looking without opening), ``verify``, ``dump``, ``digest``, ``extent_info``, ``transfer`` (images
+in and out), ``snapshot``, ``clone`` and ``repair_files`` (whole extents from another replica), ``file_copy``,
 ``sqlite_extent``.
 """
 
