@@ -10,6 +10,8 @@ has every member, in its order. The key never shows: not in ``repr``, not in an 
 from __future__ import annotations
 
 import json
+import re
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
@@ -20,6 +22,9 @@ from crucible_emu.errors import UsageError
 
 BLOCK_SIZES = tuple(1 << shift for shift in range(9, 16))
 TARGETS = 3
+ADDRESS_CHARACTERS_MAX = 100
+PLACE_CHARACTERS_MAX = 120
+_ADDRESS = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
 class CrucibleOpts(BaseModel):
@@ -30,7 +35,7 @@ class CrucibleOpts(BaseModel):
     id: UUID
     target: tuple[str, ...]
     lossy: bool = False
-    flush_timeout: float | None = None
+    flush_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     key: SecretStr | None = None
     cert_pem: str | None = None
     key_pem: str | None = None
@@ -128,13 +133,18 @@ def check_block_size(size: int) -> int:
 
 def parse_address(text: str) -> tuple[str, int]:
     """Host and port of ``ip:port`` or ``[ip]:port``. Raises :class:`ValueError`."""
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r} is not an address: write ip:port, or [ip]:port for IPv6")
-    if ":" in host and not bracketed:
-        raise ValueError(f"{text!r} is not an address: put an IPv6 address in brackets, [ip]:port")
-    return (host[1:-1] if bracketed else host), int(port)
+    match = _ADDRESS.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError
+        host = str(IPv6Address(match["six"]) if match["six"] is not None else IPv4Address(match["four"]))
+        port = int(match["port"])
+        if not 0 < port < 65536:
+            raise ValueError
+    except ValueError:
+        shown = text if len(text) <= ADDRESS_CHARACTERS_MAX else text[:ADDRESS_CHARACTERS_MAX] + "..."
+        raise ValueError(f"{shown!r} is not an address: write ip:port, or [ip]:port for IPv6") from None
+    return host, port
 
 
 def parse(text: str | bytes, source: str = "the VCR") -> VolumeConstructionRequest:
@@ -143,11 +153,16 @@ def parse(text: str | bytes, source: str = "the VCR") -> VolumeConstructionReque
         members = json.loads(text)
     except ValueError as error:
         raise UsageError(f"{source} is not JSON: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{source} is nested too deeply to be a VCR") from None
     try:
-        return _Document.model_validate({"request": members}).request
+        # As JSON once more, because only there "strict" knows that a UUID is written as a string.
+        return _Document.model_validate_json(json.dumps({"request": members}), strict=True).request
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "the document"
+        if len(place) > PLACE_CHARACTERS_MAX:
+            place = "..." + place[-PLACE_CHARACTERS_MAX:]
         raise UsageError(f"{source}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
