@@ -162,13 +162,12 @@ def _fresh_tail(geometry: ExtentLayout) -> bytes:
 def _create_extents(storage: Storage, region: Path, definition: RegionDefinition, first: int = 0) -> None:
     geometry = ExtentLayout(definition.block_size, definition.blocks_per_extent)
     tail = _fresh_tail(geometry)
-    parent = None
     for extent_id in range(first, definition.extent_count):
-        path = layout.extent_path(region, extent_id)
-        if path.parent != parent:
-            parent = path.parent
-            storage.make_directories(parent)
-        descriptor = storage.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        if extent_id % EXTENTS_PER_DIRECTORY == 0:
+            storage.make_directories(layout.extent_path(region, extent_id).parent)
+        descriptor = storage.open(
+            layout.extent_name(str(region), extent_id), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666
+        )
         try:
             storage.ftruncate(descriptor, geometry.file_bytes)
             storage.pwrite(descriptor, tail, geometry.bitmap_offset)

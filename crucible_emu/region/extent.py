@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,9 @@ DESCRIPTORS_PER_REGION_MIN = 16
 DESCRIPTORS_PER_REGION_MAX = 4096
 REGIONS_PER_PROCESS = 16
 """Each region may hold this fraction of the process's descriptors."""
+FLUSHED_TOGETHER_MAX = 1024
+"""Extents whose files one flush has open at a time; each such group goes through its phases before the next."""
+TAIL_BYTES = layout.METADATA_BYTES + 1
 HASH_CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -60,6 +63,7 @@ class Descriptors:
     def __init__(self, storage: Storage, region: Path, flags: int, limit: int) -> None:
         self._storage = storage
         self._region = region
+        self._root = str(region)
         self._flags = flags
         self._open: dict[int, int] = {}
         self.limit = limit
@@ -79,19 +83,17 @@ class Descriptors:
 
     def open(self, extent_id: int) -> int:
         """A descriptor of the caller's own, from any thread. Raises :class:`errors.IoError`."""
-        path = layout.extent_path(self._region, extent_id)
         try:
-            return self._storage.open(path, self._flags)
+            return self._storage.open(layout.extent_name(self._root, extent_id), self._flags)
         except OSError as error:
-            raise explain(error, "opening the extent", path) from error
+            raise explain(error, "opening the extent", layout.extent_path(self._region, extent_id)) from error
 
     def _open_here(self, extent_id: int) -> int:
-        path = layout.extent_path(self._region, extent_id)
         try:
-            return self._storage.open(path, self._flags)
+            return self._storage.open(layout.extent_name(self._root, extent_id), self._flags)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
-                raise explain(error, "opening the extent", path) from error
+                raise explain(error, "opening the extent", layout.extent_path(self._region, extent_id)) from error
         # Something else in the process took more than its share: make do with half.
         self._close_oldest(max(1, len(self._open) // 2))
         return self.open(extent_id)
@@ -135,56 +137,78 @@ class Extents:
         self.unsynced = np.zeros(count, np.bool_)
         self.suspect = np.zeros(count, np.bool_)
         self.bits: npt.NDArray[np.uint8] = reserve((count, self.layout.bitmap_bytes), np.uint8).array
-        limit = (raise_descriptor_limit() - DESCRIPTORS_KEPT_FREE) // REGIONS_PER_PROCESS
-        limit = max(DESCRIPTORS_PER_REGION_MIN, min(limit, DESCRIPTORS_PER_REGION_MAX))
+        share = (raise_descriptor_limit() - DESCRIPTORS_KEPT_FREE) // REGIONS_PER_PROCESS
+        limit = max(DESCRIPTORS_PER_REGION_MIN, min(share, DESCRIPTORS_PER_REGION_MAX))
+        self.flushed_together_max = min(limit, FLUSHED_TOGETHER_MAX)
         self.descriptors = Descriptors(storage, path, os.O_RDONLY if read_only else os.O_RDWR, limit)
 
-    def open_all(self) -> None:
-        """Check and load every extent. Raises a CrucibleError for the first that cannot be opened."""
-        for extent_id in range(self.count):
-            self.open_one(extent_id)
+    def load(self, extent_ids: Sequence[int]) -> None:
+        """Check and load these extents (§2.8); dirty ones are recovered.
 
-    def open_one(self, extent_id: int) -> None:
-        """Check and load one extent (§2.8); a dirty one is recovered."""
-        path = layout.extent_path(self.path, extent_id)
+        Raises :class:`errors.IoError`, :class:`errors.BadMetadata`, :class:`errors.BadContextSlot` or
+        :class:`errors.MissingContextSlot` for the first that cannot be opened.
+        """
+        tails = np.zeros((len(extent_ids), TAIL_BYTES), np.uint8)
+        for position, extent_id in enumerate(extent_ids):
+            descriptor = self._open_to_look(extent_id)
+            try:
+                self._load_tail(extent_id, descriptor, tails[position].data)
+            except OSError as error:
+                raise explain(error, "reading the extent", layout.extent_path(self.path, extent_id)) from error
+            finally:
+                self.storage.close(descriptor)
+        ids = np.array(extent_ids, np.int64)
+        records = np.ascontiguousarray(tails[:, : layout.METADATA_BYTES]).view(layout.METADATA)[:, 0]
+        self._check_metadata(ids, records)
+        self.gen_number[ids] = records["gen_number"]
+        self.flush_number[ids] = records["flush_number"]
+        self.bonus_sync_count[ids] = records["bonus_sync_count"]
+        self.defrag_count[ids] = records["defrag_count"]
+        self.dirty[ids] = records["dirty"] == 1
+        self.unsynced[ids] = self.suspect[ids] = False
+        for extent_id in ids[self.dirty[ids]].tolist():
+            descriptor = self._open_to_look(extent_id)
+            try:
+                active = self._recover(extent_id, descriptor)
+            except OSError as error:
+                raise explain(error, "recovering the extent", layout.extent_path(self.path, extent_id)) from error
+            finally:
+                self.storage.close(descriptor)
+            self.bits[extent_id] = np.packbits(active, bitorder="little")
+
+    def _open_to_look(self, extent_id: int) -> int:
         try:
-            descriptor = self.storage.open(path, os.O_RDONLY)
-        except FileNotFoundError:
+            return self.storage.open(layout.extent_name(str(self.path), extent_id), os.O_RDONLY)
+        except OSError as error:
+            path = layout.extent_path(self.path, extent_id)
+            if error.errno != errno.ENOENT:
+                raise explain(error, "opening the extent", path) from error
             raise errors.IoError(
                 f"{path} is missing, so the region in {self.path} is not whole: "
                 "making it was cut off, or files were lost; make the region anew or replace it"
             ) from None
-        except OSError as error:
-            raise explain(error, "opening the extent", path) from error
-        try:
-            self._load(extent_id, descriptor, path)
-        except OSError as error:
-            raise explain(error, "reading the extent", path) from error
-        finally:
-            self.storage.close(descriptor)
 
-    def _load(self, extent_id: int, descriptor: int, path: Path) -> None:
+    def _load_tail(self, extent_id: int, descriptor: int, tail: memoryview) -> None:
         # One byte more than there should be: bitmap, metadata and the check of the length in one system call.
         geometry = self.layout
-        tail = bytearray(layout.METADATA_BYTES + 1)
-        bitmap = self.bits[extent_id]
-        got = self.storage.preadv(descriptor, [bitmap.data, memoryview(tail)], geometry.bitmap_offset)
+        got = self.storage.preadv(descriptor, (self.bits[extent_id].data, tail), geometry.bitmap_offset)
         if got != geometry.bitmap_bytes + layout.METADATA_BYTES:
             raise errors.BadMetadata(
                 f"extent {extent_id}: file size {self.storage.file_bytes(descriptor)} does not match expected "
-                f"{geometry.file_bytes}; {path} was truncated or belongs to another region: repair or replace it"
+                f"{geometry.file_bytes}; {layout.extent_path(self.path, extent_id)} was truncated or belongs to "
+                "another region: repair or replace it"
             )
-        metadata = ExtentMetadata.unpack(bytes(tail))
-        if metadata.ext_version != layout.EXT_VERSION_RAW:
-            raise errors.BadMetadata(f"raw extent {extent_id} (file {path}) has unknown tag {metadata.ext_version}")
-        self.gen_number[extent_id] = metadata.gen_number
-        self.flush_number[extent_id] = metadata.flush_number
-        self.bonus_sync_count[extent_id] = metadata.bonus_sync_count
-        self.defrag_count[extent_id] = metadata.defrag_count
-        self.dirty[extent_id] = metadata.dirty
-        self.unsynced[extent_id] = self.suspect[extent_id] = False
-        if metadata.dirty:
-            bitmap[:] = np.packbits(self._recover(extent_id, descriptor), bitorder="little")
+
+    def _check_metadata(self, ids: npt.NDArray[np.int64], records: npt.NDArray[np.void]) -> None:
+        bad = np.flatnonzero((records["dirty"] > 1) | (records["ext_version"] != layout.EXT_VERSION_RAW))
+        if not len(bad):
+            return
+        path = layout.extent_path(self.path, int(ids[bad[0]]))
+        metadata = ExtentMetadata.unpack(records[bad[0]].tobytes())
+        raise errors.BadMetadata(
+            f"raw extent {int(ids[bad[0]])} (file {path}) has unknown tag {metadata.ext_version}: "
+            f"this program knows {layout.EXT_VERSION_RAW}; the file is foreign or damaged, repair or replace it"
+        )
 
     def _recover(self, extent_id: int, descriptor: int) -> npt.NDArray[np.bool_]:
         """Active slots of a dirty extent by what its blocks hold (§2.9), bool[blocks]; reads all of it."""

@@ -25,25 +25,21 @@ old and the failed version. Writing a third version over either could lose the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from crucible_emu.geometry import BlockIndexes, runs
+from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.region import layout
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.layout import SLOT_BYTES, ExtentMetadata, Slots, pack_slots
-from crucible_emu.region.redo import PAGE_BYTES, RedoFile
+from crucible_emu.region.redo import RedoFile
+from crucible_emu.region.scatter import Plan, data_writes, slot_writes
 from crucible_emu.region.staging import RowNumbers, Span, Staging
 from crucible_emu.region.storage import explain
-
-EXTENTS_AT_ONCE = 512
-"""Extents whose files one flush has open together; each such group goes through its phases before the next."""
 
 ExtentIds = npt.NDArray[np.int64]
 
@@ -73,26 +69,12 @@ class BlockSet:
 
 
 @dataclass(slots=True, eq=False)
-class _Piece:
-    """The part of a set that lies in one extent, by block ascending."""
-
-    extent_id: int
-    index: int
-    """Row of the extent in the group's arrays."""
-    inside: BlockIndexes
-    rows: RowNumbers
-    slots: Slots
-    target: npt.NDArray[np.bool_]
-    """The slot to be written (True = B): the inactive one."""
-
-
-@dataclass(slots=True, eq=False)
 class _Group:
-    """Some extents that go through the phases together, with the bitmaps they will have."""
+    """Some extents that go through the phases together, the bitmaps they will have, and their open files."""
 
     extent_ids: ExtentIds
     bits: npt.NDArray[np.uint8]
-    descriptors: dict[int, int] = field(default_factory=dict)
+    descriptors: list[int] = field(default_factory=list)
 
 
 class StagedFlush:
@@ -148,168 +130,129 @@ class StagedFlush:
         for each in self.sets:
             order = np.argsort(each.blocks, kind="stable")
             each.rows, each.blocks, each.contexts = each.rows[order], each.blocks[order], each.contexts[order]
-        ids = self.extent_ids()
-        for start in range(0, len(ids), EXTENTS_AT_ONCE):
-            self._run_group(ids[start : start + EXTENTS_AT_ONCE])
+        ids, step = self.extent_ids(), self._extents.flushed_together_max
+        for start in range(0, len(ids), step):
+            self._run_group(ids[start : start + step])
 
     def _run_group(self, ids: ExtentIds) -> None:
         extents = self._extents
         group = _Group(ids, extents.bits[ids].copy())
-        doing, path = "opening the extents of", extents.path
         try:
             for extent_id in ids.tolist():
-                group.descriptors[extent_id] = extents.descriptors.open(extent_id)
-            doing = "flushing"
+                group.descriptors.append(extents.descriptors.open(extent_id))
             self._rewrite_suspects(group)
             for number, each in enumerate(self.sets):
-                self._run_set(group, number, list(self._pieces(group, each)), last=number == len(self.sets) - 1)
+                self._run_set(group, number, self._plan(group, each))
             if self.numbers is not None:
                 self._write_metadata(group)
         except OSError as error:
-            raise explain(error, doing, path) from error
+            raise explain(error, "flushing", extents.path) from error
         finally:
-            for descriptor in group.descriptors.values():
+            for descriptor in group.descriptors:
                 extents.storage.close(descriptor)
         self.outcome.append(group)
 
     def _rewrite_suspects(self, group: _Group) -> None:
         """*Safety*: destaged data whose sync failed once must be written again before a sync of it means anything."""
         extents = self._extents
-        suspects = group.extent_ids[extents.suspect[group.extent_ids]].tolist()
-        for extent_id in suspects:
-            extents.rewrite(extent_id, group.descriptors[extent_id])
+        suspects = np.flatnonzero(extents.suspect[group.extent_ids]).tolist()
+        for index in suspects:
+            extents.rewrite(int(group.extent_ids[index]), group.descriptors[index])
         if suspects:
-            extents.storage.sync_files([group.descriptors[extent_id] for extent_id in suspects])
+            extents.storage.sync_files([group.descriptors[index] for index in suspects])
 
-    def _pieces(self, group: _Group, each: BlockSet) -> Iterator[_Piece]:
-        """The set's pieces in the group's extents. Targets are chosen by the group's bits, so call it in turn."""
+    def _plan(self, group: _Group, each: BlockSet) -> Plan:
+        """The set's part in the group. Targets follow from the group's bits, which are flipped: call it in turn."""
         blocks_per_extent = self._extents.layout.blocks
-        low = np.searchsorted(each.blocks, int(group.extent_ids[0]) * blocks_per_extent)
-        high = np.searchsorted(each.blocks, (int(group.extent_ids[-1]) + 1) * blocks_per_extent)
-        extent_ids, inside = np.divmod(each.blocks[low:high], blocks_per_extent)
+        low = int(np.searchsorted(each.blocks, int(group.extent_ids[0]) * blocks_per_extent))
+        high = int(np.searchsorted(each.blocks, (int(group.extent_ids[-1]) + 1) * blocks_per_extent))
+        part = slice(low, high)
+        extent_ids, inside = np.divmod(each.blocks[part], blocks_per_extent)
         index = np.searchsorted(group.extent_ids, extent_ids)
         mask = np.left_shift(1, inside & 7).astype(np.uint8)
         target = group.bits[index, inside >> 3] & mask == 0
-        contexts = each.contexts[low:high] if low or high < len(each) else each.contexts
-        slots = pack_slots(contexts, _stored(contexts))
-        stamps = self._extents.flush_number[extent_ids]
-        if stamps.any():
-            _stamp(slots, stamps)
         np.bitwise_xor.at(group.bits, (index, inside >> 3), mask)
-        cuts = [0, *(np.flatnonzero(np.diff(extent_ids)) + 1).tolist(), len(extent_ids)]
-        for start, stop in pairwise(cuts):
-            if stop > start:
-                yield _Piece(
-                    int(extent_ids[start]),
-                    int(index[start]),
-                    inside[start:stop],
-                    each.rows[low + start : low + stop],
-                    slots[start:stop],
-                    target[start:stop],
-                )
+        contexts = each.contexts[part]
+        slots = pack_slots(contexts, contexts.hash if contexts.on_disk_hash is None else contexts.on_disk_hash)
+        _stamp(slots, self._extents.flush_number[extent_ids])
+        return Plan(index, inside, each.rows[part], slots, target)
 
-    def _run_set(self, group: _Group, number: int, pieces: list[_Piece], *, last: bool) -> None:
+    def _run_set(self, group: _Group, number: int, plan: Plan) -> None:
         extents, storage = self._extents, self._extents.storage
-        descriptors = [group.descriptors[piece.extent_id] for piece in pieces]
+        touched = np.unique(plan.index).tolist()
+        descriptors = [group.descriptors[index] for index in touched]
+        self.begun.update(group.extent_ids[touched].tolist())
         # Phase 0. *Safety*: what a destage left unsynced must be durable before its other slot is overwritten.
-        unsynced = [fd for piece, fd in zip(pieces, descriptors) if extents.unsynced[piece.extent_id]]
+        unsynced = [group.descriptors[index] for index in touched if extents.unsynced[group.extent_ids[index]]]
         if unsynced:
             storage.sync_files(unsynced)
-        self.begun.update(piece.extent_id for piece in pieces)
-        for piece, descriptor in zip(pieces, descriptors):
+        # Phase 1.
+        for descriptor in descriptors:
             storage.pwrite(descriptor, b"\x01", extents.layout.metadata_offset)
-            self._write_contexts(descriptor, piece)
-        if pieces:
+        self._write_contexts(group, plan)
+        if descriptors:
             storage.sync_files(descriptors)
-        if self._redo is not None and pieces:
-            self._redo.write([(piece.extent_id, piece.inside, piece.slots, piece.rows) for piece in pieces])
+        if self._redo is not None and descriptors:
+            self._redo.write(group.extent_ids[plan.index], plan.inside, plan.slots, plan.rows)
+        # Phase 2.
         self.in_limbo = max(self.in_limbo, number + 1)
-        for piece, descriptor in zip(pieces, descriptors):
-            self._write_data(descriptor, piece)
-        if not last:
+        self._write_data(group, plan)
+        last = number == len(self.sets) - 1
+        if last and self.numbers is not None:
+            chosen = self._chosen_in(group)
+            for index in chosen:
+                storage.pwrite(group.descriptors[index], group.bits[index].data, extents.layout.bitmap_offset)
+            descriptors = [group.descriptors[index] for index in sorted({*touched, *chosen})]
+        if descriptors and not (last and self.numbers is None and self._redo is None):
             storage.sync_files(descriptors)
-        elif self.numbers is not None:
-            written = set(descriptors)
-            for index, extent_id in self._chosen_in(group):
-                descriptor = group.descriptors[extent_id]
-                storage.pwrite(descriptor, group.bits[index].data, extents.layout.bitmap_offset)
-                written.add(descriptor)
-            storage.sync_files(list(written))
-        elif self._redo is not None:
-            storage.sync_files(descriptors)
-        if self._redo is not None and pieces:
+        if self._redo is not None and len(plan):
             self._redo.clear()
 
-    def _write_contexts(self, descriptor: int, piece: _Piece) -> None:
-        storage, geometry = self._extents.storage, self._extents.layout
-        if len(piece.inside) == 1:
-            offset = geometry.slot_offset(int(piece.target[0]), int(piece.inside[0]))
-            storage.pwrite(descriptor, piece.slots[0].data, offset)
-            return
-        for which in (layout.SLOT_A, layout.SLOT_B):
-            chosen = np.flatnonzero(piece.target == bool(which))
-            if len(chosen):
-                self._write_slots(descriptor, which, piece.inside[chosen], piece.slots[chosen])
+    def _write_contexts(self, group: _Group, plan: Plan) -> None:
+        storage, slots = self._extents.storage, plan.slots
+        for write in slot_writes(plan, self._extents.layout):
+            descriptor = group.descriptors[write.index]
+            if write.data is not None:
+                storage.pwrite(descriptor, write.data, write.offset)
+            else:
+                whole = np.frombuffer(
+                    bytearray(storage.pread(descriptor, write.count * SLOT_BYTES, write.offset)), np.uint8
+                )
+                whole = whole.reshape(write.count, SLOT_BYTES)
+                whole[plan.inside[write.chosen] - write.first] = slots[write.chosen]
+                storage.pwrite(descriptor, whole.data.cast("B"), write.offset)
 
-    def _write_slots(self, descriptor: int, which: int, inside: BlockIndexes, slots: Slots) -> None:
-        """Slots of ascending blocks into array ``which``."""
-        storage, geometry = self._extents.storage, self._extents.layout
-        spans = runs(inside)
-        first, length = spans[0][0], spans[-1][1] - spans[0][0]
-        if len(spans) > 1 and length * SLOT_BYTES <= len(spans) * PAGE_BYTES:
-            # As many runs as pages: rewriting the slots between them as they are dirties no page more. *Safety*: they
-            # are rewritten with the bytes they have, so a page that lands early or late changes nothing.
-            whole = self._extents.read_slots(descriptor, which, first, length)
-            whole[inside - first] = slots
-            storage.pwrite(descriptor, whole.data.cast("B"), geometry.slot_offset(which, first))
-            return
-        done = 0
-        for start, stop in spans:
-            part = slots[done : done + stop - start]
-            storage.pwrite(descriptor, part.data.cast("B"), geometry.slot_offset(which, start))
-            done += stop - start
-
-    def _write_data(self, descriptor: int, piece: _Piece) -> None:
+    def _write_data(self, group: _Group, plan: Plan) -> None:
         storage, block_size = self._extents.storage, self._extents.layout.block_size
         staged = self._staging.rows.data.cast("B")
-        if len(piece.inside) == 1:
-            row = int(piece.rows[0]) * block_size
-            storage.pwrite(descriptor, staged[row : row + block_size], int(piece.inside[0]) * block_size)
-            return
-        rows = piece.rows.astype(np.int64)
-        done = 0
-        for start, stop in runs(piece.inside):
-            parts = [staged[a * block_size : b * block_size] for a, b in _row_runs(rows[done : done + stop - start])]
-            if len(parts) == 1:
-                storage.pwrite(descriptor, parts[0], start * block_size)
+        for index, offset, spans in data_writes(plan, block_size):
+            descriptor = group.descriptors[index]
+            if len(spans) == 1:
+                row, stop = spans[0]
+                storage.pwrite(descriptor, staged[row * block_size : stop * block_size], offset)
             else:
-                storage.pwritev(descriptor, parts, start * block_size)
-            done += stop - start
+                parts = [staged[row * block_size : stop * block_size] for row, stop in spans]
+                storage.pwritev(descriptor, parts, offset)
 
-    def _chosen_in(self, group: _Group) -> list[tuple[int, int]]:
-        """``(row in the group, extent id)`` of the extents that become clean."""
-        low, high = np.searchsorted(self.chosen, [group.extent_ids[0], group.extent_ids[-1] + 1])
-        ids = self.chosen[low:high]
-        return list(zip(np.searchsorted(group.extent_ids, ids).tolist(), ids.tolist()))
+    def _chosen_in(self, group: _Group) -> list[int]:
+        """Which of the group's extents become clean, as positions in it."""
+        found: list[int] = np.flatnonzero(np.isin(group.extent_ids, self.chosen, assume_unique=True)).tolist()
+        return found
 
     def _write_metadata(self, group: _Group) -> None:
+        """Phase 3."""
         extents, storage = self._extents, self._extents.storage
         assert self.numbers is not None
         flush_number, gen_number = self.numbers
-        descriptors = []
-        for _, extent_id in self._chosen_in(group):
-            record = ExtentMetadata(
-                False,
-                gen_number,
-                flush_number,
-                bonus_sync_count=int(extents.bonus_sync_count[extent_id]),
-                defrag_count=int(extents.defrag_count[extent_id]),
-            )
+        chosen = self._chosen_in(group)
+        for index in chosen:
+            extent_id = int(group.extent_ids[index])
             self.begun.add(extent_id)
-            descriptors.append(group.descriptors[extent_id])
-            storage.pwrite(descriptors[-1], record.pack(), extents.layout.metadata_offset)
-        if descriptors:
-            storage.sync_files(descriptors)
+            bonus, defrag = int(extents.bonus_sync_count[extent_id]), int(extents.defrag_count[extent_id])
+            record = ExtentMetadata(False, gen_number, flush_number, bonus_sync_count=bonus, defrag_count=defrag)
+            storage.pwrite(group.descriptors[index], record.pack(), extents.layout.metadata_offset)
+        if chosen:
+            storage.sync_files([group.descriptors[index] for index in chosen])
 
     def take_over(self) -> None:
         """After :meth:`run` succeeded, on the loop's thread: memory says what the files say now."""
@@ -331,19 +274,11 @@ class StagedFlush:
             self._staging.keep(self.spans)
 
 
-def _row_runs(rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Stretches of staging rows that are consecutive in the order given."""
-    cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    return [(int(rows[start]), int(rows[stop - 1]) + 1) for start, stop in pairwise(cuts)]
-
-
-def _stored(contexts: BlockContexts) -> npt.NDArray[np.uint64]:
-    return contexts.hash if contexts.on_disk_hash is None else contexts.on_disk_hash
-
-
 def _stamp(slots: Slots, flush_numbers: npt.NDArray[np.uint64]) -> None:
-    """Put the low 16 bits of each extent's last flush number into its slots, which are all present."""
+    """Put the low 16 bits of each slot's extent's last flush number into it; all slots are present."""
     ids = flush_numbers.astype(np.uint16)
+    if not ids.any():
+        return
     sealed = slots[:, 9] == 1
     slots.view(layout.PLAIN_SLOT)[:, 0]["flush"][~sealed] = ids[~sealed]
     slots.view(layout.SEALED_SLOT)[:, 0]["flush"][sealed] = ids[sealed]

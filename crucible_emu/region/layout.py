@@ -52,6 +52,19 @@ SEALED_SLOT = np.dtype(
 assert PLAIN_SLOT.itemsize == SEALED_SLOT.itemsize == SLOT_BYTES
 
 _METADATA = struct.Struct("<BQQIII")
+METADATA = np.dtype(
+    [
+        ("dirty", "u1"),
+        ("gen_number", "<u8"),
+        ("flush_number", "<u8"),
+        ("ext_version", "<u4"),
+        ("bonus_sync_count", "<u4"),
+        ("defrag_count", "<u4"),
+        ("pad", "V3"),
+    ]
+)
+"""The same 32 bytes for many extents at once (§2.4)."""
+assert METADATA.itemsize == METADATA_BYTES
 
 
 def extent_path(region: Path, extent_id: int) -> Path:

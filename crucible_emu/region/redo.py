@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +30,16 @@ from crucible_emu.integrity import Hashes, Rows
 from crucible_emu.region import layout
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.layout import Slots, slot_hashes
+from crucible_emu.region.scatter import PAGE_BYTES
 from crucible_emu.region.staging import RowNumbers
 from crucible_emu.region.storage import Storage
 
-PAGE_BYTES = 4096
-"""What reaches the page cache and the disk whole."""
 REDO_NAME = ".redo"
 REDO_NEW_NAME = ".redo-new"
 MAGIC = b"crucible-redo-1\n"
 _HEADER = struct.Struct("<16sIIQ")
 """Magic, block size, records, XXH64 of the index."""
 INDEX_RECORD = np.dtype([("extent", "<u4"), ("block", "<u4"), ("hash", "<u8")])
-
-RedoPiece = tuple[int, BlockIndexes, Slots, RowNumbers]
-"""Extent id, its blocks, their slots, their rows in the staging area."""
 
 
 def needs_redo(block_size: int) -> bool:
@@ -62,18 +57,12 @@ class RedoFile:
         self._block_size = block_size
         self._staged = rows.data.cast("B")
 
-    def write(self, pieces: Sequence[RedoPiece]) -> None:
-        """Make these blocks durable here. Raises OSError."""
-        count = sum(len(inside) for _, inside, _, _ in pieces)
-        index = np.zeros(count, INDEX_RECORD)
-        parts: list[memoryview] = []
-        done = 0
-        for extent_id, inside, slots, rows in pieces:
-            some = index[done : done + len(inside)]
-            some["extent"], some["block"], some["hash"] = extent_id, inside, slot_hashes(slots)
-            for row in rows.tolist():
-                parts.append(self._staged[row * self._block_size : (row + 1) * self._block_size])
-            done += len(inside)
+    def write(self, extent_ids: npt.NDArray[np.int64], inside: BlockIndexes, slots: Slots, rows: RowNumbers) -> None:
+        """Make these blocks durable here: their extents, blocks in them, slots and staging rows. Raises OSError."""
+        index = np.zeros(len(inside), INDEX_RECORD)
+        index["extent"], index["block"], index["hash"] = extent_ids, inside, slot_hashes(slots)
+        size = self._block_size
+        parts = [self._staged[row * size : (row + 1) * size] for row in rows.tolist()]
         head = _head(self._block_size, index)
         descriptor = self._storage.open(self._new_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:

@@ -182,11 +182,10 @@ class Region:
                 redo.replay(extents)
         except OSError as error:
             raise explain(error, "opening the region", self.path) from error
-        for extent_id in range(extents.count):
-            if self.read_only and any(name.endswith(".db") for name in beside.get(extent_id, ())):
-                self._open_legacy(extent_id)
-            else:
-                extents.open_one(extent_id)
+        legacy = {each for each, names in beside.items() if self.read_only and any(n.endswith(".db") for n in names)}
+        for extent_id in legacy:
+            self._open_legacy(extent_id)
+        extents.load([each for each in range(extents.count) if each not in legacy])
 
     def _open_legacy(self, extent_id: int) -> None:
         """An old SQLite extent, opened read-only: its contexts come from its database (§3)."""
@@ -456,7 +455,7 @@ class Region:
             path = layout.extent_path(self.path, extent_id)
             raise explain(error, "reopening the extent", path) from error
         with self._lock:
-            extents.open_one(extent_id)
+            extents.load([extent_id])
             self._contexts.forget(self._blocks_of(extent_id))
         extents.closed[extent_id] = False
         self._any_closed = bool(extents.closed.any())
