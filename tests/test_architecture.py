@@ -206,3 +206,10 @@ def test_patterns_find_what_they_are_for() -> None:
     assert not MACHINE_PATH.search("crucible_emu/downstairs/work/x")
     assert UNFINISHED.search("# TO" + "DO: later")
     assert not UNFINISHED.search("# todolist")
+
+
+def test_programs_are_asked_for_in_one_place() -> None:
+    """A test that looks for a program itself and skips would skip in CI as well."""
+    search = "shutil." + "which"
+    found = [path.name for path in sources("tests") if search in path.read_text() and path.name != "real_clients.py"]
+    assert found == []

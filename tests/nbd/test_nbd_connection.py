@@ -322,6 +322,7 @@ async def test_broken_protocol_closes_at_once_even_while_the_device_is_busy() ->
     async with door(exports) as here:
         client = await here.connect()
         await client.send(C.WRITE, 0, data=b"x" * 512)
+        await wait_all_tasks_blocked()  # the device has it; a batch that breaks the protocol would be dropped whole
         await client.stream.send_all(b"\0" * 28)
         assert await closed(client) == b""
         assert here.server.statistics.connections_open == 1
