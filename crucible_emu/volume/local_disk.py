@@ -13,6 +13,7 @@ and durable before the disk goes into service, so it is above everything that an
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -23,13 +24,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import trio
 
 from crucible_emu.downstairs.local import LocalDownstairs
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, RegionDefinition, cut_into_extents
-from crucible_emu.integrity import Cipher
+from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts, Cipher
 from crucible_emu.region import Region
+from crucible_emu.region.directory import DEFINITION_NAME
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.dispatcher import Identity
 from crucible_emu.upstairs.driver import Upstairs
@@ -40,6 +43,7 @@ from crucible_emu.upstairs.rules import CLIENTS
 from crucible_emu.volume.attach import in_service
 
 DISK_FILE = "disk.json"
+KEY_CHECK_BYTES = 16
 
 
 def region_path(directory: Path, client: int) -> Path:
@@ -50,13 +54,15 @@ def region_path(directory: Path, client: int) -> Path:
 @dataclass(frozen=True, slots=True)
 class DiskFile:
     """What ``disk.json`` says. ``definitions`` of the three regions differ in their uuid only. ``filling`` names the
-    image whose copying in has begun and has not ended."""
+    image whose copying in has begun and has not ended. ``key_check`` is a block sealed with the key of an encrypted
+    disk, made when that is opened for the first time."""
 
     id: UUID
     generation: int
     created: bool
     definitions: tuple[RegionDefinition, ...]
     filling: str | None = None
+    key_check: str | None = None
 
     def dumps(self) -> str:
         members = {
@@ -64,6 +70,7 @@ class DiskFile:
             "generation": self.generation,
             "created": self.created,
             "filling": self.filling,
+            "key_check": self.key_check,
             "regions": [definition.as_json() for definition in self.definitions],
         }
         return json.dumps(members, indent=2) + "\n"
@@ -79,8 +86,9 @@ class DiskFile:
                 bool(members["created"]),
                 tuple(RegionDefinition.from_json(region) for region in members["regions"]),
                 members.get("filling"),
+                members.get("key_check"),
             )
-        except (ValueError, KeyError, TypeError, GeometryError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(f"{source} is not the file of a disk: {error!r}") from None
         if len(found.definitions) != len(CLIENTS):
             raise UsageError(f"{source} names {len(found.definitions)} regions, a disk has {len(CLIENTS)}")
@@ -145,8 +153,10 @@ def create(
                 raise GeometryError(f"block size {block_size} is not usable: take a power of two from 512 to 32768")
             blocks_per_extent, extent_count = cut_into_extents(size_bytes, block_size)
         else:
-            extent_count, rest = divmod(size_bytes, block_size * blocks_per_extent)
-            if rest or not extent_count:
+            # Checked on its own first: with a size of zero there is nothing to divide by.
+            extent_bytes = RegionDefinition(block_size, blocks_per_extent, 0, uuid4()).extent_bytes
+            extent_count, rest = divmod(size_bytes, extent_bytes)
+            if rest or extent_count < 1:
                 raise UsageError(
                     f"size {size_bytes} is not a whole number of extents of {blocks_per_extent} blocks of "
                     f"{block_size} bytes: take a multiple of {block_size * blocks_per_extent}"
@@ -168,14 +178,32 @@ def create(
 
 
 def _finish_creation(directory: Path, disk: DiskFile) -> DiskFile:
-    """Make the regions that are not there yet; a region directory appears only when it is whole."""
+    """Make the regions that are not there yet; a region has its definition only when it is whole."""
     for client, definition in enumerate(disk.definitions):
         path = region_path(directory, client)
-        if not path.exists():
+        if not (path / DEFINITION_NAME).exists():
             Region.create(path, definition).close()
     disk = replace(disk, created=True)
     _write_disk_file(directory, disk)
     return disk
+
+
+def _key_check(cipher: Cipher) -> str:
+    """A block of zeros sealed with the key: nonce, tag and ciphertext, base64."""
+    sealed, contexts = cipher.encrypt_blocks(np.zeros((1, KEY_CHECK_BYTES), np.uint8))
+    assert contexts.nonce is not None and contexts.tag is not None
+    return base64.b64encode(contexts.nonce.tobytes() + contexts.tag.tobytes() + sealed.tobytes()).decode("ascii")
+
+
+def _key_fits(cipher: Cipher, key_check: str) -> bool:
+    """Whether the key opens that block. *Safety*: blocks written with two keys are lost to both."""
+    try:
+        stored = np.frombuffer(base64.b64decode(key_check, validate=True), np.uint8)
+        nonce, tag, sealed = np.split(stored[None, :].copy(), [NONCE_BYTES, NONCE_BYTES + TAG_BYTES], axis=1)
+    except (ValueError, TypeError):
+        return False
+    contexts = BlockContexts(np.full(1, ENCRYPTED, np.uint8), np.zeros(1, np.uint64), nonce, tag)
+    return sealed.shape[1] == KEY_CHECK_BYTES and cipher.decrypt_blocks(np.ascontiguousarray(sealed), contexts) is None
 
 
 @contextlib.contextmanager
@@ -215,10 +243,14 @@ async def open_disk(
         raise UsageError(f"the disk in {directory} is encrypted: give its key")
     if cipher is not None and not encrypted:
         raise UsageError(f"the disk in {directory} is not encrypted: leave the key out")
+    if cipher is not None and disk.key_check is not None and not _key_fits(cipher, disk.key_check):
+        raise UsageError(f"the key is not the one that the disk in {directory} was written with: give that one")
     if not disk.created:
         disk = _finish_creation(directory, disk)
     with _open_regions(directory, disk) as regions:
         stored = max(int(region.extent_versions()[0].max(initial=0)) for region in regions)
+        if cipher is not None and disk.key_check is None:
+            disk = replace(disk, key_check=_key_check(cipher))
         disk = replace(disk, generation=max(disk.generation, stored) + 1)
         _write_disk_file(directory, disk)
         identity = Identity(disk.id, uuid4(), encrypted, remote=False)
