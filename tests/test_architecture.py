@@ -213,3 +213,13 @@ def test_programs_are_asked_for_in_one_place() -> None:
     search = "shutil." + "which"
     found = [path.name for path in sources("tests") if search in path.read_text() and path.name != "real_clients.py"]
     assert found == []
+
+
+def test_long_runs_are_documented_and_exist() -> None:
+    """Every program beside the tests that says how it is called stands in ``docs/testing.md``; what stands there is
+    there. (One that does not say it is started by a test.)"""
+    text = (ROOT / "docs" / "testing.md").read_text()
+    programs = [path for path in sources("tests") if f"python {path.relative_to(ROOT)}" in path.read_text()]
+    named = set(re.findall(r"(?:tests|docs)/[\w/]+\.py", text))
+    assert {str(path.relative_to(ROOT)) for path in programs} <= named
+    assert [path for path in named if not (ROOT / path).is_file()] == []
