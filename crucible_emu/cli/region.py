@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NoReturn
 from uuid import UUID, uuid4
@@ -267,7 +268,12 @@ def _export_to(region: RegionView, path: Path, skip: int, count: int, force: boo
 
 @app.command()
 def clone(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The region to copy, which nobody may be writing.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="The region to copy, which nobody may be writing; or IP:PORT of a repair service."
+        ),
+    ],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The region to make; absent or empty.")],
     snapshot: Annotated[str | None, typer.Option(help="Copy this snapshot of SOURCE.")] = None,
     uuid: Annotated[UUID | None, typer.Option(help="UUID of the clone; by default a random one.")] = None,
@@ -276,15 +282,24 @@ def clone(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a region, or a snapshot of one, on this machine.
+    """Copy a region, or a snapshot of one, from a directory or from the repair service of a read-only Downstairs.
 
     Every block is checked on the way.
 
     [bold]Example[/bold]
 
       crucible-emu region clone /tmp/r0 /tmp/r0-copy --snapshot monday
+
+      crucible-emu region clone 192.0.2.7:7810 /tmp/r0-copy
     """
-    origin = look_at(cloning.source_directory(source, snapshot))
+    address = None if Path(source).exists() else service_address(source)
+    if address is not None:
+        if snapshot is not None:
+            raise UsageError("--snapshot is for a directory: run the snapshot and give the address of its service")
+        definition = _clone_over_network(address, target, uuid, overwrite, silent=as_json)
+        _say_cloned(source, target, definition, as_json)
+        return
+    origin = look_at(cloning.source_directory(Path(source), snapshot))
     extent_bytes = origin.definition.extent_bytes
     with cloning.unwritten(origin), Progress("Cloning", origin.definition.size_bytes, shown=not as_json) as progress:
         if overwrite:
@@ -298,10 +313,55 @@ def clone(
             definition = cloning.clone_definition(origin.definition, uuid or uuid4())
             with new_directory(target) as growing:
                 cloning.clone_new(origin, growing, definition, lambda: progress(extent_bytes))
+    _say_cloned(str(origin.path), target, definition, as_json)
+
+
+def _say_cloned(source: str, target: Path, definition: RegionDefinition, as_json: bool) -> None:
     if as_json:
-        show_json({"source": str(origin.path), "directory": str(target), **definition.as_json()})
+        show_json({"source": source, "directory": str(target), **definition.as_json()})
     else:
-        print(f"Cloned {origin.path} to {target}, UUID {definition.uuid}")
+        print(f"Cloned {source} to {target}, UUID {definition.uuid}")
+
+
+def service_address(text: str) -> tuple[str, int] | None:
+    """The address in ``ip:port`` or ``[ip]:port``; ``None`` where ``text`` does not look like one."""
+    host, colon, port = text.rpartition(":")
+    if not colon or "/" in text or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
+        return None
+    try:
+        return str(ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
+    except ValueError:
+        return None
+
+
+def _clone_over_network(
+    address: tuple[str, int], target: Path, uuid: UUID | None, overwrite: bool, *, silent: bool
+) -> RegionDefinition:
+    """Copy the region at ``address``; a new one appears only when it is whole."""
+    import trio  # here, because only this command needs the network and what comes with it
+
+    from crucible_emu.downstairs import network_clone
+    from crucible_emu.wire.messages import SocketAddress
+
+    if overwrite and uuid is not None:
+        raise UsageError("--uuid is for a new region: with --overwrite the clone keeps the UUID that it has")
+
+    async def copy() -> RegionDefinition:
+        async with network_clone.open_source(SocketAddress(*address)) as source:
+            found = source.definition
+            with Progress("Cloning", found.size_bytes, shown=not silent) as progress:
+                if overwrite:
+                    existing = RegionView.open(target)
+                    with cloning.unwritten(existing):
+                        await network_clone.clone_from(source, target, lambda: progress(found.extent_bytes))
+                    return existing.definition
+                definition = cloning.clone_definition(found, uuid or uuid4())
+                with new_directory(target) as growing:
+                    Region.create(growing, definition).close()
+                    await network_clone.clone_from(source, growing, lambda: progress(found.extent_bytes))
+                return definition
+
+    return trio.run(copy)
 
 
 # ----------------------------------------------------------------------------------------------------------- looking

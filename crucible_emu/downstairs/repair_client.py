@@ -44,11 +44,8 @@ class HttpSources:
 
     @asynccontextmanager
     async def open(self, address: SocketAddress, definition: RegionDefinition) -> AsyncIterator[RepairSource]:
-        limits = httpx2.Limits(max_connections=1)
-        # The proxies of the environment are for the world outside, not for the sled next door.
-        client = httpx2.AsyncClient(base_url=f"http://{address}", timeout=REQUEST_S_MAX, limits=limits, trust_env=False)
-        async with client:
-            yield HttpSource(client, definition)
+        async with http_source(address, definition) as source:
+            yield source
 
 
 class HttpSource:
@@ -60,13 +57,13 @@ class HttpSource:
 
     async def files(self, extent_id: int) -> Sequence[str]:
         """Raises :class:`errors.RepairRequestError`, :class:`errors.RepairFilesInvalid`."""
-        names = await self._json(f"/extent/{extent_id}/files")
+        names = await self.json(f"/extent/{extent_id}/files")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise errors.RepairFilesInvalid(f"the source answered {names!r} instead of a list of names")
         return names
 
     async def ready(self, extent_id: int) -> bool:
-        return await self._json(f"/extent/{extent_id}/repair-ready") is True
+        return await self.json(f"/extent/{extent_id}/repair-ready") is True
 
     async def stream(self, extent_id: int, kind: FileType) -> AsyncGenerator[bytes, None]:
         path = f"/newextent/{extent_id}/{kind.value}"
@@ -92,7 +89,8 @@ class HttpSource:
         except (httpx2.HTTPError, httpx2.StreamError, trio.TooSlowError) as error:
             raise errors.RepairStreamError(f"{path} broke off after {arrived} bytes: {_reason(error)}") from error
 
-    async def _json(self, path: str) -> Any:
+    async def json(self, path: str) -> Any:
+        """The JSON that a route answers with. Raises :class:`errors.RepairRequestError`."""
         try:
             with trio.fail_after(REQUEST_S_MAX):
                 response = await self._client.get(path)
@@ -103,6 +101,16 @@ class HttpSource:
             raise errors.RepairRequestError(f"{path}: {_reason(error)}") from error
         except ValueError as error:
             raise errors.RepairRequestError(f"{path} was answered with something that is no JSON") from error
+
+
+@asynccontextmanager
+async def http_source(address: SocketAddress, definition: RegionDefinition) -> AsyncIterator[HttpSource]:
+    """The repair service at ``address``, for extents of a region like ``definition``."""
+    limits = httpx2.Limits(max_connections=1)
+    # The proxies of the environment are for the world outside, not for the sled next door.
+    client = httpx2.AsyncClient(base_url=f"http://{address}", timeout=REQUEST_S_MAX, limits=limits, trust_env=False)
+    async with client:
+        yield HttpSource(client, definition)
 
 
 async def _next_before(deadline: float, pieces: AsyncGenerator[bytes, None]) -> bytes | None:
