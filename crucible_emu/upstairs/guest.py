@@ -388,18 +388,14 @@ class Guest:
 
         def answered(error: errors.CrucibleError | None) -> None:
             self._flush_running = False
-            for request, completed in group:
-                request.error = error
-                completed([request])
+            _complete(group, error)
             if self._flush_waiting:
                 refusal = self._core.admission_error(JobKind.FLUSH)
                 if refusal is None:
                     self._start_flush()
                 else:
                     waiting, self._flush_waiting = self._flush_waiting, []
-                    for request, completed in waiting:
-                        request.error = refusal
-                        completed([request])
+                    _complete(waiting, refusal)
 
         self._core.flush(FlushHandle(answered))
         self.upstairs.perform()
@@ -504,6 +500,16 @@ class _Gathering:
         self.parts -= 1
         if self.parts == 0:
             self._completed([self._request])
+
+
+def _complete(group: list[tuple[Request, Completed]], error: errors.CrucibleError | None) -> None:
+    """Complete requests with one outcome, in one call per door: a door answers what it is told at once together."""
+    by_door: dict[Completed, list[Request]] = {}
+    for request, completed in group:
+        request.error = error
+        by_door.setdefault(completed, []).append(request)
+    for completed, requests in by_door.items():
+        completed(requests)
 
 
 def _payload(request: Request) -> memoryview:
