@@ -393,14 +393,14 @@ class Downstairs:
                 actions.append(Send(work.connection_id, m.ExtentVersions(*outcome)))
             return
         self._answer(connection, work, outcome, actions)
-        failed = isinstance(outcome, CrucibleError)
-        if failed and work.kind is Kind.FLUSH:
-            connection.jobs.flush_failed()
-        if work.job_id is None or (failed and work.kind is not Kind.READ):
+        if work.job_id is None:
             connection.jobs.released(work)
-            self._made_room(connection, actions)
+        elif isinstance(outcome, CrucibleError) and work.kind is not Kind.READ:
+            connection.jobs.failed(work)
         else:
             self._completed(connection, [work], actions)
+            return
+        self._made_room(connection, actions)
 
     def _answer(self, connection: Connection, work: Work, outcome: Any, actions: list[Action]) -> None:
         if isinstance(outcome, CrucibleError):

@@ -18,6 +18,9 @@ close, flush-and-close of an extent         reads and writes of that extent, flu
 A write does not wait for a flush that arrived before it: the flush has fixed what it covers when it began. Explicit
 dependencies, which live repair uses also here because it sends the reopen of an extent first, are waited for besides.
 
+When a job other than a read fails, nothing that arrives later runs: it would have to come after something that never
+happened. The Upstairs gives this replica up and repairs it.
+
 What it guarantees: each read sees exactly the writes that arrived before it, and a flush covers all of them.
 """
 
@@ -35,7 +38,7 @@ _CLOSING = frozenset({Kind.CLOSE, Kind.FLUSH_CLOSE})
 class InOrderJobs(JobQueue):
     """The jobs of one connection in the same process."""
 
-    __slots__ = ("_blocks_per_extent", "_flushes", "_guest", "_live_repair", "_missing")
+    __slots__ = ("_blocks_per_extent", "_broken", "_flushes", "_guest", "_live_repair", "_missing")
 
     def __init__(self, limits: JobLimits, last_flush: int | None = None, blocks_per_extent: int = 1) -> None:
         super().__init__(limits, last_flush)
@@ -44,11 +47,12 @@ class InOrderJobs(JobQueue):
         self._flushes: dict[Work, None] = {}
         self._live_repair: dict[Work, None] = {}
         self._missing: dict[Work, int] = {}
+        self._broken = False
 
     @property
     def writes_pass(self) -> bool:
         """Whether a write that arrives now waits for nothing: only flushes are outstanding."""
-        return self.outstanding_jobs == len(self._flushes)
+        return self.outstanding_jobs == len(self._flushes) and not self._broken
 
     def admit(self, work: Work) -> bool:
         waits_for = {other.job_id for other in self._predecessors(work)}
@@ -56,7 +60,7 @@ class InOrderJobs(JobQueue):
         self.outstanding_jobs += 1
         self.outstanding_bytes += work.size_bytes
         self._group(work)[work] = None
-        if not waits_for:
+        if not waits_for and not self._broken:
             return True
         self.waiting += 1
         self._missing[work] = len(waits_for)
@@ -68,6 +72,10 @@ class InOrderJobs(JobQueue):
     def released(self, work: Work) -> None:
         super().released(work)
         self._group(work).pop(work, None)
+
+    def failed(self, work: Work) -> None:
+        super().failed(work)
+        self._broken = True
 
     def train_done(self, first_job_id: int, count: int) -> None:
         """A train of writes was done at once, which :attr:`writes_pass` allowed."""

@@ -184,13 +184,16 @@ class JobQueue:
         self.outstanding_jobs -= 1
         self.outstanding_bytes -= work.size_bytes
 
+    def failed(self, work: Work) -> None:
+        """A job failed. It never counts as complete: what depends on it waits until the Upstairs gives this replica
+        up, and so nothing is acknowledged that was to come after it."""
+        self.released(work)
+        if work.kind is Kind.FLUSH:
+            self._after_flush = None
+
     def flush_begun(self) -> None:
         """A Flush has fixed what it covers; jobs that complete from now on belong behind it."""
         self._after_flush = CompletedJobs()
-
-    def flush_failed(self) -> None:
-        """The Flush that began last will not complete."""
-        self._after_flush = None
 
     def _add(self, work: Work) -> None:
         assert work.job_id is not None

@@ -211,7 +211,7 @@ class _LocalOutlet:
         self.resume = resume
 
 
-class ProcessSources(HttpSources):
+class ProcessSources:
     """Regions of this process are asked directly, all others over HTTP."""
 
     @asynccontextmanager
@@ -220,7 +220,7 @@ class ProcessSources(HttpSources):
         if region is not None:
             yield RegionSource(region)
         else:
-            async with super().open(address, definition) as source:
+            async with HttpSources().open(address, definition) as source:
                 yield source
 
 

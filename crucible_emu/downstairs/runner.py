@@ -103,7 +103,8 @@ class Runner:
         self._outbox: dict[int, list[m.Message]] = {}
         self._performing = False
         self._reads_in, self._reads_out = trio.open_memory_channel[Work](math.inf)  # bounded by the job limits
-        self._slow_in, self._slow_out = trio.open_memory_channel[Work](math.inf)  # bounded by the lane: a few
+        # Bounded by the lane, which starts a flush and a repair at most.
+        self._slow_in, self._slow_out = trio.open_memory_channel[tuple[Work, FlushWork | None]](math.inf)
         self._later: list[tuple[float, int, Work]] = []
         self._later_changed = trio.Event()
         self._repairs: dict[Work, trio.CancelScope] = {}
@@ -224,8 +225,10 @@ class Runner:
         elif kind is Kind.REOPEN:
             assert work.extent_id is not None
             self._at_once(work, self.region.reopen_extent, work.extent_id)
+        elif kind is Kind.REPAIR:
+            self._slow_in.send_nowait((work, None))
         else:
-            self._slow_in.send_nowait(work)
+            self._begin(work)
 
     def _at_once(self, work: Work, function: Callable[..., Any], *arguments: Any) -> None:
         self._done(work, _outcome(function, *arguments))
@@ -315,21 +318,27 @@ class Runner:
 
     # What takes time: flushes, closing, repair
 
+    def _begin(self, work: Work) -> None:
+        """Fix what a flush covers, now; its I/O goes to a thread, if there is any."""
+        flush = _outcome(self._begin_flush, work)
+        if isinstance(flush, CrucibleError):
+            self._done(work, flush)
+        elif flush.is_empty and _snapshot_name(work) is None:
+            flush.run()
+            self.region.finish_flush(flush)
+            self._done(work, self._closed(work))
+        else:
+            self._slow_in.send_nowait((work, flush))
+
     async def _work_slowly(self) -> None:
-        async for work in self._slow_out:
-            if work.abandoned and work.kind is Kind.REPAIR:
-                outcome: Any = DROPPED
-            elif work.kind is Kind.REPAIR:
-                outcome = await self._repair(work)
+        async for work, flush in self._slow_out:
+            if flush is not None:
+                outcome = await self._finish(work, flush)
             else:
-                outcome = await self._flush_or_close(work)
+                outcome = DROPPED if work.abandoned else await self._repair(work)
             self._done(work, outcome)
 
-    async def _flush_or_close(self, work: Work) -> Any:
-        try:
-            flush = self._begin_flush(work)
-        except (CrucibleError, OSError) as error:
-            return _as_error(error)
+    async def _finish(self, work: Work, flush: FlushWork) -> Any:
         finished = False
         try:
             outcome = await self._run_flush(flush, work)
@@ -344,10 +353,14 @@ class Runner:
             outcome = await self._snapshot(work)
         finally:
             self.region.finish_flush(flush)
+        return outcome if isinstance(outcome, CrucibleError) else self._closed(work)
+
+    def _closed(self, work: Work) -> Any:
+        """After its flush: close the extent, where that was asked for."""
         if work.kind is Kind.CLOSE or work.kind is Kind.FLUSH_CLOSE:
             assert work.extent_id is not None
             return _outcome(self.region.close_extent, work.extent_id)
-        return outcome
+        return None
 
     def _begin_flush(self, work: Work) -> FlushWork:
         """What has to reach the files before ``work`` is done."""
@@ -454,15 +467,28 @@ class Runner:
     # The shell's own tasks
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do what takes time, until cancelled. A flush that has begun is finished first."""
-        async with trio.open_nursery() as nursery:
-            for _ in range(READ_THREADS):
-                nursery.start_soon(self._read_slowly)
-            # The lane lets a repair run beside a flush, and nothing else beside either.
-            nursery.start_soon(self._work_slowly)
-            nursery.start_soon(self._work_slowly)
-            nursery.start_soon(self._run_what_is_due)
-            task_status.started()
+        """Do what takes time, until cancelled. A flush whose I/O has begun is finished first."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(READ_THREADS):
+                    nursery.start_soon(self._read_slowly)
+                # The lane lets a repair run beside a flush, and nothing else beside either.
+                nursery.start_soon(self._work_slowly)
+                nursery.start_soon(self._work_slowly)
+                nursery.start_soon(self._run_what_is_due)
+                task_status.started()
+        finally:
+            self._abandon_what_is_queued()
+
+    def _abandon_what_is_queued(self) -> None:
+        """A flush that waits for its thread will not get it any more; the region takes back what it would cover."""
+        while True:
+            try:
+                _, flush = self._slow_out.receive_nowait()
+            except trio.WouldBlock:
+                return
+            if flush is not None:
+                self.region.abandon_flush(flush)
 
 
 def _snapshot_name(work: Work) -> str | None:

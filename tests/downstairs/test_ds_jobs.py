@@ -120,8 +120,7 @@ def test_flush_that_failed_leaves_the_set_alone() -> None:
     queue.complete([write])
     queue.admit(flush)
     queue.flush_begun()
-    queue.released(flush)
-    queue.flush_failed()
+    queue.failed(flush)
     assert queue.admit(job(3, 1))
     assert not queue.admit(job(4, 2))
 
@@ -338,6 +337,18 @@ def test_in_order_barrier_waits_for_everything() -> None:
     assert not queue.admit(barrier)
     assert queue.complete([flush]) == []
     assert queue.complete([read]) == [barrier]
+
+
+def test_in_order_nothing_comes_after_a_failure() -> None:
+    queue = in_order()
+    failing, before = job(1), job(2, start=5)
+    queue.admit(failing)
+    queue.admit(before)
+    queue.failed(failing)
+    assert not queue.writes_pass
+    assert not queue.admit(job(3, kind=Kind.FLUSH))
+    assert not queue.admit(job(4, kind=Kind.READ, start=7))
+    assert queue.complete([before]) == []
 
 
 def test_in_order_train_counts_as_complete() -> None:
