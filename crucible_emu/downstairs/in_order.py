@@ -55,12 +55,14 @@ class InOrderJobs(JobQueue):
         return self.outstanding_jobs == len(self._flushes) and not self._broken
 
     def admit(self, work: Work) -> bool:
+        self.take(work)
+        if self._broken:
+            self.waiting += 1
+            return False
         waits_for = {other.job_id for other in self._predecessors(work)}
         waits_for.update(job_id for job_id in work.message.dependencies if job_id not in self.completed)
-        self.outstanding_jobs += 1
-        self.outstanding_bytes += work.size_bytes
         self._group(work)[work] = None
-        if not waits_for and not self._broken:
+        if not waits_for:
             return True
         self.waiting += 1
         self._missing[work] = len(waits_for)
