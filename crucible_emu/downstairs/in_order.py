@@ -26,19 +26,20 @@ What it guarantees: each read sees exactly the writes that arrived before it, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from crucible_emu.downstairs.jobs import JobLimits, JobQueue
 from crucible_emu.downstairs.work import Kind, Work
 
 _GUEST = frozenset({Kind.READ, Kind.WRITE, Kind.WRITE_UNWRITTEN})
+_ABSENT = object()
 _CLOSING = frozenset({Kind.CLOSE, Kind.FLUSH_CLOSE})
 
 
 class InOrderJobs(JobQueue):
     """The jobs of one connection in the same process."""
 
-    __slots__ = ("_blocks_per_extent", "_broken", "_flushes", "_guest", "_live_repair", "_missing")
+    __slots__ = ("_blocks_per_extent", "_broken", "_flushes", "_guest", "_live_repair", "_missing", "_reads")
 
     def __init__(self, limits: JobLimits, last_flush: int | None = None, blocks_per_extent: int = 1) -> None:
         super().__init__(limits, last_flush)
@@ -48,11 +49,24 @@ class InOrderJobs(JobQueue):
         self._live_repair: dict[Work, None] = {}
         self._missing: dict[Work, int] = {}
         self._broken = False
+        self._reads = 0
 
     @property
-    def writes_pass(self) -> bool:
-        """Whether a write that arrives now waits for nothing: only flushes are outstanding."""
-        return self.outstanding_jobs == len(self._flushes) and not self._broken
+    def reads_pass(self) -> bool:
+        """Whether a read that arrives now waits for nothing: only flushes and reads are outstanding."""
+        return self.outstanding_jobs == len(self._flushes) + self._reads and not self._broken
+
+    def writes_pass(self, starts: Sequence[int], counts: Sequence[int]) -> bool:
+        """Whether writes that arrive now wait for nothing: besides, no outstanding read is of the same blocks."""
+        if not self.reads_pass:
+            return False
+        if not self._reads:
+            return True
+        return not any(
+            start < read.start + read.count and read.start < start + count
+            for read in self._guest
+            for start, count in zip(starts, counts)
+        )
 
     def admit(self, work: Work) -> bool:
         self.take(work)
@@ -62,6 +76,7 @@ class InOrderJobs(JobQueue):
         waits_for = {other.job_id for other in self._predecessors(work)}
         waits_for.update(job_id for job_id in work.message.dependencies if job_id not in self.completed)
         self._group(work)[work] = None
+        self._reads += work.kind is Kind.READ
         if not waits_for:
             return True
         self.waiting += 1
@@ -73,14 +88,15 @@ class InOrderJobs(JobQueue):
 
     def released(self, work: Work) -> None:
         super().released(work)
-        self._group(work).pop(work, None)
+        if self._group(work).pop(work, _ABSENT) is not _ABSENT:
+            self._reads -= work.kind is Kind.READ
 
     def failed(self, work: Work) -> None:
         super().failed(work)
         self._broken = True
 
     def train_done(self, first_job_id: int, count: int) -> None:
-        """A train of writes was done at once, which :attr:`writes_pass` allowed."""
+        """A train of writes was done at once, which :meth:`writes_pass` allowed."""
         self._completed_more(first_job_id, count)
 
     def _awakened_by(self, job_id: int) -> list[Work]:

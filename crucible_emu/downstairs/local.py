@@ -132,11 +132,11 @@ class LocalConnection:
             self._offering = False
 
     def _jobs_to_pass_by(self) -> InOrderJobs | None:
-        """The connection's jobs, if a shortcut taken now would pass nothing but flushes."""
+        """The connection's jobs, if a shortcut taken now would pass nothing but flushes and reads."""
         if self._waiting or self._offering or self._faulty or self._runner.stalled:
             return None
         jobs = self._core.running_in_order(self.id)
-        return jobs if jobs is not None and jobs.writes_pass else None
+        return jobs if jobs is not None and jobs.reads_pass else None
 
     def write(
         self,
@@ -152,7 +152,9 @@ class LocalConnection:
         ``blocks`` int64[n] are all their blocks, job after job, without duplicates; ``rows`` uint8[n, block size].
         """
         jobs = self._jobs_to_pass_by()
-        if jobs is None or self._region.read_only or not self._region.has_room(len(blocks)):
+        if jobs is None or not jobs.writes_pass(starts, counts):
+            return False
+        if self._region.read_only or not self._region.has_room(len(blocks)):
             return False
         try:
             self._region.write(blocks, rows, contexts)

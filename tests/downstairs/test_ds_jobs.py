@@ -290,14 +290,27 @@ def test_in_order_needs_no_dependencies(operations: list[tuple[Kind, int, int]],
     assert written == serial
 
 
-def test_in_order_write_passes_a_flush_and_nothing_else() -> None:
+def test_in_order_write_passes_a_flush_and_a_read_of_other_blocks() -> None:
     queue = in_order()
     flush = job(1, kind=Kind.FLUSH)
     assert queue.admit(flush)
-    assert queue.writes_pass
+    assert queue.writes_pass([0], [1])
+    read = job(2, kind=Kind.READ, start=4)
+    assert queue.admit(read)
+    assert queue.reads_pass
+    assert queue.writes_pass([0, 9], [4, 1])
+    assert not queue.writes_pass([0, 3], [1, 2]), "the read must not see the write after it"
+    queue.complete([read])
+    assert queue.writes_pass([3], [2])
+
+
+def test_in_order_nothing_passes_a_write() -> None:
+    queue = in_order()
+    assert queue.admit(job(1, kind=Kind.FLUSH))
     write = job(2)
     assert queue.admit(write)
-    assert not queue.writes_pass
+    assert not queue.reads_pass
+    assert not queue.writes_pass([9], [1])
     assert not queue.admit(job(3, kind=Kind.FLUSH)), "the second flush must cover the write"
 
 
@@ -345,7 +358,8 @@ def test_in_order_nothing_comes_after_a_failure() -> None:
     queue.admit(failing)
     queue.admit(before)
     queue.failed(failing)
-    assert not queue.writes_pass
+    assert not queue.reads_pass
+    assert not queue.writes_pass([9], [1])
     assert not queue.admit(job(3, kind=Kind.FLUSH))
     assert not queue.admit(job(4, kind=Kind.READ, start=7))
     assert queue.complete([before]) == []
