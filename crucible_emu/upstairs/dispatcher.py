@@ -86,7 +86,8 @@ class Dispatcher(ABC):
         self.finished_bytes = 0
         # Who accepts work and who is read from, kept because every request asks and they hardly ever change.
         self._accepting = 0
-        self._readers: list[int] = []
+        self.readers: list[int] = []
+        """The clients that reads may be sent to, ascending."""
         self._actions: list[Action] = []
 
     @abstractmethod
@@ -120,7 +121,7 @@ class Dispatcher(ABC):
     def members_changed(self) -> None:
         """A client's state has changed."""
         self._accepting = sum(client.state.accepts_io for client in self.clients)
-        self._readers = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
+        self.readers = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
 
     def admission_error(self, kind: JobKind) -> errors.CrucibleError | None:
         """Why a job of ``kind`` cannot be taken now, or ``None`` (§5.3). *Safety*: refuses what could not be kept."""
@@ -138,7 +139,7 @@ class Dispatcher(ABC):
     def reader(self, start: int) -> int | None:
         """The client that reads of block ``start`` go to. One extent always goes to the same replica while the set is
         unchanged, so that the page caches of three replicas do not hold the same blocks."""
-        readers = self._readers
+        readers = self.readers
         if not readers:
             return None
         extent = start // self.definition.blocks_per_extent if self.definition else 0

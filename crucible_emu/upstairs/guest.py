@@ -29,6 +29,7 @@ from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks, open
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.rules import JobKind
+from crucible_emu.upstairs.states import UpstairsState
 
 JOBS_IN_PROGRESS_MAX = 1500
 BYTES_IN_PROGRESS_MAX = 75 * 1024 * 1024
@@ -148,10 +149,8 @@ class Guest:
                 request.error = errors.OffsetInvalid()
                 done.append(request)
             elif kind is Kind.READ:
-                stop = self._singles_end(requests, index)
-                if stop - index > 1:
-                    self._read_singles(requests[index:stop], done, completed)
-                else:
+                stop = self._read_singles(requests, index, done, completed)
+                if stop == index:
                     stop = index + 1
                     self._read(request, done, completed)
             elif kind is Kind.WRITE:
@@ -254,65 +253,70 @@ class Guest:
                 return
         done.append(request)
 
-    def _singles_end(self, requests: list[Request], index: int) -> int:
-        """End of the run of single-block reads from ``index`` that replicas in this process may answer together."""
-        if not self.upstairs.in_process:
-            return index + 1
-        size, stop, total = self._block_size, index, len(requests)
+    def _read_singles(self, requests: list[Request], index: int, done: list[Request], completed: Completed) -> int:
+        """Reads of one block each, from ``index`` on: what replicas in this process have at hand is read and verified
+        together, the rest becomes jobs. Returns where they end; ``index`` itself where this is not the way.
+
+        Most requests of a busy disk come through here, so the one pass over them does all that each needs.
+        """
+        readers = self._core.readers
+        if not self.upstairs.in_process or not readers or self._core.state is not UpstairsState.ACTIVE:
+            return index
+        size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self.definition.size_bytes
+        per_extent, width = self.definition.blocks_per_extent, len(readers)
+        groups: dict[int, tuple[list[Request], list[int], list[memoryview]]] = {}
+        stop, total = index, len(requests)
         while stop < total:
             request = requests[stop]
-            if request.kind is not Kind.READ or request.length != size or not self._in_range(request):
+            offset, out = request.offset, request.buffer
+            if request.kind is not Kind.READ or request.length != size or out is None:
                 break
+            if offset & mask or not 0 <= offset < end:
+                break
+            block = offset >> shift
+            client = readers[block // per_extent % width]
+            group = groups.get(client)
+            if group is None:
+                group = groups[client] = ([], [], [])
+            group[0].append(request)
+            group[1].append(block)
+            group[2].append(out)
             stop += 1
+        statistics = self.upstairs.statistics
+        statistics.reads += stop - index
+        statistics.read_bytes += (stop - index) << shift
+        for client, (group_requests, blocks, outs) in groups.items():
+            late = self._read_group(client, blocks, outs)
+            if late:
+                done.extend(request for position, request in enumerate(group_requests) if position not in late)
+                for position in sorted(late):
+                    self._read_later(group_requests[position], blocks[position], 1, completed)
+            else:
+                done.extend(group_requests)
         return stop
 
-    def _read_singles(self, requests: list[Request], done: list[Request], completed: Completed) -> None:
-        """Many reads of one block each: what is at hand is read and verified together, the rest becomes jobs."""
-        error = self._core.admission_error(JobKind.READ)
-        if error is not None:
-            for request in requests:
-                request.error = error
-            done.extend(requests)
-            return
-        shift, reader = self._shift, self._core.reader
-        groups: dict[int | None, list[Request]] = {}
-        for request in requests:
-            groups.setdefault(reader(request.offset >> shift), []).append(request)
-        statistics = self.upstairs.statistics
-        statistics.reads += len(requests)
-        statistics.read_bytes += len(requests) << shift
-        for client, group in groups.items():
-            late = self._read_group(client, group)
-            if late:
-                done.extend(request for position, request in enumerate(group) if position not in late)
-                for position in sorted(late):
-                    self._read_later(group[position], group[position].offset >> shift, 1, completed)
-            else:
-                done.extend(group)
-
-    def _read_group(self, client: int | None, group: list[Request]) -> set[int]:
-        """Read from one replica; the positions in ``group`` that it did not answer at once, or not rightly."""
-        everything = set(range(len(group)))
-        link = None if client is None else self.upstairs.links[client]
-        if client is None or link is None:
-            return everything
-        blocks = [request.offset >> self._shift for request in group]
-        outs = [_payload(request) for request in group]
-        found = link.read_blocks_cached(blocks, outs)
+    def _read_group(self, client: int, blocks: list[int], outs: list[memoryview]) -> set[int]:
+        """Read from one replica; the positions that it did not answer at once, or not rightly."""
+        link = self.upstairs.links[client]
+        found = None if link is None else link.read_blocks_cached(blocks, outs)
         if found is None:
-            return everything
+            return set(range(len(blocks)))
         contexts, positions = found
-        late = set(positions)
-        if late:
-            at_hand: Sequence[int] = sorted(everything - late)
-            contexts = contexts[np.array(at_hand, np.int64)]
-            outs = [outs[position] for position in at_hand]
-        else:
-            at_hand = range(len(group))
+        if not positions:
+            return self._damaged_positions(client, blocks, range(len(blocks)), outs, contexts)
+        at_hand = sorted(set(range(len(blocks))).difference(positions))
+        read = [outs[position] for position in at_hand]
+        contexts = contexts[np.array(at_hand, np.int64)]
+        return self._damaged_positions(client, blocks, at_hand, read, contexts).union(positions)
+
+    def _damaged_positions(
+        self, client: int, blocks: list[int], at_hand: Sequence[int], outs: list[memoryview], contexts: BlockContexts
+    ) -> set[int]:
+        damaged = set()
         for index, error in open_scattered(outs, contexts, self.upstairs.cipher):
-            late.add(at_hand[index])
+            damaged.add(at_hand[index])
             self.upstairs.damaged(Damage(client, blocks[at_hand[index]], 1, error))
-        return late
+        return damaged
 
     def _read_now(self, request: Request, start: int, count: int) -> bool:
         """Whether a replica in this process answered at once; such a read never becomes a tracked job."""
