@@ -528,7 +528,7 @@ def _disjoint(requests: list[Request]) -> bool:
     if len(set(offsets)) != len(offsets):
         return False
     first = requests[0].length
-    if all(request.length == first and request.offset % first == 0 for request in requests) and first:
+    if first and all(request.length == first and request.offset % first == 0 for request in requests):
         return True
     spans = sorted((request.offset, request.offset + request.length) for request in requests)
     return all(before[1] <= after[0] for before, after in pairwise(spans))
