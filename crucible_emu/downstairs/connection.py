@@ -12,6 +12,7 @@ silence that follows is not the peer's. What was answered before a close is stil
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 import trio
 
@@ -22,9 +23,11 @@ from crucible_emu.errors import LocalError, RemoteError
 from crucible_emu.logs import get_logger
 from crucible_emu.wire import Decoder, encode, encode_ack_train
 from crucible_emu.wire import messages as m
-from crucible_emu.wire.constants import RECEIVE_SILENCE_S_MAX
+from crucible_emu.wire.constants import FRAME_BYTES_MAX, RECEIVE_SILENCE_S_MAX
 
-UNSENT_BYTES_MAX = 64 * 1024 * 1024
+FIRST_FRAME_BYTES_MAX = 2 * 1024 * 1024
+"""The longest frame from a peer that may not write (yet): strangers do not get to fill 100 MiB each."""
+UNSENT_BYTES_MAX = 16 * 1024 * 1024
 """While more than this waits to be sent, nothing is received."""
 JOINED_BYTES_MAX = 64 * 1024
 """Buffers up to this size are joined rather than given to the kernel one by one."""
@@ -53,7 +56,7 @@ class Connection:
         self._transport = transport
         self._repair_address = repair_address
         self._injector = injector
-        self._decoder = Decoder()
+        self._decoder = Decoder(FIRST_FRAME_BYTES_MAX)
         self._unsent: deque[Buffer] = deque()
         self._unsent_bytes = 0
         self._more_to_send = trio.Event()
@@ -63,6 +66,7 @@ class Connection:
         self._last_frame_at = trio.current_time()
         self._scope = trio.CancelScope()
         self._reason: str | None = None
+        self._says_goodbye = True
         self.id = 0
 
     async def run(self) -> str:
@@ -78,7 +82,8 @@ class Connection:
                     nursery.cancel_scope.cancel()
         finally:
             self._runner.disconnect(self.id)
-        await self._say_goodbye()
+        if self._says_goodbye:
+            await self._say_goodbye()
         return self._reason or "the server stops"
 
     # What the runner calls
@@ -86,15 +91,21 @@ class Connection:
     def deliver(self, messages: list[m.Message]) -> None:
         try:
             buffers = encode_answers(messages)
-            if not self._unsent:
-                buffers = self._send_now(buffers)
-        except (OSError, LocalError) as error:
-            self.close(f"answers cannot be sent: {error}")
+        except LocalError as error:
+            self.close(f"an answer has no bytes: {error}")
             return
-        if buffers:
-            self._unsent.extend(buffers)
-            self._unsent_bytes += sum(map(len, buffers))
+        idle = not self._unsent
+        self._unsent.extend(buffers)
+        self._unsent_bytes += sum(map(len, buffers))
+        if idle:
+            self._try_to_send()
+        if self._unsent:
             self._more_to_send.set()
+
+    def cut(self, reason: str) -> None:
+        """End the connection as a broken network would: nothing more is said."""
+        self._says_goodbye = False
+        self.close(reason)
 
     def close(self, reason: str) -> None:
         self._reason = self._reason or reason
@@ -122,7 +133,7 @@ class Connection:
                 if messages:
                     await self._take(messages)
                 if self._injector is not None and self._injector.drops():
-                    return "dropped on purpose"
+                    self.cut("dropped on purpose")
                 turns += 1
                 if turns >= TURNS_MAX:
                     turns = 0
@@ -139,6 +150,8 @@ class Connection:
             self._last_frame_at = trio.current_time()
             self._room = trio.Event()
             taken += self._runner.receive(self.id, messages, taken)
+            if self._decoder.max_frame_bytes != FRAME_BYTES_MAX and self._runner.may_write(self.id):
+                self._decoder.max_frame_bytes = FRAME_BYTES_MAX
             done = taken >= len(messages)
             if not done or self._unsent_bytes > UNSENT_BYTES_MAX:
                 self._paused = True
@@ -165,35 +178,36 @@ class Connection:
 
     # Sending
 
-    def _send_now(self, buffers: list[Buffer]) -> list[Buffer]:
-        """Send what goes at once; the rest."""
-        while buffers:
-            count = self._transport.send(buffers)
-            if count is None:
-                break
-            buffers = advance(buffers, count)
-        return buffers
-
-    async def _send_the_rest(self) -> None:
+    def _try_to_send(self) -> None:
+        """Send what the socket takes at once."""
+        unsent, most = self._unsent, self._transport.buffers_max
         try:
-            while True:
-                while self._unsent:
-                    await self._send_some()
-                self._more_to_send = trio.Event()
-                await self._more_to_send.wait()
+            while unsent:
+                count = self._transport.send(list(islice(unsent, most)))
+                if count is None:
+                    return
+                self._unsent_bytes -= count
+                drop_sent(unsent, count)
         except OSError as error:
+            self._unsent.clear()
+            self._unsent_bytes = 0
             self.close(f"answers cannot be sent: {error}")
 
+    async def _send_the_rest(self) -> None:
+        while True:
+            while self._unsent:
+                await self._send_some()
+            self._more_to_send = trio.Event()
+            await self._more_to_send.wait()
+
     async def _send_some(self) -> None:
-        """Send some of what waits. Raises :class:`OSError`, also where the peer takes nothing any more."""
+        """Send some of what waits, once the peer takes it."""
         with trio.move_on_after(RECEIVE_SILENCE_S_MAX) as scope:
             await self._transport.writable()
         if scope.cancelled_caught:
-            raise OSError(f"the peer took nothing for {RECEIVE_SILENCE_S_MAX:.0f} s")
-        buffers = list(self._unsent)
-        rest = self._send_now(buffers)
-        self._unsent = deque(rest)
-        self._unsent_bytes = sum(map(len, rest))
+            self.cut(f"the peer took nothing for {RECEIVE_SILENCE_S_MAX:.0f} s")
+            return
+        self._try_to_send()
         if self._unsent_bytes <= UNSENT_BYTES_MAX:
             self._sent_enough.set()
 
@@ -264,10 +278,12 @@ def _end_of_acks(messages: list[m.Message], first: int) -> int:
     return index
 
 
-def advance(buffers: list[Buffer], count: int) -> list[Buffer]:
-    """What is left of ``buffers`` after their first ``count`` bytes."""
-    for index, buffer in enumerate(buffers):
-        if count < len(buffer):
-            return [memoryview(buffer)[count:], *buffers[index + 1 :]] if count else buffers[index:]
-        count -= len(buffer)
-    return []
+def drop_sent(buffers: deque[Buffer], count: int) -> None:
+    """Remove the first ``count`` bytes from ``buffers``."""
+    while count:
+        size = len(buffers[0])
+        if count < size:
+            buffers[0] = memoryview(buffers[0])[count:]
+            return
+        buffers.popleft()
+        count -= size

@@ -99,6 +99,12 @@ class InOrderJobs(JobQueue):
         """A train of writes was done at once, which :meth:`writes_pass` allowed."""
         self._completed_more(first_job_id, count)
 
+    def _completed_more(self, first_job_id: int, count: int) -> None:
+        super()._completed_more(first_job_id, count)
+        # Reads that need no message leave gaps in the ids. *Safety* (memory): nobody names jobs as old as these.
+        if self.completed.range_count > self.limits.ranges_max:
+            self.completed.forget_oldest(self.completed.range_count // 2)
+
     def _awakened_by(self, job_id: int) -> list[Work]:
         ready = []
         for work in self._watchers.pop(job_id, ()):

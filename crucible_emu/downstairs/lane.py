@@ -33,6 +33,8 @@ FIRST_WRITE, LAST_WRITE = Kind.WRITE, Kind.WRITE_UNWRITTEN
 RELIEVING = frozenset({Kind.FLUSH, Kind.DESTAGE})
 """Exclusive work that makes room in the staging area."""
 FLUSHING = RELIEVING | {Kind.FLUSH_EXTENT}
+STAGING_IN_USE = FLUSHING | {Kind.FLUSH_CLOSE, Kind.CLOSE}
+"""What keeps the region from emptying its staging area on its own while it runs."""
 
 
 def excludes(waiting: Work, running: Work, blocks_per_extent: int) -> bool:
@@ -117,7 +119,7 @@ class Lane:
             del self._running[work]
         self._stalled.extend(works)
         started: list[Work] = []
-        if self._emptied and not any(work.kind in RELIEVING for work in self._running):
+        if self._emptied and not any(work.kind in STAGING_IN_USE for work in self._running):
             # The area was emptied just before, nothing was written since, and the oldest still does not fit.
             self._emptied = False
             oldest = self._stalled.popleft()

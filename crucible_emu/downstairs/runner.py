@@ -28,6 +28,7 @@ from crucible_emu import errors
 from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector
 from crucible_emu.downstairs.repair_client import Sources, fetch_extent
+from crucible_emu.downstairs.session import State
 from crucible_emu.downstairs.work import (
     DROPPED,
     NO_ROOM,
@@ -134,6 +135,10 @@ class Runner:
         taken, actions = self.core.receive_train(connection_id, messages, first)
         self._perform(actions)
         return taken
+
+    def may_write(self, connection_id: int) -> bool:
+        """Whether the connection's session runs on a region that can be written."""
+        return not self.region.read_only and self.core.state(connection_id) is State.RUNNING
 
     # Carrying actions out
 

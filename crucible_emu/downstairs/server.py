@@ -16,7 +16,7 @@ import contextlib
 import ipaddress
 import socket
 import ssl
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import trio
@@ -37,7 +37,9 @@ from crucible_emu.region import Region
 from crucible_emu.wire.constants import REPAIR_PORT_OFFSET
 from crucible_emu.wire.messages import SocketAddress
 
-CONNECTIONS_MAX = 256
+CONNECTIONS_MAX = 128
+READ_ONLY_BYTES_MAX = 32 * 1024 * 1024
+"""What each of the many Upstairs of a read-only region may have outstanding."""
 HANDSHAKE_S_MAX = 10.0
 PORT_TRIES_MAX = 20
 
@@ -64,10 +66,13 @@ class DownstairsServer:
     def __init__(self, region: Region, options: ServerOptions | None = None, *, sources: Sources | None = None) -> None:
         self.options = options if options is not None else ServerOptions()
         self.region = region
+        limits = self.options.limits
+        if region.read_only:
+            limits = replace(limits, bytes_max=min(limits.bytes_max, READ_ONLY_BYTES_MAX))
         self.core = Downstairs(
             region.definition,
             read_only=region.read_only,
-            limits=self.options.limits,
+            limits=limits,
             faithful=self.options.faithful,
         )
         faults = self.options.faults
@@ -100,7 +105,7 @@ class DownstairsServer:
     def drop_connections(self) -> None:
         """End every connection without a word, as a broken network would. For tests."""
         for connection in list(self._connections.values()):
-            connection.close("dropped on purpose")
+            connection.cut("dropped on purpose")
 
     async def run(self, *, task_status: trio.TaskStatus[DownstairsServer] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Raises :class:`UsageError` where an address cannot be listened on."""

@@ -23,14 +23,16 @@ Buffer = bytes | memoryview
 
 
 class Transport(Protocol):
-    """Bytes of one connection."""
+    """Bytes of one connection. ``buffers_max``: how many buffers :meth:`send` looks at."""
+
+    buffers_max: int
 
     def receive_into(self, target: memoryview) -> int | None:
         """Bytes received, 0 at the end of the stream, ``None`` where :meth:`readable` has to be waited for."""
         ...
 
     def send(self, buffers: list[Buffer]) -> int | None:
-        """How many bytes of ``buffers``, which hold some, went out; ``None``: wait for :meth:`writable`."""
+        """How many bytes of ``buffers`` (some, none empty) went out; ``None``: wait for :meth:`writable`."""
         ...
 
     async def readable(self) -> None: ...
@@ -46,6 +48,8 @@ class Transport(Protocol):
 class PlainTransport:
     """A connected, non-blocking stream socket."""
 
+    buffers_max = BUFFERS_MAX
+
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
 
@@ -59,7 +63,7 @@ class PlainTransport:
         try:
             if len(buffers) == 1:
                 return self.socket.send(buffers[0])
-            return self.socket.sendmsg(buffers[:BUFFERS_MAX])
+            return self.socket.sendmsg(buffers)
         except BlockingIOError:
             return None
 
@@ -79,6 +83,8 @@ class PlainTransport:
 
 class TlsTransport:
     """TLS over a connected, non-blocking stream socket; :meth:`handshake` comes first."""
+
+    buffers_max = 1
 
     def __init__(self, connected: socket.socket, context: ssl.SSLContext) -> None:
         self.socket = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)

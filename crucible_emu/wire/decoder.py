@@ -52,12 +52,13 @@ _NOWHERE = memoryview(b"")
 class Decoder:
     """Incremental decoder of one connection's receiving side. Raises :class:`RemoteError` where the peer is wrong."""
 
-    __slots__ = ("_end", "_expected", "_known", "_lent", "_max", "_start", "_view", "error")
+    __slots__ = ("_end", "_expected", "_known", "_lent", "_start", "_view", "error", "max_frame_bytes")
 
     def __init__(self, max_frame_bytes: int = FRAME_BYTES_MAX) -> None:
         self.error: RemoteError | None = None
         """Why this decoder is dead, once it is."""
-        self._max = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
+        """The longest frame that is taken, LEN included; may be changed between calls."""
         self._known = Identities()
         self._view = _NOWHERE  # the chunk
         self._start = 0  # the unfinished frame, or nothing: [start, end) of the chunk
@@ -143,7 +144,7 @@ class Decoder:
         while end - self._start >= 8:
             start = self._start
             length, tag = HEAD.unpack_from(view, start)
-            if not FRAME_BYTES_MIN <= length <= self._max or tag >= len(MESSAGES):
+            if not FRAME_BYTES_MIN <= length <= self.max_frame_bytes or tag >= len(MESSAGES):
                 break
             if end - start < length:
                 return
@@ -184,9 +185,11 @@ class Decoder:
         tag = HEAD.unpack_from(view, start)[1] if have >= 8 else None
         if length < FRAME_BYTES_MIN:
             raise RemoteError(f"a frame claims {length} bytes, but the shortest has {FRAME_BYTES_MIN}")
-        if length > self._max:
+        if length > self.max_frame_bytes:
             what = name_of(tag) if tag is not None else "a message"
-            raise RemoteError(f"the frame of {what} claims {length} bytes, but at most {self._max} are allowed")
+            raise RemoteError(
+                f"the frame of {what} claims {length} bytes, but at most {self.max_frame_bytes} are allowed"
+            )
         if tag is not None and tag >= len(MESSAGES):
             raise RemoteError(f"there is no message {tag}, the last is {len(MESSAGES) - 1}")
 
