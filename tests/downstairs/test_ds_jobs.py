@@ -365,6 +365,22 @@ def test_in_order_nothing_comes_after_a_failure() -> None:
     assert queue.complete([before]) == []
 
 
+def test_in_order_forgets_jobs_that_nobody_names_any_more() -> None:
+    queue = InOrderJobs(JobLimits(ranges_max=10), blocks_per_extent=8)
+    for first in range(0, 1000, 10):
+        queue.train_done(first, 4)  # reads without a message leave gaps
+        assert queue.completed.range_count <= 10
+    assert 993 in queue.completed
+    assert 3 not in queue.completed
+
+
+def test_in_order_barrier_and_no_op_are_about_no_extent() -> None:
+    queue = in_order()
+    assert not queue.admit(job(12, 11, kind=Kind.NO_OP))
+    assert not queue.admit(job(13, 99, kind=Kind.BARRIER))
+    assert queue.admit(job(20, start=0))
+
+
 def test_in_order_train_counts_as_complete() -> None:
     queue = in_order()
     queue.train_done(1000, 64)
