@@ -2,7 +2,10 @@
 
 What it is for: a Downstairs may run jobs in any order that their dependencies allow, so every job names the earlier
 jobs on its blocks. Writes, flushes and barriers are *blocking*, reads are not: a read waits for the last blocking job
-of each block, a blocking job for the reads since then, or for the last blocking job where there were none.
+of each block, a blocking job for that and for the reads since.
+
+The real program sends each read to all three replicas, so there a blocking job need not name what the reads wait for
+already. Here a read goes to one replica, and to the others the blocking job before it is all that holds the order.
 
 How: a sorted list of disjoint segments of blocks, each with one blocking job and the reads since. A flush covers every
 block, so it replaces the whole list by one segment; hence the list never holds more than what was sent since the last
@@ -62,10 +65,8 @@ class DependencyTracker:
         last = self._split(end)
         found: set[int] = set()
         for segment in self._segments[first:last]:
-            readers = [reader for reader in segment.readers if live(reader)]
-            if readers:
-                found.update(readers)
-            elif segment.blocking is not None:
+            found.update(segment.readers)
+            if segment.blocking is not None:
                 found.add(segment.blocking)
         self._starts[first:last] = [start]
         self._segments[first:last] = [_Segment(end, job_id, ())]

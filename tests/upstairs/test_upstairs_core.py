@@ -418,6 +418,17 @@ def test_a_dependency_that_finished_before_it_was_sent_is_left_out() -> None:
     assert rig.dependencies(second, 0) == []
 
 
+def test_a_write_behind_a_read_waits_on_every_replica_for_the_write_before_it() -> None:
+    """The read goes to one replica only, so it orders nothing on the others."""
+    rig = Rig().active()
+    rig.flush("flush")
+    first = rig.write(0)
+    read = rig.read("read", client=0)
+    second = rig.write(0)
+    assert rig.dependencies(second, 0) == [first.first_id, read.first_id]
+    assert rig.dependencies(second, 1) == rig.dependencies(second, 2) == [first.first_id]
+
+
 def test_a_job_done_everywhere_is_no_dependency() -> None:
     rig = Rig().active()
     rig.write(0)

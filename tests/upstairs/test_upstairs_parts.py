@@ -97,9 +97,8 @@ class BlockwiseModel:
         found: set[int] = set()
         for block in touched:
             if start <= block < end:
-                if self.readers.get(block):
-                    found |= self.readers[block]
-                elif block in self.blocking:
+                found |= self.readers.get(block, set())
+                if block in self.blocking:
                     found.add(self.blocking[block])
                 self.readers.pop(block, None)
                 self.blocking[block] = job
