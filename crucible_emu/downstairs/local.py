@@ -185,9 +185,15 @@ class LocalConnection:
         except (CrucibleError, OSError):
             return None  # the requests find out which of them fails, and answer it
 
-    def written(self, start: int, count: int) -> npt.NDArray[np.bool_]:
-        """Which blocks were ever written, bool[count]. Raises :class:`CrucibleError`."""
-        return self._region.written(start, count)
+    def written(self, start: int, count: int) -> npt.NDArray[np.bool_] | None:
+        """Which blocks were ever written, bool[count]; ``None`` while writes are under way that may change it, or where
+        the region cannot say. May wait for the device."""
+        if self._jobs_to_pass_by() is None:
+            return None
+        try:
+            return self._region.written(start, count)
+        except (CrucibleError, OSError):
+            return None  # whoever writes these blocks is answered with the error
 
     def close(self) -> None:
         """End the connection; nothing is delivered any more, and ``closed`` is not called."""
