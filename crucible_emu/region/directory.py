@@ -15,9 +15,12 @@ from pathlib import Path
 
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import GeometryError, RegionDefinition
+from crucible_emu.logs import get_logger
 from crucible_emu.region import layout
 from crucible_emu.region.layout import ExtentLayout, ExtentMetadata
 from crucible_emu.region.storage import Storage, explain
+
+log = get_logger(__name__)
 
 DEFINITION_NAME = "region.json"
 CREATING_NAME = ".creating"
@@ -80,15 +83,15 @@ def write_file(storage: Storage, path: Path, data: bytes) -> None:
         storage.close(descriptor)
 
 
-def create(storage: Storage, region: Path, definition: RegionDefinition) -> None:
-    """Make the region's files; on failure nothing of them stays.
+def create(storage: Storage, region: Path, definition: RegionDefinition) -> bool:
+    """Make the region's files; on failure nothing of them stays. Whether the directory itself is new.
 
     Raises :class:`UsageError` where something is in the way, :class:`errors.IoError` where the disk fails.
     """
     made_directory = False
     try:
-        made_directory = not storage.exists(region)
         _check_place(storage, region)
+        made_directory = not storage.exists(region)
         storage.make_directories(region)
         write_file(storage, region / CREATING_NAME, b"")
         storage.sync_directory(region)
@@ -99,8 +102,9 @@ def create(storage: Storage, region: Path, definition: RegionDefinition) -> None
         storage.sync_directory(region)
         storage.sync_directory(region.parent)
     except OSError as error:
-        _undo(storage, region, made_directory)
+        undo(storage, region, made_directory)
         raise explain(error, "making the region", region) from error
+    return made_directory
 
 
 def _check_place(storage: Storage, region: Path) -> None:
@@ -108,7 +112,7 @@ def _check_place(storage: Storage, region: Path) -> None:
         raise UsageError(f"{region} holds a region already: choose another directory, or delete it first")
     if not storage.exists(region) or storage.exists(region / CREATING_NAME):
         return
-    found = [name for name in storage.names(region) if len(name) == 2 and set(name) <= HEX_DIGITS]
+    found = list(filter(_is_extent_directory, storage.names(region)))
     if found:
         raise UsageError(
             f"{region} has no {DEFINITION_NAME} but holds extents ({min(found)}/): "
@@ -175,21 +179,26 @@ def _create_extents(storage: Storage, region: Path, definition: RegionDefinition
             storage.close(descriptor)
 
 
-def _undo(storage: Storage, region: Path, made_directory: bool) -> None:
-    """Remove what a failed :func:`create` made. The definition goes first: without it there is no region."""
+def undo(storage: Storage, region: Path, made_directory: bool) -> None:
+    """Remove what :func:`create` made, as far as the disk lets us.
+
+    The definition goes first: from then on there is no region, and a directory that has one is a whole region.
+    """
     try:
         for name in (DEFINITION_NAME, _TEMPORARY_NAME):
             storage.remove_tree(region / name)
         if made_directory:
             storage.remove_tree(region)
-        elif storage.exists(region / CREATING_NAME):
-            for name in storage.names(region):
-                if len(name) == 2:
+        else:
+            for name in storage.names(region) if storage.exists(region) else ():
+                if name == CREATING_NAME or _is_extent_directory(name):
                     storage.remove_tree(region / name)
-            storage.unlink(region / CREATING_NAME)
-    except OSError:
-        # A disk that fails here too keeps the mark ``.creating``: no open takes it for a region, making it again works.
-        return
+    except OSError as error:
+        log.warning("an unfinished region stays", directory=str(region), reason=error.strerror)
+
+
+def _is_extent_directory(name: str) -> bool:
+    return len(name) == 2 and set(name) <= HEX_DIGITS
 
 
 def take_lock(storage: Storage, region: Path) -> int:

@@ -240,12 +240,13 @@ class Extents:
             raise errors.MissingContextSlot(first + low + int(np.argmax(recovered.lost)), extent_id)
         return active
 
-    def rewrite(self, extent_id: int, descriptor: int) -> None:
-        """Write every block of the extent again as it reads now, after a sync of it failed.
+    def rewrite(self, extent_id: int, descriptor: int, being_written: BlockIndexes | None = None) -> None:
+        """Write every block and slot of the extent again as it reads now, after a sync of it failed.
 
         A failed sync may leave pages marked as written that are not, and the next sync then succeeds without them.
         *Safety*: so what is to be synced is made dirty again; and it is checked first, for the kernel may have dropped
-        it altogether. Raises :class:`errors.IoError` where it did, OSError.
+        it altogether. ``being_written`` are blocks of the extent that the caller writes anew anyway, and that may be of
+        another version than their active slot says. Raises :class:`errors.IoError` where blocks are gone, OSError.
         """
         geometry = self.layout
         step = max(1, HASH_CHUNK_BYTES // geometry.block_size)
@@ -255,10 +256,16 @@ class Extents:
             active = np.where(self.active_range(extent_id, first, count)[:, None], tables[1], tables[0])
             rows: Rows = np.empty((count, geometry.block_size), np.uint8)
             self.read_data(descriptor, rows.data.cast("B"), first)
-            written = np.flatnonzero(active[:, 0] == 1)
+            present = active[:, 0] == 1
+            if being_written is not None:
+                present[being_written[(being_written >= first) & (being_written < first + count)] - first] = False
+            written = np.flatnonzero(present)
             if not np.array_equal(hash_blocks(rows[written]), layout.slot_hashes(active[written])):
                 path = layout.extent_path(self.path, extent_id)
                 raise errors.IoError(f"{path} lost blocks in a failed sync: repair the extent or replace the region")
+            for which, table in enumerate(tables):
+                if table.any():
+                    self.storage.pwrite(descriptor, table.data.cast("B"), geometry.slot_offset(which, first))
             for start, stop in runs(written):
                 part = rows[start:stop].data.cast("B")
                 self.storage.pwrite(descriptor, part, (first + start) * geometry.block_size)

@@ -156,8 +156,12 @@ class StagedFlush:
         """*Safety*: destaged data whose sync failed once must be written again before a sync of it means anything."""
         extents = self._extents
         suspects = np.flatnonzero(extents.suspect[group.extent_ids]).tolist()
+        size = extents.layout.blocks
         for index in suspects:
-            extents.rewrite(int(group.extent_ids[index]), group.descriptors[index])
+            first = int(group.extent_ids[index]) * size
+            limbo = np.concatenate([each.blocks for each in self.sets[: self.in_limbo]] or [np.zeros(0, np.int64)])
+            inside = limbo[(limbo >= first) & (limbo < first + size)] - first
+            extents.rewrite(first // size, group.descriptors[index], inside)
         if suspects:
             extents.storage.sync_files([group.descriptors[index] for index in suspects])
 

@@ -135,9 +135,13 @@ class Region:
         ``path`` is a directory that does not exist or holds no region. Raises :class:`UsageError` or
         :class:`errors.IoError`; then nothing half-made stays.
         """
-        storage = storage or OsStorage()
-        directory.create(storage, Path(path), definition)
-        return cls.open(path, policy=policy, storage=storage, staged_bytes_max=staged_bytes_max)
+        storage, path = storage or OsStorage(), Path(path)
+        made_directory = directory.create(storage, path, definition)
+        try:
+            return cls.open(path, policy=policy, storage=storage, staged_bytes_max=staged_bytes_max)
+        except BaseException:
+            directory.undo(storage, path, made_directory)
+            raise
 
     @classmethod
     def open(

@@ -79,11 +79,12 @@ _Names = dict[str, _File | None]
 """Path to file; ``None`` is a directory."""
 
 Hook = Callable[[str, str], None]
-"""Called before each operation that changes or syncs something, with its name and path; may raise OSError."""
+"""Called before an operation, with its name and path; may raise OSError."""
 
 
 class SimulatedDisk:
-    """See the module. ``before_change`` is the hook through which tests cut power and let operations fail.
+    """See the module. Tests cut power and let operations fail through two hooks: ``before_change``, called before each
+    operation that changes or syncs something, and ``before_read``, before each that opens or reads.
 
     ``forgets_failed_syncs``: when the hook makes a sync fail, what it would have written is never written, although
     reads still return it and a later sync succeeds: what Linux does (*fsyncgate*). ``partial_writes``: a write that the
@@ -99,6 +100,7 @@ class SimulatedDisk:
         self._next_handle = 3
         self._changes = 0
         self.before_change: Hook | None = None
+        self.before_read: Hook | None = None
         self.forgets_failed_syncs = True
         self.partial_writes: random.Random | None = None
 
@@ -127,6 +129,7 @@ class SimulatedDisk:
             self._rename_step({**self._names, name: _File()})
         elif flags & os.O_EXCL and flags & os.O_CREAT:
             raise _error(errno.EEXIST, name)
+        self._reading("open", name)
         if name not in self._names:
             raise _error(errno.ENOENT, name)
         handle = _Handle(name, self._names[name], flags & os.O_ACCMODE != os.O_RDONLY)
@@ -164,11 +167,11 @@ class SimulatedDisk:
             offset += len(part)
 
     def pread(self, descriptor: int, length: int, offset: int) -> bytes:
-        return bytes(self._file(descriptor).seen[offset : offset + length])
+        return bytes(self._readable(descriptor).seen[offset : offset + length])
 
     def preadv(self, descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
         done = 0
-        seen = self._file(descriptor).seen
+        seen = self._readable(descriptor).seen
         for part in parts:
             some = seen[offset + done : offset + done + len(part)]
             part[: len(some)] = some
@@ -236,6 +239,7 @@ class SimulatedDisk:
 
     def names(self, directory: Path) -> list[str]:
         self._require_directory(str(directory))
+        self._reading("list", str(directory))
         return [os.path.basename(name) for name in self._names if os.path.dirname(name) == str(directory) != name]
 
     def exists(self, path: Path) -> bool:
@@ -253,11 +257,23 @@ class SimulatedDisk:
     def free_bytes(self, path: Path) -> int:
         return 1 << 40
 
+    def open_files(self) -> list[str]:
+        """Paths of what is open now."""
+        return [handle.path for handle in self._handles.values()]
+
     # --- the machinery
 
     def _changing(self, operation: str, path: str) -> None:
         if self.before_change is not None:
             self.before_change(operation, path)
+
+    def _reading(self, operation: str, path: str) -> None:
+        if self.before_read is not None:
+            self.before_read(operation, path)
+
+    def _readable(self, descriptor: int) -> _File:
+        self._reading("read", self._handle(descriptor).path)
+        return self._file(descriptor)
 
     def _apply(self, file: _File, offset: int, data: bytes | None) -> None:
         self._changes += 1

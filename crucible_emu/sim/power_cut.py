@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from crucible_emu.errors import CrucibleError, IoError
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
-from crucible_emu.integrity import ENCRYPTED, BlockContexts, Rows, first_bad_block, hash_blocks, hash_sealed_blocks
+from crucible_emu.integrity import EMPTY, ENCRYPTED, BlockContexts, Rows, hash_blocks, hash_sealed_blocks
 from crucible_emu.region import FlushWork, Region, SyncPolicy
 from crucible_emu.region.layout import ExtentLayout, extent_path
 from crucible_emu.region.redo import needs_redo
@@ -71,6 +71,10 @@ class Verdict(Enum):
 
 Version = tuple[int, int]
 """What identifies a block's content: XXH64 of its data, and the hash in its context (0: never written)."""
+
+
+BAD_CONTEXT = np.uint64(1)
+"""In place of a context that does not fit: no real one, but for a chance of one in 2**64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ class PowerCuts:
         model: Persistence | None = None,
         geometry: tuple[int, int, int] | None = None,
         cuts_max: int = 1_000_000,
+        disk: SimulatedDisk | None = None,
     ) -> None:
         self._rng = rng = random.Random(seed)
         self._data = np.random.default_rng(seed)
@@ -155,7 +160,7 @@ class PowerCuts:
         block_size, blocks, extents = geometry or chosen[:3]
         self._definition = RegionDefinition(block_size, blocks, extents, UUID_OF_ALL)
         self._history = History(self._definition)
-        self._disk = SimulatedDisk()
+        self._disk = disk or SimulatedDisk()
         self._disk.make_directories(REGION.parent)
         self._region = self._open(Region.create(REGION, self._definition, policy=policy, storage=self._disk))
         self._earlier: list[tuple[BlockIndexes, Rows, BlockContexts]] = []
@@ -268,10 +273,9 @@ class PowerCuts:
     def _crash(self) -> None:
         """The machine goes down, and comes back with what its disk kept."""
         survivor = self._disk.power_cut(self._rng, self._rng.choice(self._models))
-        try:
-            region = Region.open(REGION, policy=self._policy, storage=survivor)
-        except CrucibleError:
-            return  # counted where every cut is: here it only means that there is nothing to go on with
+        if self._judge(survivor)[0] is not Verdict.FINE:
+            return  # counted where every cut is: damage is looked for, not built upon
+        region = Region.open(REGION, policy=self._policy, storage=survivor)
         self._region.close()
         self._region, self._disk = region, survivor
         self._disk.before_change, self._disk.partial_writes = self._before_change, self._rng
@@ -334,13 +338,14 @@ class PowerCuts:
         return Verdict.FINE, ""
 
     def _held(self, region: Region) -> list[Version]:
-        """What every block of a region holds; raises where data and context do not belong together."""
+        """What every block of a region holds; no version at all where data and context do not belong together."""
         out = bytearray(self._definition.size_bytes)
         contexts = region.read(0, self._definition.total_blocks, memoryview(out))
         rows = np.frombuffer(out, np.uint8).reshape(len(contexts), -1)
-        if first_bad_block(rows, contexts) is not None:
-            raise AssertionError("the region returned a block that is not what its context says")
-        return list(zip(hash_blocks(rows).tolist(), contexts.hash.tolist()))
+        hashes, stored = hash_blocks(rows), contexts.on_disk_hash
+        assert stored is not None
+        fits = (contexts.kind == EMPTY) | (hashes == stored)
+        return list(zip(hashes.tolist(), np.where(fits, contexts.hash, BAD_CONTEXT).tolist()))
 
     def _bad_extents(self, disk: SimulatedDisk) -> list[tuple[int, int]]:
         """Extent and block wherever the stored bytes break the rules of the format (§2.9, §2.10)."""
