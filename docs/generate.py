@@ -5,8 +5,14 @@ A test compares the file with what this program would write, so that no diagram 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from crucible_emu.downstairs.promotion import ACCEPTED
+from crucible_emu.downstairs.session import TRANSITIONS as SESSION_TRANSITIONS
+from crucible_emu.downstairs.session import Row as SessionRow
+from crucible_emu.downstairs.session import State as SessionState
 from crucible_emu.upstairs.rules import RULES
 from crucible_emu.upstairs.states import (
     ANY_MODE,
@@ -76,6 +82,51 @@ def _client_edges() -> list[str]:
     ]
 
 
+def _words(function: Callable[..., Any]) -> str:
+    return function.__name__.strip("_").replace("_", " ")
+
+
+def _session_row(row: SessionRow) -> str:
+    cells = (
+        row.before.value,
+        row.message.__name__,
+        ", ".join(map(_words, row.checks)),
+        row.need.value if row.need is not None else "",
+        _words(row.reply) if row.reply is not None else "",
+        row.after.value,
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _downstairs() -> list[str]:
+    """The sections about a Downstairs."""
+    promoting, promoted, closed = SessionState.PROMOTING, SessionState.PROMOTED, SessionState.CLOSED
+    return [
+        "## A connection to a Downstairs",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {SessionState.OPEN.value}",
+        *(f"    {row.before.value} --> {row.after.value} : {row.message.__name__}" for row in SESSION_TRANSITIONS),
+        f"    {promoting.value} --> {promoted.value} : the region is ready",
+        f"    {SessionState.RUNNING.value} --> {closed.value} : anything but a ping, a job or a reconciliation step",
+        "```",
+        "",
+        "Out of order, or where a check fails, each of these messages closes the connection.",
+        "",
+        "| in | message | checks | needs | answer | then |",
+        "|---|---|---|---|---|---|",
+        *map(_session_row, SESSION_TRANSITIONS),
+        "",
+        "## Takeover of a Downstairs",
+        "",
+        "| situation | claim |",
+        "|---|---|",
+        *(f"| {rule.value} | {'granted' if granted else 'refused'} |" for rule, granted in ACCEPTED.items()),
+        "",
+    ]
+
+
 def render() -> str:
     """The whole document."""
     lines = [
@@ -121,6 +172,7 @@ def render() -> str:
             for kind, rule in RULES.items()
         ),
         "",
+        *_downstairs(),
     ]
     return "\n".join(lines)
 
