@@ -3,5 +3,6 @@
 Pure, in reading order: ``states`` (two transition tables), ``rules`` (when a job is answered), ``jobs``,
 ``dependencies``, ``reconciliation``, ``actions``, ``negotiation`` (one function a message), ``core`` (the machine).
 Around it: ``driver`` (connections, timers), ``links`` (the seam), ``tcp_link`` and ``local_link`` (the two ways to a
-Downstairs), ``guest`` (the block device that doors serve), ``healing`` (bad blocks get their bytes back).
+Downstairs), ``guest`` (the block device that doors serve), ``healing`` (bad blocks get their bytes back), ``zeroing``
+(large ranges are zeroed piece by piece).
 """

@@ -14,12 +14,12 @@ doors are told to stop reading.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import trio
 
 from crucible_emu import errors
@@ -30,6 +30,7 @@ from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstai
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import UpstairsState
+from crucible_emu.upstairs.zeroing import LargeZeroes
 
 JOBS_IN_PROGRESS_MAX = 1500
 BYTES_IN_PROGRESS_MAX = 75 * 1024 * 1024
@@ -60,8 +61,8 @@ class Guest:
         self._flush_running = False
         self._flush_waiting: list[tuple[Request, Completed]] = []
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
-        # Unbounded here: the doors bound how many requests are outstanding.
-        self._chores_in, self._chores_out = trio.open_memory_channel[tuple[Request, Completed]](math.inf)
+        self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
+        self._admitting = False
         upstairs.on_progress = self._progress
         upstairs.on_damage = self.healer.damaged
 
@@ -133,8 +134,14 @@ class Guest:
 
     def _progress(self) -> None:
         """Something finished: admit what waited, as far as there is room."""
-        while self._backlog and self._has_room():
-            self._admit(*self._backlog.popleft())
+        if self._admitting:
+            return  # *Safety*: a batch that is admitted now and finishes something must not be overtaken by the next
+        self._admitting = True
+        try:
+            while self._backlog and self._has_room():
+                self._admit(*self._backlog.popleft())
+        finally:
+            self._admitting = False
         if not self._backlog and not self._room.is_set() and self._has_room():
             self._room.set()
 
@@ -194,6 +201,8 @@ class Guest:
                 request.error = error
             done.extend(requests)
             return
+        if self._large_zeroes.unfinished:
+            self._large_zeroes.written(requests)
         self.write_rows([(r.offset, r.length) for r in requests if r.length], self._gather(requests))
         for request in requests:
             if request.fua:
@@ -417,51 +426,46 @@ class Guest:
             else:
                 done.append(request)
         elif request.length <= ZEROES_BYTES:
-            self._zero_piece(request.offset, request.length, request.no_hole)
+            self.zero_blocks(request.offset, request.length, request.no_hole)
             if request.fua:
                 self._flush(request, done, completed)
             else:
                 done.append(request)
         else:
-            self._chores_in.send_nowait((request, completed))
+            self._large_zeroes.begin(request, completed)
 
-    def _zero_piece(self, offset: int, length: int, no_hole: bool) -> None:
+    def zero_blocks(self, offset: int, length: int, no_hole: bool, kept: npt.NDArray[np.bool_] | None = None) -> None:
+        """Write zeros to an admitted range, but for the blocks in ``kept`` (bool[n]) and, unless ``no_hole``, for those
+        that are known to be unwritten: they read as zeros already."""
         shift = self._shift
         start, count = offset >> shift, length >> shift
-        written = None if no_hole else self.written(start, count)
+        wanted = None if no_hole else self.written(start, count)
+        if kept is not None:
+            wanted = ~kept if wanted is None else wanted & ~kept
         spans = [(offset, length)]
-        if written is not None:
-            # Blocks that nobody ever wrote read as zeros already.
-            runs = equal_runs(written, start)
-            spans = [(begin << shift, (stop - begin) << shift) for begin, stop, present in runs if present]
+        if wanted is not None:
+            runs = equal_runs(wanted, start)
+            spans = [(begin << shift, (stop - begin) << shift) for begin, stop, chosen in runs if chosen]
         blocks = sum(size for _, size in spans) >> shift
         if blocks:
             rows = np.zeros((blocks, self._block_size), np.uint8)
             self.write_rows(spans, rows, BlockContexts.plain(np.repeat(self._zero_hash, blocks)))
 
+    def effect_done(self, request: Request, completed: Completed) -> None:
+        """What ``request`` asked for is done, or failed: report it, after a flush where it must be durable."""
+        done: list[Request] = []
+        if request.fua and request.error is None:
+            self._flush(request, done, completed)
+        else:
+            done.append(request)
+        if done:
+            completed(done)
+
     async def run(self) -> None:
         """Do what takes many steps: zero large ranges, heal damaged blocks. Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._do_chores)
+            nursery.start_soon(self._large_zeroes.run)
             nursery.start_soon(self.healer.run)
-
-    async def _do_chores(self) -> None:
-        async for request, completed in self._chores_out:
-            for at in range(request.offset, request.offset + request.length, ZEROES_BYTES):
-                await trio.lowlevel.checkpoint()
-                await self.wait_for_room()
-                error = self._core.admission_error(JobKind.WRITE)
-                if error is not None:
-                    request.error = error
-                    break
-                self._zero_piece(at, min(ZEROES_BYTES, request.offset + request.length - at), request.no_hole)
-            done: list[Request] = []
-            if request.fua and request.error is None:
-                self._flush(request, done, completed)
-            else:
-                done.append(request)
-            if done:
-                completed(done)
 
 
 class ReadResult:

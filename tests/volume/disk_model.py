@@ -92,7 +92,8 @@ class Model:
     trims: bool = True
     zero_piece_blocks: int = 1 << 30
     blocks: list[bytes] = field(default_factory=list)
-    before_zeroes: dict[int, tuple[Request, bytes]] = field(default_factory=dict)
+    before_zeroes: dict[int, tuple[list[Request], bytes]] = field(default_factory=dict)
+    """For each block with large zeroes on their way: the requests, and what was there before them."""
     expected: list[tuple[Request, list[set[bytes]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class Model:
         elif op.kind is Kind.WRITE_ZEROES or (op.kind is Kind.TRIM and self.trims):
             for block in span:
                 if op.count > self.zero_piece_blocks:
-                    self.before_zeroes[block] = (request, self.blocks[block])
+                    self.before_zeroes.setdefault(block, ([], self.blocks[block]))[0].append(request)
                 else:
                     self.before_zeroes.pop(block, None)
                 self.blocks[block] = bytes(self.block_size)
@@ -146,8 +147,9 @@ class Model:
     def completed(self, requests: list[Request]) -> None:
         """These are done: what they zeroed is zeros from now on."""
         done = {id(request) for request in requests}
-        for block in [block for block, (request, _) in self.before_zeroes.items() if id(request) in done]:
-            del self.before_zeroes[block]
+        for block, (pending, _) in list(self.before_zeroes.items()):
+            if not done.isdisjoint(map(id, pending)):
+                del self.before_zeroes[block]
 
     def check(self) -> None:
         """Every read found what it may find."""
