@@ -16,7 +16,7 @@ real program does instead: ErrorReport, and the same job again, though after a p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from crucible_emu.downstairs.jobs import JobLimits, JobQueue
 from crucible_emu.downstairs.lane import LAST_WRITE, Lane
 from crucible_emu.downstairs.promotion import ActiveConnections, Claim
 from crucible_emu.downstairs.session import Need, ServedRegion, Session, State, Step
+from crucible_emu.downstairs.statistics import Statistics
 from crucible_emu.downstairs.work import (
     DROPPED,
     NO_ROOM,
@@ -53,49 +54,21 @@ WASTE_BYTES_MAX = 64 * 1024
 """A waiting write may keep this much memory alive besides its data."""
 
 
-@dataclass(slots=True)
-class Statistics:
-    """Counts since the start."""
-
-    connections: int = 0
-    promotions: int = 0
-    refused_promotions: int = 0
-    evictions: int = 0
-    jobs: int = 0
-    jobs_failed: int = 0
-    reconciliation_steps: int = 0
-    blocks_read: int = 0
-    blocks_written: int = 0
-    flushes: int = 0
-    extents_repaired: int = 0
-    destages: int = 0
-
-    def count(self, work: Work) -> None:
-        """``work`` succeeded."""
-        kind = work.kind
-        if kind is Kind.READ:
-            self.blocks_read += work.count
-        elif kind is Kind.WRITE or kind is Kind.WRITE_UNWRITTEN:
-            self.blocks_written += work.count
-        elif kind is Kind.FLUSH:
-            self.flushes += 1
-        elif kind is Kind.REPAIR:
-            self.extents_repaired += 1
-
-
 class Connection:
-    """What the Downstairs keeps for one connection."""
+    """What the Downstairs keeps for one connection; ``known`` holds the ids that its jobs must carry."""
 
-    __slots__ = ("in_order", "jobs", "known", "paused", "session", "session_id", "upstairs_id")
+    __slots__ = ("in_order", "jobs", "known", "paused", "session")
 
     def __init__(self, session: Session, limits: JobLimits, in_order: bool) -> None:
         self.session = session
         self.in_order = in_order
         self.jobs = JobQueue(limits)
         self.paused = False
-        self.upstairs_id = session.upstairs_id
-        self.session_id = session.session_id
         self.known = Identities()
+
+    def answer(self, message: m.Message, outcome: Any) -> m.Message:
+        """The answer to ``message``, whose work ended with ``outcome``."""
+        return answer(message, outcome, self.known.upstairs_id, self.known.session_id)
 
 
 class Downstairs:
@@ -200,8 +173,9 @@ class Downstairs:
 
     def _job(self, connection: Connection, message: Any, build: Any, actions: list[Action]) -> None:
         connection_id = connection.session.connection_id
-        if message.upstairs_id is not connection.upstairs_id or message.session_id is not connection.session_id:
-            expected = self._compare_ids(connection, message)
+        known = connection.known
+        if message.upstairs_id is not known.upstairs_id or message.session_id is not known.session_id:
+            expected = compare_ids(known, message)
             if expected is not None:
                 actions.append(Send(connection_id, m.UuidMismatch(expected)))
                 return
@@ -217,27 +191,19 @@ class Downstairs:
         else:
             keep_little(work)
 
-    def _compare_ids(self, connection: Connection, message: m.JobRequest) -> UUID | None:
-        """The id that ``message`` should have carried instead of its own; ``None`` when it is right."""
-        if message.upstairs_id != connection.upstairs_id:
-            return connection.upstairs_id
-        if message.session_id != connection.session_id:
-            return connection.session_id
-        # A decoder hands out the same objects again and again; to recognise one costs a tenth of comparing it.
-        connection.upstairs_id, connection.session_id = message.upstairs_id, message.session_id
-        connection.known.upstairs_id, connection.known.session_id = message.upstairs_id, message.session_id
-        return None
-
     def _refuse(
         self, connection: Connection, message: m.JobRequest, error: CrucibleError, actions: list[Action]
     ) -> None:
+        """Answer with ``error`` instead of doing anything."""
+        connection_id = connection.session.connection_id
         self.statistics.jobs_failed += 1
-        reply = answer(message, error, connection.upstairs_id, connection.session_id)
-        actions.append(Send(connection.session.connection_id, reply))
+        actions.append(Send(connection_id, connection.answer(message, error)))
+        refused = Work(Kind.NO_OP, connection_id, message, message.job_id)
+        connection.jobs.take(refused)
         if type(message) is m.ReadRequest:
-            refused = Work(Kind.NO_OP, connection.session.connection_id, message, message.job_id)
-            connection.jobs.take(refused)
             self._completed(connection, [refused], actions)
+        else:
+            connection.jobs.failed(refused)
 
     def _reconciliation_step(
         self, connection: Connection, message: m.Message, build: Any, actions: list[Action]
@@ -247,8 +213,7 @@ class Downstairs:
         try:
             work = build(connection_id, message)
         except Refused as refused:
-            reply = answer(message, refused.error, connection.upstairs_id, connection.session_id)
-            actions.append(Send(connection_id, reply))
+            actions.append(Send(connection_id, connection.answer(message, refused.error)))
             return
         connection.jobs.take(work)
         self._admit(work, actions)
@@ -278,7 +243,6 @@ class Downstairs:
 
     def _promote(self, connection: Connection, actions: list[Action]) -> None:
         session = connection.session
-        connection.upstairs_id, connection.session_id = session.upstairs_id, session.session_id
         connection.known.upstairs_id, connection.known.session_id = session.upstairs_id, session.session_id
         claim = Claim(session.connection_id, session.upstairs_id, session.session_id, session.generation)
         verdict = self.active.promote(claim)
@@ -407,13 +371,12 @@ class Downstairs:
             self.statistics.jobs_failed += 1
         else:
             self.statistics.count(work)
-        reply = answer(work.message, outcome, connection.upstairs_id, connection.session_id)
-        actions.append(Send(work.connection_id, reply))
+        actions.append(Send(work.connection_id, connection.answer(work.message, outcome)))
 
     def _reported(self, connection: Connection, work: Work, error: CrucibleError, actions: list[Action]) -> bool:
         """``faithful``: say that the job failed. Whether it is tried again; a repair costs the connection instead."""
         assert work.job_id is not None
-        report = m.ErrorReport(connection.upstairs_id, connection.session_id, work.job_id, error)
+        report = m.ErrorReport(connection.known.upstairs_id, connection.known.session_id, work.job_id, error)
         actions.append(Send(work.connection_id, report))
         if work.kind is Kind.REPAIR:
             self._close(work.connection_id, f"a live repair failed: {error}", actions)
@@ -498,6 +461,17 @@ class Downstairs:
         jobs.train_done(first_job_id, count)
         self.statistics.jobs += count
         self.statistics.blocks_written += blocks
+
+
+def compare_ids(known: Identities, message: m.JobRequest) -> UUID | None:
+    """The id that ``message`` should have carried instead of its own; ``None`` when it is right."""
+    if message.upstairs_id != known.upstairs_id:
+        return known.upstairs_id
+    if message.session_id != known.session_id:
+        return known.session_id
+    # A decoder hands out the same objects again and again; to recognise one costs a tenth of comparing it.
+    known.upstairs_id, known.session_id = message.upstairs_id, message.session_id
+    return None
 
 
 def keep_little(work: Work) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count as count_from
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,7 @@ from crucible_emu.downstairs.repair_client import HttpSources
 from crucible_emu.downstairs.repair_http import serve_repair
 from crucible_emu.downstairs.repair_service import RepairService
 from crucible_emu.downstairs.runner import Runner
+from crucible_emu.downstairs.statistics import Statistics
 from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
 from crucible_emu.integrity import BlockContexts, Rows
@@ -92,8 +92,8 @@ class LocalDownstairs:
         reason when the Downstairs ends it. Neither may raise; both may use the connection."""
         return LocalConnection(self, deliver, closed)
 
-    def statistics(self) -> Any:
-        """Counts since the start; see :class:`crucible_emu.downstairs.core.Statistics`."""
+    def statistics(self) -> Statistics:
+        """Counts since the start."""
         return self.core.statistics
 
 

@@ -292,6 +292,14 @@ def test_refused_read_counts_as_complete_and_a_refused_write_does_not(rig: Rig) 
     assert [each.job_id for each in replies] == [1, 2, 3]  # type: ignore[attr-defined]
 
 
+def test_nothing_passes_a_refused_job_of_a_local_upstairs() -> None:
+    rig = Rig()
+    rig.activate(in_order=True)
+    rig.give(write(1, 0), write(2, ALL), flush(3), read(4, 0))
+    rig.run_all()
+    assert rig.sent[1] == [m.WriteAck(U, S, 2, errors.OffsetInvalid()), m.WriteAck(U, S, 1, None)]
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/abs", "x\0y", "n" * 256])
 def test_snapshot_name_that_is_no_file_name(rig: Rig, name: str) -> None:
     (reply,) = rig.give(flush(1000, snapshot=name))
