@@ -14,7 +14,6 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_emu.blockio import BlockDevice, Kind, Request
-from crucible_emu.downstairs.faults import Faults
 from crucible_emu.downstairs.server import DownstairsServer, ServerOptions
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.region import Region
@@ -239,12 +238,12 @@ class RegionSet:
 
 
 @asynccontextmanager
-async def region_set(paths: list[Path], faults: dict[int, Faults] | None = None) -> AsyncIterator[RegionSet]:
-    """Serve three regions on loopback while the block runs; ``faults`` by client."""
+async def region_set(paths: list[Path], **options: dict[int, Any]) -> AsyncIterator[RegionSet]:
+    """Serve three regions on loopback while the block runs; server options by client: ``faults={1: Faults(...)}``."""
     async with trio.open_nursery() as nursery:
         servers = RegionSet(nursery, paths)
         for client in range(len(paths)):
-            await servers.start(client, faults=(faults or {}).get(client, Faults()))
+            await servers.start(client, **{name: by[client] for name, by in options.items() if client in by})
         yield servers
         nursery.cancel_scope.cancel()
 
