@@ -6,7 +6,7 @@
 ``lane``, ``work``           what may run beside what (pure)
 ``statistics``               what was done, as numbers
 ``core``                     all of that together: :class:`Downstairs`, messages in, actions out (pure)
-``runner``                   carries work out on a region
+``runner``, ``flushes``      carry work out on a region
 ``server``, ``connection``   the doors: TCP, TLS, unix sockets; one peer
 ``listening``, ``transport``, ``tls``   what they stand on
 ``local``                    the door for an Upstairs in the same process

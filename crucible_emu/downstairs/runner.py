@@ -27,6 +27,7 @@ import trio
 from crucible_emu import errors
 from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector
+from crucible_emu.downstairs.flushes import Flushes
 from crucible_emu.downstairs.repair_client import Sources, fetch_extent
 from crucible_emu.downstairs.session import State
 from crucible_emu.downstairs.work import (
@@ -41,12 +42,14 @@ from crucible_emu.downstairs.work import (
     Send,
     SendTrain,
     Work,
+    as_error,
+    outcome_of,
 )
 from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import spans_to_blocks
 from crucible_emu.integrity import BlockContexts, verify_writes
 from crucible_emu.logs import get_logger
-from crucible_emu.region import FlushWork, Region, SyncPolicy
+from crucible_emu.region import FlushWork, Region
 from crucible_emu.wire import messages as m
 
 READ_THREADS = 4
@@ -111,6 +114,7 @@ class Runner:
         self._repairs: dict[Work, trio.CancelScope] = {}
         self._held: list[Work] | None = None
         self._limiter = trio.CapacityLimiter(READ_THREADS + 2)
+        self._flushes = Flushes(region, self._in_thread)
         self._sequence = 0
 
     # Connections
@@ -236,7 +240,7 @@ class Runner:
             self._begin(work)
 
     def _at_once(self, work: Work, function: Callable[..., Any], *arguments: Any) -> None:
-        self._done(work, _outcome(function, *arguments))
+        self._done(work, outcome_of(function, *arguments))
 
     def _done(self, work: Work, outcome: Any) -> None:
         if isinstance(outcome, CrucibleError):
@@ -249,7 +253,7 @@ class Runner:
         size_bytes = work.count * self.region.definition.block_size
         if size_bytes <= INLINE_READ_BYTES_MAX:
             out = np.empty(size_bytes, np.uint8).data
-            outcome = _outcome(self.region.read_cached, work.start, work.count, out)
+            outcome = outcome_of(self.region.read_cached, work.start, work.count, out)
             if outcome is not None:
                 self._done(work, (outcome, out) if isinstance(outcome, BlockContexts) else outcome)
                 return
@@ -266,7 +270,7 @@ class Runner:
             self._done(work, outcome)
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await trio.to_thread.run_sync(_outcome, function, *arguments, limiter=self._limiter)
+        return await trio.to_thread.run_sync(outcome_of, function, *arguments, limiter=self._limiter)
 
     # Writes
 
@@ -307,7 +311,7 @@ class Runner:
             return NO_ROOM
         blocks = np.arange(work.start, work.start + work.count, dtype=np.int64)
         message = work.message
-        outcome = _outcome(self._store, work.kind, blocks, message.data, message.contexts, trusted)
+        outcome = outcome_of(self._store, work.kind, blocks, message.data, message.contexts, trusted)
         if isinstance(outcome, CrucibleError):
             _report(work, outcome)
         return outcome
@@ -325,75 +329,21 @@ class Runner:
 
     def _begin(self, work: Work) -> None:
         """Fix what a flush covers, now; its I/O goes to a thread, if there is any."""
-        flush = _outcome(self._begin_flush, work)
+        flush = outcome_of(self._flushes.begin, work)
         if isinstance(flush, CrucibleError):
             self._done(work, flush)
-        elif flush.is_empty and _snapshot_name(work) is None:
-            flush.run()
-            self.region.finish_flush(flush)
-            self._done(work, self._closed(work))
+        elif self._flushes.is_nothing(work, flush):
+            self._done(work, self._flushes.finish_at_once(work, flush))
         else:
             self._slow_in.send_nowait((work, flush))
 
     async def _work_slowly(self) -> None:
         async for work, flush in self._slow_out:
             if flush is not None:
-                outcome = await self._finish(work, flush)
+                outcome = await self._flushes.finish(work, flush)
             else:
                 outcome = DROPPED if work.abandoned else await self._repair(work)
             self._done(work, outcome)
-
-    async def _finish(self, work: Work, flush: FlushWork) -> Any:
-        finished = False
-        try:
-            outcome = await self._run_flush(flush, work)
-            finished = not isinstance(outcome, CrucibleError)
-        finally:
-            if not finished:
-                self.region.abandon_flush(flush)
-        if not finished:
-            return outcome
-        # The snapshot comes first: until the flush is taken over, nothing that is written now can reach a file.
-        try:
-            outcome = await self._snapshot(work)
-        finally:
-            self.region.finish_flush(flush)
-        return outcome if isinstance(outcome, CrucibleError) else self._closed(work)
-
-    def _closed(self, work: Work) -> Any:
-        """After its flush: close the extent, where that was asked for."""
-        if work.kind is Kind.CLOSE or work.kind is Kind.FLUSH_CLOSE:
-            assert work.extent_id is not None
-            return _outcome(self.region.close_extent, work.extent_id)
-        return None
-
-    def _begin_flush(self, work: Work) -> FlushWork:
-        """What has to reach the files before ``work`` is done."""
-        message = work.message
-        if work.kind is Kind.FLUSH:
-            return self.region.begin_flush(message.flush_number, message.gen_number, message.extent_limit)
-        if work.kind is Kind.FLUSH_EXTENT or work.kind is Kind.FLUSH_CLOSE:
-            assert work.extent_id is not None
-            return self.region.begin_flush_extent(work.extent_id, message.flush_number, message.gen_number)
-        # A close flushes nothing, but what is staged belongs into the file that others may copy.
-        return self.region.begin_destage()
-
-    async def _run_flush(self, flush: FlushWork, work: Work) -> Any:
-        in_place = self.region.policy is not SyncPolicy.STAGED
-        if flush.is_empty or (in_place and _snapshot_name(work) is not None):
-            # *Safety*: where a write changes a file at once, none may come between a flush and its snapshot.
-            return _outcome(flush.run)
-        return await self._in_thread(flush.run)
-
-    async def _snapshot(self, work: Work) -> Any:
-        name = _snapshot_name(work)
-        if name is None:
-            return None
-        if self.region.policy is SyncPolicy.STAGED:
-            outcome = await self._in_thread(self.region.snapshot, name)
-        else:
-            outcome = _outcome(self.region.snapshot, name)
-        return outcome if isinstance(outcome, CrucibleError) else None
 
     async def _repair(self, work: Work) -> Any:
         assert work.extent_id is not None
@@ -404,7 +354,7 @@ class Runner:
                 await fetch_extent(self.region, work.extent_id, work.message.source_repair_address, self.sources)
                 outcome = None
             except (CrucibleError, OSError) as error:
-                outcome = _as_error(error)
+                outcome = as_error(error)
             finally:
                 del self._repairs[work]
         return outcome
@@ -496,11 +446,6 @@ class Runner:
                 self.region.abandon_flush(flush)
 
 
-def _snapshot_name(work: Work) -> str | None:
-    name: str | None = work.message.snapshot_details if work.kind is Kind.FLUSH else None
-    return name
-
-
 def _report(work: Work, error: CrucibleError) -> None:
     """Say that work failed: loudly where this machine is at fault, else as news."""
     say = log.warning if isinstance(error, LOCAL_TROUBLE) else log.info
@@ -511,15 +456,3 @@ def _disjoint(works: list[Work]) -> bool:
     """Whether no two of these writes touch the same block."""
     spans = sorted([(work.start, work.start + work.count) for work in works])
     return all(stop <= start for (_, stop), (start, _) in pairwise(spans))
-
-
-def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``function`` returns, or the error with which it failed."""
-    try:
-        return function(*arguments)
-    except (CrucibleError, OSError) as error:
-        return _as_error(error)
-
-
-def _as_error(error: CrucibleError | OSError) -> CrucibleError:
-    return error if isinstance(error, CrucibleError) else errors.IoError(str(error))

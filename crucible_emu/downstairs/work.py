@@ -11,10 +11,12 @@ core hands it out inside a :class:`Run` and gets it back with an *outcome*:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, Final
 
+from crucible_emu.errors import CrucibleError, IoError
 from crucible_emu.wire import messages as m
 
 
@@ -148,3 +150,16 @@ class Resume:
 
 
 Action = Send | SendTrain | Close | Run | Abandon | Resume
+
+
+def outcome_of(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``function`` returns, or the error with which it failed."""
+    try:
+        return function(*arguments)
+    except (CrucibleError, OSError) as error:
+        return as_error(error)
+
+
+def as_error(error: CrucibleError | OSError) -> CrucibleError:
+    """The error in the words of the wire."""
+    return error if isinstance(error, CrucibleError) else IoError(str(error))

@@ -1,0 +1,92 @@
+"""What has to reach a region's files before a job is done: flushes, destages, closing an extent, snapshots.
+
+What it guarantees: what a flush covers is fixed by :meth:`Flushes.begin`, on the loop's thread; its I/O runs in
+another; its success is taken over by the region only after that. A snapshot is copied before the flush is taken over:
+until then nothing that was written after :meth:`Flushes.begin` can reach a file, so the copy is what the flush covered.
+Where a write changes a file at once (every policy but STAGED), flush and snapshot run on the loop instead, and nothing
+else runs meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from crucible_emu.downstairs.work import Kind, Work, outcome_of
+from crucible_emu.errors import CrucibleError
+from crucible_emu.region import FlushWork, Region, SyncPolicy
+
+InThread = Callable[..., Awaitable[Any]]
+"""Runs a function in a thread; what it returns, or the error with which it failed."""
+
+
+class Flushes:
+    """The flushes of one region, one at a time."""
+
+    def __init__(self, region: Region, in_thread: InThread) -> None:
+        self.region = region
+        self._in_thread = in_thread
+
+    def begin(self, work: Work) -> FlushWork:
+        """Fix what has to reach the files before ``work`` is done. Raises what the region raises."""
+        message = work.message
+        if work.kind is Kind.FLUSH:
+            return self.region.begin_flush(message.flush_number, message.gen_number, message.extent_limit)
+        if work.kind is Kind.FLUSH_EXTENT or work.kind is Kind.FLUSH_CLOSE:
+            assert work.extent_id is not None
+            return self.region.begin_flush_extent(work.extent_id, message.flush_number, message.gen_number)
+        # A close flushes nothing, but what is staged belongs into the file that others may copy.
+        return self.region.begin_destage()
+
+    def is_nothing(self, work: Work, flush: FlushWork) -> bool:
+        """Whether there is no I/O to be done."""
+        return flush.is_empty and snapshot_name(work) is None
+
+    def finish_at_once(self, work: Work, flush: FlushWork) -> Any:
+        """The outcome of a flush that :meth:`is_nothing`."""
+        flush.run()
+        self.region.finish_flush(flush)
+        return self._close(work)
+
+    async def finish(self, work: Work, flush: FlushWork) -> Any:
+        """Do the I/O of ``flush``; the outcome of ``work``."""
+        finished = False
+        try:
+            outcome = await self._run(work, flush)
+            finished = not isinstance(outcome, CrucibleError)
+        finally:
+            if not finished:
+                self.region.abandon_flush(flush)
+        if not finished:
+            return outcome
+        try:
+            outcome = await self._snapshot(work)
+        finally:
+            self.region.finish_flush(flush)
+        return outcome if isinstance(outcome, CrucibleError) else self._close(work)
+
+    async def _run(self, work: Work, flush: FlushWork) -> Any:
+        if flush.is_empty or (self.region.policy is not SyncPolicy.STAGED and snapshot_name(work) is not None):
+            return outcome_of(flush.run)
+        return await self._in_thread(flush.run)
+
+    async def _snapshot(self, work: Work) -> Any:
+        name = snapshot_name(work)
+        if name is None:
+            return None
+        if self.region.policy is SyncPolicy.STAGED:
+            return await self._in_thread(self.region.snapshot, name)
+        return outcome_of(self.region.snapshot, name)
+
+    def _close(self, work: Work) -> Any:
+        """After its flush: close the extent, where that was asked for."""
+        if work.kind is Kind.CLOSE or work.kind is Kind.FLUSH_CLOSE:
+            assert work.extent_id is not None
+            return outcome_of(self.region.close_extent, work.extent_id)
+        return None
+
+
+def snapshot_name(work: Work) -> str | None:
+    """The snapshot that belongs to a flush, if any."""
+    name: str | None = work.message.snapshot_details if work.kind is Kind.FLUSH else None
+    return name
