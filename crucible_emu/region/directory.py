@@ -88,11 +88,13 @@ def create(storage: Storage, region: Path, definition: RegionDefinition) -> bool
 
     Raises :class:`UsageError` where something is in the way, :class:`errors.IoError` where the disk fails.
     """
-    made_directory = False
     try:
         _check_place(storage, region)
         made_directory = not storage.exists(region)
         storage.make_directories(region)
+    except OSError as error:
+        raise explain(error, "making the region", region) from error
+    try:
         write_file(storage, region / CREATING_NAME, b"")
         storage.sync_directory(region)
         _create_extents(storage, region, definition)

@@ -86,9 +86,10 @@ class SimulatedDisk:
     """See the module. Tests cut power and let operations fail through two hooks: ``before_change``, called before each
     operation that changes or syncs something, and ``before_read``, before each that opens or reads.
 
-    ``forgets_failed_syncs``: when the hook makes a sync fail, what it would have written is never written, although
-    reads still return it and a later sync succeeds: what Linux does (*fsyncgate*). ``partial_writes``: a write that the
-    hook makes fail leaves some of its pages, how many this generator says.
+    ``cold``: nothing is in memory, a read without waiting finds nothing. ``forgets_failed_syncs``: when the hook makes
+    a sync fail, what it would have written is never written, although reads still return it and a later sync succeeds:
+    what Linux does (*fsyncgate*). ``partial_writes``: a write that the hook makes fail leaves some of its pages, how
+    many this generator says.
     """
 
     def __init__(self) -> None:
@@ -101,6 +102,7 @@ class SimulatedDisk:
         self._changes = 0
         self.before_change: Hook | None = None
         self.before_read: Hook | None = None
+        self.cold = False
         self.forgets_failed_syncs = True
         self.partial_writes: random.Random | None = None
 
@@ -179,7 +181,7 @@ class SimulatedDisk:
         return done
 
     def preadv_nowait(self, descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
-        return self.preadv(descriptor, parts, offset)
+        return -1 if self.cold else self.preadv(descriptor, parts, offset)
 
     def fdatasync(self, descriptor: int) -> None:
         handle = self._handle(descriptor)
