@@ -97,7 +97,7 @@ def root(
 ) -> None:
     """An emulator of the Crucible block storage, with real block I/O.
 
-    Start with [bold]crucible-emu region create --help[/bold].
+    Start with [bold]crucible-emu demo[/bold], then [bold]crucible-emu serve --help[/bold].
     """
 
 
