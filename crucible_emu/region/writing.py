@@ -27,6 +27,11 @@ from crucible_emu.region.flush import BlockSet, ExtentIds, FlushWork, StagedFlus
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.redo import RedoFile
 from crucible_emu.region.staging import Span, Staging
+from crucible_emu.region.storage import explain
+
+LOOK_AGAIN_AFTER_BLOCKS = 4096
+"""The free space of the disk is looked up once per so many staged blocks, and after each flush."""
+AFFORDABLE_BLOCKS_MIN = 64
 
 Numbers = tuple[int, int]
 """Flush number and generation number."""
@@ -99,9 +104,27 @@ class StagedWriter:
         self._redo = redo
         self._blocks_per_extent = extents.layout.blocks
         self._limbo: _Limbo | None = None
+        self._look_again_at = 0
+        self._affordable = 0
 
     def free_blocks(self) -> int | None:
-        return self._staging.free_rows
+        used = self._staging.used_rows
+        if used >= self._look_again_at:
+            self._look_at_disk(used)
+        return min(self._staging.free_rows, self._affordable - used)
+
+    def _look_at_disk(self, used: int) -> None:
+        """Stage no more than the disk could take: a full disk is then found out early, by a destage.
+
+        *Liveness*: some blocks always fit, for most writes overwrite blocks that have their space already.
+        """
+        extents = self._extents
+        try:
+            free = extents.storage.free_bytes(extents.path) // extents.layout.block_size
+        except OSError as error:
+            raise explain(error, "asking for the free space of", extents.path) from error
+        self._affordable = used + max(AFFORDABLE_BLOCKS_MIN, free - used)
+        self._look_again_at = used + LOOK_AGAIN_AFTER_BLOCKS
 
     def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
         if contexts.nonce is not None and contexts.on_disk_hash is None:
@@ -143,6 +166,7 @@ class StagedWriter:
         if len(closed):
             raise errors.GenericError(f"extent {int(closed[0])} is closed: reopen it before flushing it")
         self._contexts.touched(blocks)
+        self._look_again_at = 0
         spans = [*held, *staging.freeze()]
         work = StagedFlush(extents, staging, self._redo, sets, np.flatnonzero(chosen), spans, numbers, whole=whole)
         work.in_limbo = len(sets) - 1

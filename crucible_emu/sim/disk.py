@@ -86,7 +86,8 @@ class SimulatedDisk:
     """See the module. Tests cut power and let operations fail through two hooks: ``before_change``, called before each
     operation that changes or syncs something, and ``before_read``, before each that opens or reads.
 
-    ``cold``: nothing is in memory, a read without waiting finds nothing. ``forgets_failed_syncs``: when the hook makes
+    ``cold``: nothing is in memory, a read without waiting finds nothing. ``space_bytes``: what is said to be free.
+    ``forgets_failed_syncs``: when the hook makes
     a sync fail, what it would have written is never written, although reads still return it and a later sync succeeds:
     what Linux does (*fsyncgate*). ``partial_writes``: a write that the hook makes fail leaves some of its pages, how
     many this generator says.
@@ -103,6 +104,7 @@ class SimulatedDisk:
         self.before_change: Hook | None = None
         self.before_read: Hook | None = None
         self.cold = False
+        self.space_bytes = 1 << 40
         self.forgets_failed_syncs = True
         self.partial_writes: random.Random | None = None
 
@@ -257,7 +259,7 @@ class SimulatedDisk:
         return descriptor
 
     def free_bytes(self, path: Path) -> int:
-        return 1 << 40
+        return self.space_bytes
 
     def open_files(self) -> list[str]:
         """Paths of what is open now."""

@@ -133,6 +133,20 @@ def test_room_runs_out_and_comes_back(make_region: MakeRegion) -> None:
     assert np.array_equal(read_rows(region, list(range(600))), rows)
 
 
+def test_no_more_is_staged_than_the_disk_could_take(make_region: MakeRegion, disk: SimulatedDisk) -> None:
+    disk.space_bytes = 200 * 512
+    region = make_region(blocks=2000, extents=1)
+    assert region.has_room(200) and not region.has_room(201)
+    write(region, list(range(150)), seed=1)
+    assert region.has_room(50) and not region.has_room(51)
+    disk.space_bytes = 0
+    complete(region, region.begin_destage())
+    assert region.has_room(64) and not region.has_room(65), "overwriting goes on, in small steps"
+    rows = write(region, list(range(100, 300)), seed=2)
+    assert region.statistics().destages == 4
+    assert np.array_equal(read_rows(region, list(range(100, 300))), rows)
+
+
 def test_a_batch_larger_than_all_staging_room(make_region: MakeRegion) -> None:
     region = make_region(blocks=2000, extents=1, staged_bytes_max=100 * 512)
     blocks = np.random.default_rng(1).permutation(2000)[:950].tolist()
