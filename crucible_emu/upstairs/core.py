@@ -180,6 +180,7 @@ class UpstairsCore(Dispatcher):
         self.state = next_upstairs_state(self.state, UpstairsEvent.DISABLE)
         self.disabled_by = error
         self.reconciliation = None
+        self.all_were_away()
         for waiter in (self._activation, self._deactivation):
             if waiter is not None:
                 self._actions.append(Answer(waiter, error))
@@ -232,6 +233,7 @@ class UpstairsCore(Dispatcher):
         elif self.state is UpstairsState.ACTIVE and all(
             client.state.phase is Phase.LIVE_REPAIR_READY for client in self.clients
         ):
+            self.all_were_away()
             collation = collate([client.versions for client in self.clients if client.versions is not None])
             self._reconcile(collation, ClientEvent.ALL_NEED_REPAIR)
 

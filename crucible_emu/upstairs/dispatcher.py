@@ -84,6 +84,8 @@ class Dispatcher(ABC):
         self.pending_barriers = 0
         self.finished_jobs = 0
         self.finished_bytes = 0
+        self._last_write = self._flushed_below = 0
+        self._writes_lost = False
         # Who accepts work and who is read from, kept because every request asks and they hardly ever change.
         self._accepting = 0
         self.readers: list[int] = []
@@ -155,6 +157,7 @@ class Dispatcher(ABC):
         """Send an admitted train of writes (made with :meth:`new_job`); the guest has its answer already."""
         job.acked = True
         self.need_flush = True
+        self._last_write = job.first_id
         self._enqueue(job)
 
     def read(self, job: Job, client: int) -> None:
@@ -182,7 +185,19 @@ class Dispatcher(ABC):
 
     def flush(self, handle: Any, snapshot: str | None = None) -> None:
         """Submit an admitted flush of the guest; ``handle`` is answered by the rules."""
-        self._submit_flush(handle, snapshot)
+        if self._writes_lost:
+            self._writes_lost = False
+            error = errors.IoError("writes since the last flush may be lost: all replicas were away at a time")
+            self._actions.append(Answer(handle, error))
+        else:
+            self._submit_flush(handle, snapshot)
+
+    def all_were_away(self) -> None:
+        """No replica kept its connection, so what was acknowledged and not flushed may be gone. *Safety*: the guest's
+        next flush says so, once, as a disk does whose cache lost its power; it must not be told that all is durable."""
+        if self._last_write > self._flushed_below:
+            self._writes_lost = True
+            self.report("warning", "acknowledged writes may be lost")
 
     def idle_flush(self) -> None:
         """The automatic flush (§6.9): called when nothing happened for the flush interval."""
@@ -296,6 +311,8 @@ class Dispatcher(ABC):
                 )
                 if job.handle is not None:
                     self._actions.append(Answer(job.handle, error))
+                if error is None and job.kind in (JobKind.FLUSH, JobKind.SNAPSHOT_FLUSH):
+                    self._flushed_below = job.first_id
         if complete:
             self._forget(job)
 

@@ -261,6 +261,59 @@ def test_three_lost_replicas_are_reconciled_and_go_on() -> None:
     assert rig.core.next_flush == 10
 
 
+def lose_all(rig: Rig) -> None:
+    for client in CLIENTS:
+        rig.drop(client)
+    rig.reconnect()
+    assert phases(rig) == [Phase.ACTIVE] * 3
+
+
+def test_writes_that_may_be_lost_with_all_replicas_fail_the_next_flush_once() -> None:
+    rig = Rig().active()
+    rig.write()
+    lose_all(rig)
+    rig.flush("first")
+    rig.flush("second")
+    rig.answer_all()
+    assert isinstance(rig.answers["first"], errors.IoError)
+    assert "lost" in str(rig.answers["first"])
+    assert rig.answers["second"] is None
+
+
+def test_what_was_flushed_cannot_be_lost_with_all_replicas() -> None:
+    rig = Rig().active()
+    rig.write()
+    rig.flush("before")
+    rig.answer_all()
+    lose_all(rig)
+    rig.flush("after")
+    rig.answer_all()
+    assert rig.answers == {"before": None, "after": None}
+
+
+def test_a_flush_that_failed_leaves_its_writes_in_doubt() -> None:
+    rig = Rig().active()
+    rig.write()
+    rig.core.idle_flush()
+    rig.run()
+    lose_all(rig)
+    rig.flush("flush")
+    rig.answer_all()
+    assert isinstance(rig.answers["flush"], errors.IoError)
+
+
+def test_a_disk_that_was_disabled_with_unflushed_writes_says_so_when_it_is_back() -> None:
+    rig = Rig().active()
+    rig.write()
+    rig.core.message(0, 0, m.YouAreNoLongerActive(UPSTAIRS, SESSION, 9))
+    rig.run()
+    rig.activate("again", generation=10)
+    rig.flush("flush")
+    rig.answer_all()
+    assert rig.answers["again"] is None
+    assert isinstance(rig.answers["flush"], errors.IoError)
+
+
 # -- messages that do not fit -----------------------------------------------------------------------------------------
 
 
