@@ -7,9 +7,10 @@ show which replica is behind. The verdict is computed from these digests, never 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -89,10 +90,8 @@ def request_for(definition: RegionDefinition, targets: list[str], gen: int) -> v
 async def tell_story(source: Source, folder: Path, tell: Tell) -> Verdict:
     """Everything but the image; ``folder`` holds regions and copies."""
     definition, regions = make_regions(folder, source.length)
-    tell(
-        f"Three regions of {definition.extent_count} extents, {format_size(definition.size_bytes)} each, "
-        "every block with its hash"
-    )
+    extents = "1 extent" if definition.extent_count == 1 else f"{definition.extent_count} extents"
+    tell(f"Three regions of {extents}, {format_size(definition.size_bytes)} each, every block with its hash")
     client = installed_client()
     out = folder / "read-back.raw"
     async with AsyncExitStack() as stack:
@@ -110,10 +109,22 @@ async def tell_story(source: Source, folder: Path, tell: Tell) -> Verdict:
         device = Tripwire(guest, half, kill)
         uri = await _serve(stack, device, folder)
         tell(f"One disk over all three, at {uri}")
-        await _write(source, device, client, uri, tell)
+        await _write(whole_blocks(source, folder), device, client, uri, tell)
         read_back = await _read_back(source, device, client, uri, out, tell)
     digests = [region_digest(RegionView.open(region)).region for region in regions]
     return Verdict(source.blake3, read_back, (digests[0], digests[1], digests[2]))
+
+
+def whole_blocks(source: Source, folder: Path) -> Source:
+    """``source``, or a copy of it that is padded with zeros to whole blocks: clients write nothing less."""
+    length = -(-source.length // BLOCK_SIZE_DEFAULT) * BLOCK_SIZE_DEFAULT
+    if length == source.length:
+        return source
+    padded = folder / "padded.raw"
+    shutil.copyfile(source.path, padded)
+    with padded.open("r+b") as file:
+        file.truncate(length)
+    return replace(source, path=padded)
 
 
 class Tripwire:
