@@ -20,9 +20,10 @@ from crucible_emu.errors import UsageError
 from crucible_emu.logs import get_logger
 
 BACKLOG = 128
-OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+DEFECTS = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
+"""Errors of a socket that is none; every other one passes, such as having no descriptor left."""
 PAUSE_S = 0.1
-"""How long accepting rests when the system has no descriptor left."""
+"""How long accepting rests after an error."""
 
 log = get_logger(__name__)
 
@@ -106,7 +107,7 @@ async def accept_forever(
         except (BlockingIOError, ConnectionAbortedError):
             continue
         except OSError as error:
-            if error.errno not in OUT_OF_DESCRIPTORS:
+            if error.errno in DEFECTS:
                 raise
             log.warning("cannot accept a connection", reason=error.strerror)
             await trio.sleep(PAUSE_S)
