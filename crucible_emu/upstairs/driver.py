@@ -23,11 +23,13 @@ from crucible_emu.upstairs import actions, negotiation
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Connector, Link
-from crucible_emu.upstairs.states import UpstairsState
+from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.wire import messages as m
 
 RECONNECT_DELAY_S = 10.0
 FLUSH_INTERVAL_S = 0.5
+NEGOTIATED = (Phase.WAIT_QUORUM, Phase.RECONCILE, Phase.ACTIVE)
+"""Where a replica has said everything that an activation wants to know of it."""
 
 log = get_logger("upstairs")
 
@@ -141,8 +143,9 @@ class Upstairs:
         with _deadline(timeout_s) as scope:
             await waiter.wait()
         if scope.cancelled_caught:
-            missing = [str(client.index) for client in self.core.clients if not client.state.accepts_io]
-            error = errors.IoError(f"no activation within {timeout_s:g} s; waiting for replicas {', '.join(missing)}")
+            missing = [str(client.index) for client in self.core.clients if client.state.phase not in NEGOTIATED]
+            waits_for = f"waiting for replicas {', '.join(missing)}" if missing else "the replicas are being made equal"
+            error = errors.IoError(f"no activation within {timeout_s:g} s; {waits_for}")
             self.core.abandon(error)
             self.perform()
             raise error
@@ -203,7 +206,10 @@ class Upstairs:
     def _connect(self, action: actions.Connect) -> None:
         if self._nursery is None:
             raise RuntimeError("the Upstairs is not running: start run() in a nursery first")
-        self._nursery.start_soon(self._connection, action)
+        # Known before its task begins, so that a hang-up in between is not lost.
+        scope = trio.CancelScope()
+        self._scopes[action.client] = (action.connection_id, scope)
+        self._nursery.start_soon(self._connection, action, scope)
 
     def _hangup(self, action: actions.Hangup) -> None:
         connection_id, scope = self._scopes[action.client]
@@ -234,12 +240,11 @@ class Upstairs:
 
     # -- connections --------------------------------------------------------------------------------------------------
 
-    async def _connection(self, action: actions.Connect) -> None:
+    async def _connection(self, action: actions.Connect, scope: trio.CancelScope) -> None:
         """One connection from its delay to its end; reports the end exactly once."""
         client, connection_id = action.client, action.connection_id
         why = "closed by us"
-        with trio.CancelScope() as scope:
-            self._scopes[client] = (connection_id, scope)
+        with scope:
             if action.again:
                 await trio.sleep(self.reconnect_delay_s)
             why = await self._connectors[client].run(_Port(self, client, connection_id))
