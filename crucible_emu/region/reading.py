@@ -5,10 +5,10 @@ its file, all others come from their extent. Most reads find both context and da
 a read that would have to wait for the device says so, and is done again in a thread.
 
 What it guarantees: data and context returned for a block belong to the same write. That is safe in a thread, beside
-writes and flushes on the loop, for three reasons. A staged row does not change while something names it
-(:mod:`staging`). A block's place in its file changes only while the block is staged. And a reader leaves a
-:class:`Note` of its range; whoever changes blocks in their file, or frees their rows, marks the notes that they touch,
-and a marked read starts over. It ends, because what was just written is in memory.
+writes and flushes on the loop: contexts and staged data are looked up and copied at one moment, under the lock; and a
+block's place in its file changes only while the block is staged. A reader leaves a :class:`Note` of its range; whoever
+changed blocks in their file marks the notes that they touch, and a marked read starts over. It ends, because what was
+just written is in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
-import numpy.typing as npt
 
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, equal_runs, split_at_extents
@@ -106,8 +105,10 @@ class Reader:
         if not self.know(start, count, wait=False):
             return None
         span = slice(start, start + count)
-        if not self._fill(start, out, self._staging.row_of_block[span], self._contexts.kind[span], wait=False):
-            return None
+        for first, last in self._fill_from_memory(span, out):
+            part = out[first * self._block_size : last * self._block_size]
+            if not self._fill_from_files(start + first, last - first, part, wait=False):
+                return None
         return self._contexts.get(span)
 
     def read_blocks_cached(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> tuple[BlockContexts, list[int]]:
@@ -187,8 +188,10 @@ class Reader:
             if not self._contexts.kind[span].all():
                 return None
             contexts = self._contexts.get(span)
-            kinds, rows = self._contexts.kind[span].copy(), self._staging.row_of_block[span].copy()
-        self._fill(note.start, out, rows, kinds, wait=True)
+            stretches = self._fill_from_memory(span, out)
+        for first, last in stretches:
+            part = out[first * self._block_size : last * self._block_size]
+            self._fill_from_files(note.start + first, last - first, part, wait=True)
         return contexts
 
     def _stored_contexts(self, start: int, count: int) -> BlockContexts:
@@ -212,28 +215,26 @@ class Reader:
                 self._notes.remove(note)
 
     def mark(self, blocks: BlockIndexes) -> None:
-        """These blocks change in their files, or their rows are freed. Under the lock."""
+        """These blocks changed in their files. Under the lock."""
         for note in self._notes:
             note.stale = note.stale or bool(((blocks >= note.start) & (blocks < note.stop)).any())
 
     # --- fetching
 
-    def _fill(
-        self, start: int, out: memoryview, rows: npt.NDArray[np.uint32], kinds: npt.NDArray[np.uint8], *, wait: bool
-    ) -> bool:
-        """Bring each block from where it is; False if that would take waiting and ``wait`` is not set."""
+    def _fill_from_memory(self, span: slice, out: memoryview) -> list[tuple[int, int]]:
+        """Fill in what is staged or was never written; the stretches ``(first, stop)`` of ``span`` that remain."""
+        rows, kinds = self._staging.row_of_block[span], self._contexts.kind[span]
         source = np.where(rows != 0, FROM_STAGING, np.where(kinds == KNOWN_EMPTY, FROM_NOWHERE, FROM_FILE))
         out_rows = np.frombuffer(out, np.uint8).reshape(len(rows), self._block_size)
+        remaining = []
         for first, last, origin in equal_runs(source):
             if origin == FROM_STAGING:
                 np.take(self._staging.rows, rows[first:last], axis=0, out=out_rows[first:last], mode="clip")
             elif origin == FROM_NOWHERE:
                 out_rows[first:last] = 0
             else:
-                part = out[first * self._block_size : last * self._block_size]
-                if not self._fill_from_files(start + first, last - first, part, wait=wait):
-                    return False
-        return True
+                remaining.append((first, last))
+        return remaining
 
     def _fill_from_files(self, start: int, count: int, out: memoryview, *, wait: bool) -> bool:
         done = 0

@@ -24,6 +24,7 @@ Threads: all methods belong to one thread, the loop's, but for :meth:`FlushWork.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,9 @@ from crucible_emu.region.storage import OsStorage, Storage, explain
 from crucible_emu.region.view import open_extent
 from crucible_emu.region.writing import Numbers, StagedWriter, Work, Writer
 
-STAGED_BYTES_MAX = 256 * 1024 * 1024
-STAGED_BLOCKS_MIN = 1024
+STAGED_BYTES_MAX = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
+"""Memory for un-flushed blocks: one GiB, or a sixteenth of the machine's if that is less. The more there is, the more
+of what is written again and again reaches the disk but once."""
 CONTEXT_BYTES_MAX = 128 * 1024 * 1024
 """Memory for contexts that could be read from the files again."""
 
@@ -85,8 +87,8 @@ class Region:
     ) -> None:
         """For :meth:`open`."""
         rules, total, block_size = RULES[policy], definition.total_blocks, definition.block_size
-        # Twice the disk is enough for a big one; a small one is overwritten more often before it is flushed.
-        rows = max(1, min(staged_bytes_max // block_size, max(2 * total, STAGED_BLOCKS_MIN))) if rules.staged else 0
+        # Twice the disk is enough: every block once in the flush under way, and once written since.
+        rows = max(1, min(staged_bytes_max // block_size, 2 * total)) if rules.staged else 0
         self.path, self.read_only = extents.path, extents.read_only
         self.definition = definition
         self.policy = policy

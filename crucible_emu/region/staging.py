@@ -1,14 +1,14 @@
-"""Where un-flushed blocks wait: one piece of memory, filled from one end like a log.
+"""Where un-flushed blocks wait: one piece of memory, filled from one end.
 
 What it is for: the STAGED policy leaves files alone until a flush. :class:`Staging` keeps the newest data of every
-block that was written since: row after row is appended, ``row_of_block`` says which row is a block's newest, and a
-block that is written again simply gets another row. A batch of writes is therefore one copy into consecutive rows and
-one scatter into a table, whatever extents it touches.
+block that was written since, one row per block: a block that is written for the first time since the last flush gets
+the next free row, one that has a row already is overwritten there. ``row_of_block`` says which row is a block's. A
+batch of writes is therefore a copy into rows and a scatter into a table, whatever extents it touches.
 
-What it guarantees: a row never changes from the moment it is filled until its span is freed; so a flush in another
-thread and a reader in a third can use it without a lock. A row is *live* while ``row_of_block`` of its block names it;
-all others are garbage, which costs room until the next flush and nothing else. Row 0 is never filled: it stays zero,
-and "row 0" means "not staged".
+What it guarantees: a *frozen* row does not change until its span is freed, so a flush in another thread can use it
+without a lock; a block of a frozen row that is written again gets a new one. A row is *live* while ``row_of_block`` of
+its block names it; the others are garbage, which costs room until the next flush and nothing else. Row 0 is never
+filled: it stays zero, and "row 0" means "not staged".
 
 Why memory and not a file: measured, a warm row costs 0.16 µs per 4 KiB in either, but the first touch of a page of a
 mapped file may wait for the file system's journal while a flush runs (28 ms seen), and that wait would stop the loop.
@@ -26,6 +26,9 @@ from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import Rows
 from crucible_emu.region.memory import reserve
 
+SLICE_ROWS_MIN = 32
+"""From this many rows on it pays to look whether they are consecutive: a slice copies twice as fast as a scatter."""
+
 Span = tuple[int, int]
 RowNumbers = npt.NDArray[np.uint32]
 
@@ -42,6 +45,9 @@ class Staging:
         self.rows: Rows = reserve((capacity + 1, block_size), np.uint8).array
         self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
         self.row_of_block: RowNumbers = reserve(total_blocks, np.uint32).array
+        # Rows that are filled and not frozen: those may be overwritten.
+        self._writable = np.zeros(capacity + 1, np.bool_)
+        self._one_writable = self._writable.data
         self._row_numbers = np.arange(capacity + 1, dtype=np.uint32)
         self._block_of_row = self.block_of_row.data
         self._row_of_block = self.row_of_block.data
@@ -58,56 +64,58 @@ class Staging:
         """Rows that are filled, live or not, frozen ones included."""
         return self.capacity - self.free_rows
 
-    def fill(self, data: Rows) -> list[Span]:
-        """Copy blocks into free rows and return the spans, in order. The caller has checked ``free_rows``.
+    def put(self, blocks: BlockIndexes, data: Rows) -> None:
+        """``data`` is the newest of ``blocks``. The caller has checked that ``free_rows`` takes them all."""
+        rows = self.row_of_block[blocks]
+        has_row = self._writable[rows]
+        if not has_row.any():
+            self._append(blocks, data)
+        elif has_row.all():
+            self._overwrite(rows, data)
+        else:
+            again, first = np.flatnonzero(has_row), np.flatnonzero(~has_row)
+            self._overwrite(rows[again], data[again])
+            self._append(blocks[first], data[first])
 
-        Nothing names the new rows before :meth:`publish`.
-        """
-        count = len(data)
-        start = self._next
+    def put_one(self, block: int, data: Rows) -> None:
+        """As :meth:`put` for a single block."""
+        row = self._row_of_block[block]
+        if not self._one_writable[row]:
+            if self._next == self._stop:
+                self._next_span()
+            row = self._next
+            self._next = row + 1
+            self.free_rows -= 1
+            self._block_of_row[row] = block
+            self._row_of_block[block] = row
+            self._one_writable[row] = True
+            if row >= self._highest:
+                self._highest = row + 1
+        self.rows[row : row + 1] = data
+
+    def _overwrite(self, rows: RowNumbers, data: Rows) -> None:
+        first, count = int(rows[0]), len(rows)
+        if count >= SLICE_ROWS_MIN and np.array_equal(rows, self._row_numbers[first : first + count]):
+            self.rows[first : first + count] = data
+        else:
+            self.rows[rows] = data
+
+    def _append(self, blocks: BlockIndexes, data: Rows) -> None:
+        count = len(blocks)
         self.free_rows -= count
-        if start + count <= self._stop:
-            self._next = start + count
-            self.rows[start : start + count] = data
-            return [(start, start + count)]
-        spans = []
         done = 0
         while done < count:
             if self._next == self._stop:
                 self._next_span()
-            length = min(count - done, self._stop - self._next)
-            self.rows[self._next : self._next + length] = data[done : done + length]
-            spans.append((self._next, self._next + length))
-            self._next += length
-            done += length
-        return spans
-
-    def fill_one(self, data: Rows) -> int:
-        """As :meth:`fill` for a single block; the row."""
-        if self._next == self._stop:
-            self._next_span()
-        row = self._next
-        self._next = row + 1
-        self.free_rows -= 1
-        self.rows[row : row + 1] = data
-        return row
-
-    def publish_one(self, block: int, row: int) -> None:
-        """As :meth:`publish` for a single block."""
-        self._block_of_row[row] = block
-        self._row_of_block[block] = row
-        if row >= self._highest:
-            self._highest = row + 1
-
-    def publish(self, blocks: BlockIndexes, spans: list[Span]) -> None:
-        """The rows of ``spans`` are now the newest data of ``blocks``."""
-        done = 0
-        for start, stop in spans:
-            some = blocks if len(spans) == 1 else blocks[done : done + stop - start]
-            self.block_of_row[start:stop] = some
+            start = self._next
+            stop = self._next = min(start + count - done, self._stop)
+            part = slice(done, done + stop - start)
+            self.rows[start:stop] = data[part]
+            self.block_of_row[start:stop] = blocks[part]
+            self.row_of_block[blocks[part]] = self._row_numbers[start:stop]
+            self._writable[start:stop] = True
             self._highest = max(self._highest, stop)
-            self.row_of_block[some] = self._row_numbers[start:stop]
-            done += stop - start
+            done = part.stop
 
     def live(self, spans: list[Span]) -> tuple[RowNumbers, BlockIndexes]:
         """The rows of ``spans`` that hold the newest data of their block, and those blocks."""
@@ -135,6 +143,8 @@ class Staging:
         What is written from now on goes to other rows.
         """
         spans = self.filled()
+        for start, stop in spans:
+            self._writable[start:stop] = False
         self._used = []
         self._start = self._next
         # Start over at the lowest free row: those are the warm ones.
@@ -148,6 +158,8 @@ class Staging:
     def keep(self, spans: list[Span]) -> None:
         """Take frozen spans back: their live rows are staged as before."""
         self._used.extend(spans)
+        for start, stop in spans:
+            self._writable[start:stop] = True
 
     def drop(self, rows: RowNumbers, blocks: BlockIndexes) -> None:
         """These blocks are in their files now, unless they were written again meanwhile."""

@@ -129,17 +129,14 @@ class StagedWriter:
     def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
         if contexts.nonce is not None and contexts.on_disk_hash is None:
             stored_hashes(contexts, rows)
-        if len(blocks) == 1 and contexts.nonce is None:
-            block = int(blocks[0])
-            row = self._staging.fill_one(rows)
-            with self._lock:
-                self._staging.publish_one(block, row)
-                self._contexts.put_one(block, int(contexts.kind[0]), int(contexts.hash[0]))
-            return
-        spans = self._staging.fill(rows)
         with self._lock:
-            self._staging.publish(blocks, spans)
-            self._contexts.put(blocks, contexts)
+            if len(blocks) == 1 and contexts.nonce is None:
+                block = int(blocks[0])
+                self._staging.put_one(block, rows)
+                self._contexts.put_one(block, int(contexts.kind[0]), int(contexts.hash[0]))
+            else:
+                self._staging.put(blocks, rows)
+                self._contexts.put(blocks, contexts)
 
     def begin(self, first: int, stop: int, numbers: Numbers | None) -> StagedFlush:
         extents, staging, limbo = self._extents, self._staging, self._limbo

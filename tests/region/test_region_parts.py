@@ -74,9 +74,9 @@ def test_staging_against_a_dictionary(program: list[list[int] | str]) -> None:
                 continue
             data = np.full((len(step), 8), number % 256, np.uint8)
             if len(step) == 1:
-                staging.publish_one(step[0], staging.fill_one(data))
+                staging.put_one(step[0], data)
             else:
-                staging.publish(np.array(step), staging.fill(data))
+                staging.put(np.array(step), data)
             model.update(dict.fromkeys(step, number % 256))
         elif step == "freeze" and frozen is None:
             rows, blocks = staging.live(staging.filled())
@@ -111,12 +111,26 @@ def test_staging_against_a_dictionary(program: list[list[int] | str]) -> None:
 def test_staging_keeps_to_its_first_rows_when_flushes_are_frequent() -> None:
     staging = Staging(100, 8, 90)
     for number in range(50):
-        staging.publish(np.arange(10), staging.fill(np.full((10, 8), number, np.uint8)))
+        staging.put(np.arange(10), np.full((10, 8), number, np.uint8))
         rows, blocks = staging.live(staging.filled())
         spans = staging.freeze()
         staging.drop(rows, blocks)
         staging.thaw(spans)
         assert rows.max() <= 20
+
+
+@pytest.mark.parametrize("blocks", [np.arange(40), np.arange(40)[::-1], np.arange(0, 40, 2), np.array([5])])
+def test_a_staged_block_that_is_written_again_takes_no_more_room(blocks: np.ndarray) -> None:
+    staging = Staging(100, 8, 50)
+    staging.put(np.arange(40), np.zeros((40, 8), np.uint8))
+    data = np.arange(len(blocks) * 8, dtype=np.uint8).reshape(-1, 8)
+    for _ in range(10):
+        staging.put(blocks, data)
+    assert staging.used_rows == 40
+    assert np.array_equal(staging.rows[staging.row_of_block[blocks]], data)
+    staging.freeze()
+    staging.put(blocks[:10], data[:10])
+    assert staging.used_rows == 40 + len(blocks[:10]), "frozen rows are left alone"
 
 
 # --- contexts
