@@ -47,7 +47,7 @@ from crucible_emu.region.snapshot import take_snapshot
 from crucible_emu.region.staging import Staging
 from crucible_emu.region.storage import OsStorage, Storage, explain
 from crucible_emu.region.view import open_extent
-from crucible_emu.region.writing import Numbers, StagedWriter, Work, Writer
+from crucible_emu.region.writing import FEW_BLOCKS, Numbers, StagedWriter, Work, Writer
 
 STAGED_BYTES_MAX = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
 """Memory for un-flushed blocks: one GiB, or a sixteenth of the machine's if that is less. The more there is, the more
@@ -502,8 +502,11 @@ class Region:
             self._check_open(np.arange(first, last + 1))
 
     def _check_blocks(self, blocks: BlockIndexes) -> None:
-        # As unsigned numbers, so that one look finds negative ones too.
-        if int(blocks.view(np.uint64).max()) >= self._total:
+        if len(blocks) <= FEW_BLOCKS:
+            listed = blocks.tolist()
+            if min(listed) < 0 or max(listed) >= self._total:
+                raise errors.OffsetInvalid()
+        elif int(blocks.view(np.uint64).max()) >= self._total:  # unsigned, so that one look finds negative ones too
             raise errors.OffsetInvalid()
         if self._any_closed:
             self._check_open(blocks // self._blocks_per_extent)
