@@ -66,6 +66,7 @@ class Descriptors:
         self._root = str(region)
         self._flags = flags
         self._open: dict[int, int] = {}
+        self._closed = False
         self.limit = limit
         self.find = self._open.get
 
@@ -83,6 +84,9 @@ class Descriptors:
 
     def open(self, extent_id: int) -> int:
         """A descriptor of the caller's own, from any thread. Raises :class:`errors.IoError`."""
+        if self._closed:
+            # *Safety*: somebody else may have the region open by now.
+            raise RuntimeError(f"the region in {self._region} was closed")
         try:
             return self._storage.open(layout.extent_name(self._root, extent_id), self._flags)
         except OSError as error:
@@ -90,10 +94,11 @@ class Descriptors:
 
     def _open_here(self, extent_id: int) -> int:
         try:
-            return self._storage.open(layout.extent_name(self._root, extent_id), self._flags)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
-                raise explain(error, "opening the extent", layout.extent_path(self._region, extent_id)) from error
+            return self.open(extent_id)
+        except errors.IoError as error:
+            cause = error.__cause__
+            if not self._open or not isinstance(cause, OSError) or cause.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
         # Something else in the process took more than its share: make do with half.
         self._close_oldest(max(1, len(self._open) // 2))
         return self.open(extent_id)
@@ -104,6 +109,7 @@ class Descriptors:
             self._storage.close(descriptor)
 
     def close(self) -> None:
+        self._closed = True
         self._close_oldest(len(self._open))
 
     def _close_oldest(self, count: int) -> None:
@@ -145,18 +151,14 @@ class Extents:
     def load(self, extent_ids: Sequence[int]) -> None:
         """Check and load these extents (§2.8); dirty ones are recovered.
 
-        Raises :class:`errors.IoError`, :class:`errors.BadMetadata`, :class:`errors.BadContextSlot` or
-        :class:`errors.MissingContextSlot` for the first that cannot be opened.
+        *Safety*: read-write, they are synced first. What an earlier process wrote may still be on its way to the disk,
+        and nothing is believed before it is there. Raises :class:`errors.IoError`, :class:`errors.BadMetadata`,
+        :class:`errors.BadContextSlot` or :class:`errors.MissingContextSlot` for the first that cannot be opened.
         """
         tails = np.zeros((len(extent_ids), TAIL_BYTES), np.uint8)
-        for position, extent_id in enumerate(extent_ids):
-            descriptor = self._open_to_look(extent_id)
-            try:
-                self._load_tail(extent_id, descriptor, tails[position].data)
-            except OSError as error:
-                raise explain(error, "reading the extent", layout.extent_path(self.path, extent_id)) from error
-            finally:
-                self.storage.close(descriptor)
+        for start in range(0, len(extent_ids), self.flushed_together_max):
+            group = slice(start, start + self.flushed_together_max)
+            self._load_tails(extent_ids[group], tails[group])
         ids = np.array(extent_ids, np.int64)
         records = np.ascontiguousarray(tails[:, : layout.METADATA_BYTES]).view(layout.METADATA)[:, 0]
         self._check_metadata(ids, records)
@@ -175,6 +177,21 @@ class Extents:
             finally:
                 self.storage.close(descriptor)
             self.bits[extent_id] = np.packbits(active, bitorder="little")
+
+    def _load_tails(self, extent_ids: Sequence[int], tails: npt.NDArray[np.uint8]) -> None:
+        descriptors: list[int] = []
+        try:
+            for extent_id in extent_ids:
+                descriptors.append(self._open_to_look(extent_id))
+            if not self.read_only:
+                self.storage.sync_files(descriptors)
+            for position, extent_id in enumerate(extent_ids):
+                self._load_tail(extent_id, descriptors[position], tails[position].data)
+        except OSError as error:
+            raise explain(error, "reading the extents of", self.path) from error
+        finally:
+            for descriptor in descriptors:
+                self.storage.close(descriptor)
 
     def _open_to_look(self, extent_id: int) -> int:
         try:

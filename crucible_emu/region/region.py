@@ -36,6 +36,7 @@ import numpy.typing as npt
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
 from crucible_emu.integrity import BlockContexts, Rows
+from crucible_emu.logs import get_logger
 from crucible_emu.region import directory, layout, redo, repair_files
 from crucible_emu.region.contexts import KNOWN_EMPTY, ContextTable
 from crucible_emu.region.extent import Extents
@@ -48,6 +49,8 @@ from crucible_emu.region.staging import Staging
 from crucible_emu.region.storage import OsStorage, Storage, explain
 from crucible_emu.region.view import open_extent
 from crucible_emu.region.writing import FEW_BLOCKS, Numbers, StagedWriter, Work, Writer
+
+log = get_logger(__name__)
 
 STAGED_BYTES_MAX = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
 """Memory for un-flushed blocks: one GiB, or a sixteenth of the machine's if that is less. The more there is, the more
@@ -180,18 +183,22 @@ class Region:
         beside = directory.names_beside_extents(storage, self.path, extents.count)
         try:
             for extent_id in beside:
-                repair_files.settle_leftovers(storage, self.path, extent_id, extents.layout, self.read_only)
+                left = repair_files.settle_leftovers(storage, self.path, extent_id, extents.layout, self.read_only)
+                if self.read_only and left:
+                    log.warning("a repair is not finished; the extent is shown as it is", extent=extent_id, found=left)
             if not self.read_only:
-                # *Safety*: what an earlier process wrote may still be on its way to the disk; nothing is believed
-                # before it is there. The real program syncs each extent (§2.8).
-                storage.sync_tree(self.path)
                 redo.replay(extents)
         except OSError as error:
             raise explain(error, "opening the region", self.path) from error
         legacy = {each for each, names in beside.items() if self.read_only and any(n.endswith(".db") for n in names)}
         for extent_id in legacy:
             self._open_legacy(extent_id)
-        extents.load([each for each in range(extents.count) if each not in legacy])
+        try:
+            extents.load([each for each in range(extents.count) if each not in legacy])
+        except errors.MissingContextSlot:
+            if self.read_only and storage.exists(self.path / redo.REDO_NAME):
+                log.warning("a flush was cut off: open the region read-write once", region=str(self.path))
+            raise
 
     def _open_legacy(self, extent_id: int) -> None:
         """An old SQLite extent, opened read-only: its contexts come from its database (§3)."""
@@ -207,7 +214,10 @@ class Region:
         extents.dirty[extent_id] = view.metadata.dirty
 
     def close(self) -> None:
-        """Close the files. Nothing is flushed: staged writes are gone, as after a crash of the process."""
+        """Close the files. Nothing is flushed: staged writes are gone, as after a crash of the process.
+
+        No flush may be running in a thread; one that begins to after this raises RuntimeError.
+        """
         if not self._is_open:
             return
         self._is_open = False
@@ -455,11 +465,8 @@ class Region:
             raise errors.GenericError(f"extent {extent_id} is open: close it before reopening it")
         try:
             repair_files.settle_leftovers(self._storage, self.path, extent_id, extents.layout, False)
-            with extents.own_descriptor(extent_id) as descriptor:
-                self._storage.fsync(descriptor)
         except OSError as error:
-            path = layout.extent_path(self.path, extent_id)
-            raise explain(error, "reopening the extent", path) from error
+            raise explain(error, "reopening the extent", layout.extent_path(self.path, extent_id)) from error
         with self._lock:
             extents.load([extent_id])
             self._contexts.forget(self._blocks_of(extent_id))

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +143,13 @@ def test_a_bad_slot_costs_its_block_only(path: Path) -> None:
         Region.open(path)
 
 
-def test_a_read_only_open_changes_nothing(path: Path) -> None:
+def test_a_read_only_open_changes_nothing(path: Path, expect_log: Callable[..., object]) -> None:
     for name in ("000.copy", "001.completed"):
         (path / "00/000" / name).mkdir()
         (path / "00/000" / name / "000").write_bytes(b"unfinished")
     before = region_files(path)
+    expect_log("a repair is not finished.*extent=0", at_least=1)
+    expect_log("a repair is not finished.*extent=1", at_least=1)
     with Region.open(path, read_only=True) as region:
         assert region.written(0, 60).nonzero()[0].tolist() == [1, 2, 25]
         region.flush(9, 9)
@@ -197,6 +200,58 @@ def test_two_processes_do_not_open_one_region_read_write(path: Path) -> None:
         found = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
         assert found.returncode != 0 and "is open read-write elsewhere" in found.stderr
     assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == 0
+
+
+def test_a_torn_big_block_is_put_in_place_by_a_read_write_open(
+    tmp_path: Path, expect_log: Callable[..., object]
+) -> None:
+    with Region.create(tmp_path / "region", definition(8192, 10, 1)) as region:
+        rows = write(region, [3], seed=1)
+        work = region.begin_destage()
+        with pytest.raises(errors.IoError), failing_once("ftruncate"):
+            work.run()
+        region.abandon_flush(work)
+    assert (tmp_path / "region/.redo").stat().st_size > 8192
+    patch(extent_path(tmp_path / "region", 0), 3 * 8192 + 4096, bytes(4096))
+    extent = extent_path(tmp_path / "region", 0)
+    patch(
+        extent,
+        ExtentLayout(8192, 10).slot_offset(SLOT_A, 3),
+        extent.read_bytes()[ExtentLayout(8192, 10).slot_offset(SLOT_B, 3) :][:48],
+    )
+    patch(extent, ExtentLayout(8192, 10).slot_offset(SLOT_A, 3) + 1, b"\1" * 8)
+    patch(extent, ExtentLayout(8192, 10).slot_offset(SLOT_A, 3) + 10, b"\1" * 8)
+    expect_log("open the region read-write once")
+    with pytest.raises(errors.MissingContextSlot):
+        Region.open(tmp_path / "region", read_only=True)
+    with Region.open(tmp_path / "region") as region:
+        assert np.array_equal(read_rows(region, [3]), rows)
+
+
+@contextmanager
+def failing_once(operation: str) -> Iterator[None]:
+    """The operating system's files fail at the next ``operation``."""
+    with pytest.MonkeyPatch.context() as patching:
+
+        def fail(*_: object) -> None:
+            patching.undo()
+            raise OSError(errno.EIO, "simulated failure")
+
+        patching.setattr(OsStorage, operation, staticmethod(fail))
+        yield
+
+
+def test_a_closed_region_is_not_touched_any_more(path: Path) -> None:
+    region = Region.open(path)
+    write(region, [5], seed=1)
+    region.close()
+    region.close()
+    before = region_files(path)
+    out = memoryview(bytearray(512))
+    for use in (lambda: region.read(1, 1, out), lambda: region.flush(9, 9)):
+        with pytest.raises(RuntimeError, match="was closed"):
+            use()
+    assert region_files(path) == before
 
 
 def test_create_refuses_what_is_in_the_way(path: Path, tmp_path: Path) -> None:
