@@ -9,7 +9,7 @@ What it guarantees: an extent is open only after its length, version, metadata a
 slot have been checked (on-disk-format.md §2.8). A dirty extent's active slots come from the recovery rule (§2.9),
 because its bitmap means nothing. Nothing here decides when something is written.
 
-Memory: 31 bytes per extent and one bit per block.
+Memory: 36 bytes per extent and one bit per block.
 """
 
 from __future__ import annotations
@@ -295,9 +295,13 @@ class Extents:
 
     def read_slots(self, descriptor: int, which: int, first: int, count: int) -> Slots:
         """``count`` slots of array A (0) or B (1), uint8[count, 48], as stored."""
+        return self.read_slots_at(descriptor, self.layout.slot_offset(which, first), count)
+
+    def read_slots_at(self, descriptor: int, offset: int, count: int) -> Slots:
+        """The same by the offset of the first in the file."""
         slots = np.empty((count, layout.SLOT_BYTES), np.uint8)
         part = slots.data.cast("B")
-        if self.storage.preadv(descriptor, [part], self.layout.slot_offset(which, first)) != len(part):
+        if self.storage.preadv(descriptor, [part], offset) != len(part):
             raise OSError(errno.EIO, "the file ended early")
         return slots
 

@@ -35,7 +35,7 @@ from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.region import layout
 from crucible_emu.region.extent import Extents
-from crucible_emu.region.layout import SLOT_BYTES, ExtentMetadata, Slots, pack_slots
+from crucible_emu.region.layout import ExtentMetadata, Slots, pack_slots
 from crucible_emu.region.redo import RedoFile
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
 from crucible_emu.region.staging import RowNumbers, Span, Staging
@@ -219,10 +219,7 @@ class StagedFlush:
             if write.data is not None:
                 storage.pwrite(descriptor, write.data, write.offset)
             else:
-                whole = np.frombuffer(
-                    bytearray(storage.pread(descriptor, write.count * SLOT_BYTES, write.offset)), np.uint8
-                )
-                whole = whole.reshape(write.count, SLOT_BYTES)
+                whole = self._extents.read_slots_at(descriptor, write.offset, write.count)
                 whole[plan.inside[write.chosen] - write.first] = slots[write.chosen]
                 storage.pwrite(descriptor, whole.data.cast("B"), write.offset)
 

@@ -118,6 +118,7 @@ class InPlaceWriter:
             raise explain(error, "writing the extent", path) from error
         flip(extents, extent_id, inside)
         self._contexts.put(blocks, contexts)
+        self._contexts.touched(blocks)
 
     def _sync(self, extent_id: int, descriptor: int) -> None:
         """``fsync``; after one that failed, only once everything was written again (:meth:`Extents.rewrite`)."""

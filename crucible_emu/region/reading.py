@@ -73,6 +73,7 @@ class Reader:
         """One block, if no device is needed. The way of most reads of a busy disk, so every step counts."""
         kind = self._kind_of_block[block]
         if kind == UNKNOWN:
+            self.trim_in_time()
             if not self.know(block, 1, wait=False):
                 return None
             kind = self._kind_of_block[block]
@@ -102,6 +103,7 @@ class Reader:
 
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
         """Consecutive blocks, if no device is needed."""
+        self.trim_in_time()
         if not self.know(start, count, wait=False):
             return None
         span = slice(start, start + count)
@@ -113,6 +115,7 @@ class Reader:
 
     def read_blocks_cached(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> tuple[BlockContexts, list[int]]:
         """Single blocks, each into its own buffer, and the positions that would have to wait for the device."""
+        self.trim_in_time()
         late = []
         fill_one, kinds = self._fill_one, self._kind_of_block
         for position, (block, out) in enumerate(zip(blocks, outs)):
@@ -125,9 +128,6 @@ class Reader:
 
     def know(self, start: int, count: int, *, wait: bool) -> bool:
         """Have the contexts of these blocks in the table; False if that would take waiting and ``wait`` is not set."""
-        if self._learnt >= TRIM_EVERY:
-            # Before anything is looked up: trimming forgets what a look-up relies on.
-            self.trim()
         kinds = self._contexts.kind[start : start + count]
         if kinds.all():
             return True
@@ -138,6 +138,7 @@ class Reader:
 
     def know_blocks(self, blocks: BlockIndexes) -> None:
         """The same for scattered blocks, waiting where needed."""
+        self.trim_in_time()
         for block in blocks[self._contexts.kind[blocks] == UNKNOWN].tolist():
             if self._kind_of_block[block] == UNKNOWN:
                 self._learn(block, wait=True)
@@ -158,6 +159,11 @@ class Reader:
             self._contexts.learn(extent_id * self._blocks_per_extent + first, stored)
         self._learnt += 1
         return True
+
+    def trim_in_time(self) -> None:
+        """After having learnt much: :meth:`trim`. Before anything is looked up, for it forgets."""
+        if self._learnt >= TRIM_EVERY:
+            self.trim()
 
     def trim(self) -> None:
         """Keep the context table within its budget."""

@@ -276,6 +276,7 @@ class Region:
     def written(self, start: int, count: int) -> npt.NDArray[np.bool_]:
         """Which blocks have a context, bool[count]; the others were never written. May wait for the device."""
         self._check_range(start, count)
+        self._reader.trim_in_time()
         self._reader.know(start, count, wait=True)
         found: npt.NDArray[np.bool_] = self._contexts.kind[start : start + count] != KNOWN_EMPTY
         return found

@@ -2,4 +2,5 @@
 
 ``disk``        files in memory that remember what is durable
 ``power_cut``   a region under thousands of power cuts, and what must hold after each
+``process_kill``   a real process that writes a region, killed again and again
 """

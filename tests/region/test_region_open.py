@@ -57,6 +57,14 @@ def test_a_new_region_is_zeros_and_as_the_real_program_makes_it(tmp_path: Path) 
     assert files["region.json"] == definition(extents=2).dumps().encode()
 
 
+def test_a_region_without_extents(tmp_path: Path) -> None:
+    with Region.create(tmp_path / "region", definition(extents=0)) as region:
+        region.flush(1, 1)
+        assert len(region.extent_versions()[0]) == 0
+        with pytest.raises(errors.OffsetInvalid):
+            write(region, [0], seed=1)
+
+
 def test_numbers_and_blocks_survive(path: Path) -> None:
     with Region.open(path) as region:
         generations, flushes, dirty = region.extent_versions()

@@ -160,6 +160,7 @@ def test_a_thread_learns_contexts_only_while_they_hold() -> None:
 
 def test_the_context_table_stays_within_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crucible_emu.region.region.CONTEXT_BYTES_MAX", 30_000)
+    monkeypatch.setattr("crucible_emu.region.reading.TRIM_EVERY", 3)
     disk = SimulatedDisk()
     region = Region.create("/region", definition(512, 4000, 5), storage=disk)
     staged = write(region, [19_999, 4_001], seed=9)
@@ -177,4 +178,12 @@ def test_the_context_table_stays_within_its_budget(monkeypatch: pytest.MonkeyPat
         contexts = region.read_cached(block, 1, memoryview(out))
         assert contexts is not None and (contexts.kind[0] == PLAIN) == (block % 500 < 100 or block in (3, 19_999))
     assert np.array_equal(read_rows(region, [3]), unflushed)
+    # One batch that learns far more than the budget: nothing of it is forgotten before it is answered.
+    blocks = list(range(0, 20_000, 100))
+    contexts, late = region.read_blocks_cached(blocks, [memoryview(bytearray(512)) for _ in blocks])
+    assert late == []
+    assert (contexts.kind == PLAIN).tolist() == [block % 500 == 0 for block in blocks]
+    assert region.read_cached(0, 20_000, memoryview(bytearray(20_000 * 512))) is not None
+    assert region.read_cached(0, 1, memoryview(bytearray(512))) is not None
+    assert region.statistics().context_bytes <= 200_000
     region.close()
