@@ -33,6 +33,7 @@ from crucible_emu.region.memory import reserve
 from crucible_emu.region.storage import Storage, explain
 
 DESCRIPTORS_KEPT_FREE = 256
+DESCRIPTORS_WITHOUT_LIMIT = 1 << 20
 DESCRIPTORS_PER_REGION_MIN = 16
 DESCRIPTORS_PER_REGION_MAX = 4096
 REGIONS_PER_PROCESS = 16
@@ -50,8 +51,8 @@ def raise_descriptor_limit() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (ValueError, OSError):
-            return soft  # a hard limit above what the kernel takes; the soft one holds
-    return hard
+            hard = soft  # a hard limit above what the kernel takes; the soft one holds
+    return DESCRIPTORS_WITHOUT_LIMIT if hard == resource.RLIM_INFINITY else hard
 
 
 class Descriptors:

@@ -20,7 +20,7 @@ from crucible_emu import errors
 from crucible_emu.integrity import EMPTY, BlockContexts, hash_blocks
 from crucible_emu.region import OsStorage, Region, layout
 from crucible_emu.region.contexts import ContextTable
-from crucible_emu.region.extent import Descriptors
+from crucible_emu.region.extent import Descriptors, raise_descriptor_limit
 from crucible_emu.region.layout import ExtentLayout
 from crucible_emu.region.memory import HUGE_PAGES_BYTES_MAX, reserve
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
@@ -386,6 +386,23 @@ def _refused_open(disk: SimulatedDisk) -> None:
 
     disk.before_read = refuse
     Descriptors(disk, Path("/region"), os.O_RDWR, 100).get(0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "refuses", "expected"),
+    [((100, 400), False, 400), ((100, 400), True, 100), ((resource.RLIM_INFINITY,) * 2, False, 1 << 20)],
+)
+def test_the_limit_of_open_files_is_raised(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], refuses: bool, expected: int
+) -> None:
+    def setrlimit(which: int, wanted: tuple[int, int]) -> None:
+        if refuses:
+            raise ValueError("not allowed to raise maximum limit")
+        assert wanted == (limits[1], limits[1])
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    assert raise_descriptor_limit() == expected
 
 
 def test_three_regions_of_many_extents_open_in_one_process(tmp_path: Path) -> None:
