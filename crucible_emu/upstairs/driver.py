@@ -31,7 +31,7 @@ FLUSH_INTERVAL_S = 0.5
 NEGOTIATED = (Phase.WAIT_QUORUM, Phase.RECONCILE, Phase.ACTIVE)
 """Where a replica has said everything that an activation wants to know of it."""
 
-log = get_logger("upstairs")
+log = get_logger(__name__)
 
 
 class ReadHandle:

@@ -40,6 +40,8 @@ TRAIN_BYTES_MAX = 4 * 1024 * 1024
 ZEROES_BYTES = 4 * 1024 * 1024
 """Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
 ALLOCATION_BLOCKS_MAX = 65536
+DAMAGED = (errors.HashMismatch, errors.DecryptionError, errors.MissingBlockContext)
+"""What a read fails with whose bytes are not what they should be."""
 
 
 class Guest:
@@ -55,6 +57,7 @@ class Guest:
         self._core = upstairs.core
         self._block_size = definition.block_size
         self._shift = definition.shift
+        self._size_bytes = definition.size_bytes
         self._backlog: deque[tuple[list[Request], Completed]] = deque()
         self._room = trio.Event()
         self._room.set()
@@ -70,7 +73,7 @@ class Guest:
 
     @property
     def size_bytes(self) -> int:
-        return self.definition.size_bytes
+        return self._size_bytes
 
     @property
     def block_size(self) -> int:
@@ -176,7 +179,7 @@ class Guest:
         return not (
             (request.offset | request.length) & mask
             or request.offset < 0
-            or request.offset + request.length > self.definition.size_bytes
+            or request.offset + request.length > self._size_bytes
         )
 
     def _train_end(self, requests: list[Request], index: int) -> int:
@@ -271,7 +274,7 @@ class Guest:
         readers = self._core.readers
         if not self.upstairs.in_process or not readers or self._core.state is not UpstairsState.ACTIVE:
             return index
-        size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self.definition.size_bytes
+        size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self._size_bytes
         per_extent, width = self.definition.blocks_per_extent, len(readers)
         groups: dict[int, tuple[list[Request], list[int], list[memoryview]]] = {}
         stop, total = index, len(requests)
@@ -349,13 +352,12 @@ class Guest:
     def _read_later(self, request: Request, start: int, count: int, completed: Completed) -> None:
         """Read by jobs, each of at most one transfer."""
         out = _payload(request)
-        gathering = _Gathering(request, completed)
+        gathering = _Gathering(self, request, completed)
         most = TRANSFER_BYTES_MAX >> self._shift
         for begin in range(start, start + count, most):
             length = min(most, start + count - begin)
             at = (begin - start) << self._shift
-            gathering.parts += 1
-            self.start_read(begin, length, ReadHandle(out[at : at + (length << self._shift)], gathering.part_done))
+            gathering.read(begin, length, out[at : at + (length << self._shift)])
         gathering.release()
 
     def start_read(self, start: int, count: int, handle: ReadHandle, client: int | None = None) -> None:
@@ -492,21 +494,33 @@ class ReadResult:
 class _Gathering:
     """One guest read that was cut into several jobs: complete when all parts are."""
 
-    __slots__ = ("_completed", "_request", "parts")
+    __slots__ = ("_completed", "_guest", "_parts", "_request")
 
-    def __init__(self, request: Request, completed: Completed) -> None:
-        self.parts = 1  # held by whoever starts the parts, so that an early answer does not complete the request
+    def __init__(self, guest: Guest, request: Request, completed: Completed) -> None:
+        self._guest = guest
         self._request = request
         self._completed = completed
+        self._parts = 1  # held by whoever starts the parts, so that an early answer does not complete the request
 
-    def part_done(self, handle: ReadHandle, error: errors.CrucibleError | None) -> None:
-        if error is not None:
-            self._request.error = error
-        self.release()
+    def read(self, start: int, count: int, out: memoryview) -> None:
+        """Read one part. No replica may have all of it undamaged and yet each block be whole on one of them, so a part
+        that is damaged everywhere is read in halves, down to the blocks that are lost."""
+        self._parts += 1
+
+        def answered(_: ReadHandle, error: errors.CrucibleError | None) -> None:
+            if count > 1 and isinstance(error, DAMAGED):
+                half, cut = count // 2, len(out) // count * (count // 2)
+                self.read(start, half, out[:cut])
+                self.read(start + half, count - half, out[cut:])
+            elif error is not None:
+                self._request.error = error
+            self.release()
+
+        self._guest.start_read(start, count, ReadHandle(out, answered))
 
     def release(self) -> None:
-        self.parts -= 1
-        if self.parts == 0:
+        self._parts -= 1
+        if self._parts == 0:
             self._completed([self._request])
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUEUE_MAX = 1024
 """Damage that nobody waits for is dropped beyond this; it is found again by the next read."""
 
-log = get_logger("upstairs.healing")
+log = get_logger(__name__)
 
 
 class Healer:
@@ -44,6 +44,11 @@ class Healer:
     def watching(self) -> bool:
         """Whether writes must be reported through :meth:`written` now."""
         return self._span is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was found damaged has been dealt with."""
+        return not self._queued
 
     def written(self, starts: list[int], lengths: list[int]) -> None:
         """The guest writes these blocks. *Safety*: a healing of any of them must not undo it."""

@@ -70,6 +70,8 @@ def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_
         )
     except (ValueError, GeometryError) as error:
         raise UsageError(f"the VCR cannot be built: {error}") from None
+    if len(set(opts.target)) < len(opts.target):
+        raise UsageError(f"the VCR names a target twice ({', '.join(opts.target)}): a mirror needs three Downstairs")
     tls = tls_context(opts)
     connectors: list[Connector] = [
         TcpConnector(

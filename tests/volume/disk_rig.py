@@ -199,10 +199,12 @@ class RegionSet:
     async def _serve(
         self, path: Path, port: int, options: dict[str, Any], *, task_status: trio.TaskStatus[Member]
     ) -> None:
+        read_only = options.get("read_only", False)
+        options = {name: value for name, value in options.items() if name != "read_only"}
         settings = {"host": "127.0.0.1", "port": port, "repair_port": 0} | options
         ended = trio.Event()
         try:
-            with Region.open(path) as region:
+            with Region.open(path, read_only=read_only) as region:
                 server = DownstairsServer(region, ServerOptions(**settings))
                 async with trio.open_nursery() as nursery:
                     await nursery.start(server.run)

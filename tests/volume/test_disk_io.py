@@ -45,7 +45,12 @@ from crucible_emu.volume.local_disk import open_disk, region_path
 Program = list[Submit | Reopen]
 Fresh = Callable[..., Path]
 
-FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+EXAMPLES = settings.default.max_examples if settings.default is not None else 100
+"""Of the profile: a program takes 50 to 200 ms, so each property draws a fraction of them."""
+FEW = settings(
+    max_examples=max(15, EXAMPLES // 10),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 SHAPES = pytest.mark.parametrize(
     ("block_size", "encrypted"), [(512, False), (4096, False), (32768, False), (512, True), (4096, True)]
 )
@@ -139,7 +144,7 @@ async def run_over_tcp(
 
 
 @pytest.mark.parametrize(("block_size", "encrypted"), [(512, False), (4096, True), (32768, False)])
-@settings(FEW, max_examples=8)
+@settings(FEW, max_examples=max(8, EXAMPLES // 20))
 @given(program=programs)
 async def test_a_disk_over_tcp_is_a_list_of_blocks(
     fresh_disk: Fresh, program: Program, block_size: int, encrypted: bool
@@ -147,7 +152,7 @@ async def test_a_disk_over_tcp_is_a_list_of_blocks(
     await run_over_tcp(program, fresh_disk(block_size, encrypted), block_size, encrypted)
 
 
-@settings(FEW, max_examples=8)
+@settings(FEW, max_examples=max(8, EXAMPLES // 20))
 @given(program=programs)
 async def test_limits_cut_requests_over_tcp_and_change_nothing(fresh_disk: Fresh, program: Program) -> None:
     with small_limits(512):

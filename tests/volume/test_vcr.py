@@ -387,6 +387,7 @@ def test_a_region_and_volumes_around_it_can_be_built() -> None:
     ("changes", "sentence"),
     [
         ({"blocks_per_extent": 2**40}, "extent size"),
+        ({"opts_target": ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:1"]}, "twice"),
         ({"opts_cert_pem": "/none/cert.pem"}, "all three"),
         (
             {
