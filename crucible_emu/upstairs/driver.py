@@ -28,6 +28,8 @@ from crucible_emu.wire import messages as m
 
 RECONNECT_DELAY_S = 10.0
 FLUSH_INTERVAL_S = 0.5
+UNREADABLE = (errors.BadContextSlot, errors.MissingContextSlot)
+"""What a replica answers with that cannot read its own context of a block: as damaged as the block itself."""
 NEGOTIATED = (Phase.WAIT_QUORUM, Phase.RECONCILE, Phase.ACTIVE)
 """Where a replica has said everything that an activation wants to know of it."""
 
@@ -273,6 +275,8 @@ class Upstairs:
         if job is None:
             return
         if isinstance(message.blocks, errors.CrucibleError):
+            if isinstance(message.blocks, UNREADABLE):
+                self.damaged(Damage(client, job.starts[0], job.lengths[0], message.blocks))
             self.core.failed(job, client, job.full, message.blocks)
             return
         handle: ReadHandle = job.handle

@@ -157,6 +157,17 @@ def damage(region: Path, block: int, count: int = 1) -> None:
             file.write(bytes(byte ^ 0x5A for byte in stored))
 
 
+def spoil_contexts(region: Path, block: int) -> None:
+    """Make both context slots of a block undecodable."""
+    definition = RegionView.open(region).definition
+    layout = ExtentLayout(definition.block_size, definition.blocks_per_extent)
+    extent_id, inside = divmod(block, definition.blocks_per_extent)
+    with open(extent_path(region, extent_id), "r+b") as file:
+        for which in (0, 1):
+            file.seek(layout.slot_offset(which, inside))
+            file.write(b"\x07")
+
+
 # -- Downstairs on loopback -------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from disk_rig import (
     read,
     read_request,
     region_set,
+    spoil_contexts,
     until,
     write,
     write_request,
@@ -133,6 +134,23 @@ async def test_a_whole_damaged_extent_is_healed_block_by_block(
     async with opened(directory, remote) as disk:
         assert await read(disk, 2 * EXTENT * 512, EXTENT * 512) == data[2 * EXTENT * 512 : 3 * EXTENT * 512]
         await until(lambda: disk.upstairs.statistics.healed_blocks == EXTENT)
+    whole(directory)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "tcp"])
+async def test_a_damaged_context_is_healed_as_a_damaged_block_is(
+    fresh_disk: Fresh, expect_log: ExpectLog, remote: bool
+) -> None:
+    directory = fresh_disk()
+    data = await filled(directory)
+    spoil_contexts(region_path(directory, 1), 9)
+    assert failures(region_path(directory, 1))
+    for line in ("work failed", "damaged block client=1", "operation failed on a replica client=1 job=Read"):
+        expect_log(line)
+    expect_log("healed block client=1 block=9")
+    async with opened(directory, remote) as disk:
+        assert await read(disk, 9 * 512, 512) == data[9 * 512 : 10 * 512]
+        await until(lambda: disk.healer.idle)
     whole(directory)
 
 
