@@ -6,9 +6,10 @@ a read that would have to wait for the device says so, and is done again in a th
 
 What it guarantees: data and context returned for a block belong to the same write. That is safe in a thread, beside
 writes and flushes on the loop: contexts and staged data are looked up and copied at one moment, under the lock; and a
-block's place in its file changes only while the block is staged. A reader leaves a :class:`Note` of its range; whoever
-changed blocks in their file marks the notes that they touch, and a marked read starts over. It ends, because what was
-just written is in memory.
+block's place in its file changes only while the block is staged. So a reader looks again after it has read a file: is
+one of those blocks staged by now, it starts over. And it leaves a :class:`Note` of its range, which is marked when such
+blocks have come to rest in their file meanwhile; a marked read starts over too. It ends, because what was just written
+is in memory.
 """
 
 from __future__ import annotations
@@ -198,7 +199,10 @@ class Reader:
         for first, last in stretches:
             part = out[first * self._block_size : last * self._block_size]
             self._fill_from_files(note.start + first, last - first, part, wait=True)
-        return contexts
+        with self._lock:
+            # *Safety*: a block that was staged meanwhile may be on its way into the file, without a mark as yet.
+            rows = self._staging.row_of_block[span]
+            return None if any(rows[first:last].any() for first, last in stretches) else contexts
 
     def _stored_contexts(self, start: int, count: int) -> BlockContexts:
         """What the files say of these blocks."""

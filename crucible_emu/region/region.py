@@ -184,8 +184,9 @@ class Region:
         try:
             for extent_id in beside:
                 left = repair_files.settle_leftovers(storage, self.path, extent_id, extents.layout, self.read_only)
-                if self.read_only and left:
-                    log.warning("a repair is not finished; the extent is shown as it is", extent=extent_id, found=left)
+                if self.read_only and any(name.endswith(repair_files.REPLACE) for name in left):
+                    # It may even be half overwritten; a read-write open would finish that.
+                    log.warning("a repair is not finished; the extent is shown as it is", extent=extent_id)
             if not self.read_only:
                 redo.replay(extents)
         except OSError as error:

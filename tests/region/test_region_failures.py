@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import SIMULATED_REGION, MakeRegion, definition, made_blocks, read_all, read_rows, write
+from region_rig import SIMULATED_REGION, MakeRegion, definition, made_blocks, read_all, read_rows, write
 
 from crucible_emu import errors
 from crucible_emu.region import Region, SyncPolicy

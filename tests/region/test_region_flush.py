@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import MakeRegion, made_blocks, read_all, read_rows, write
+from region_rig import MakeRegion, made_blocks, read_all, read_rows, write
 
 from crucible_emu import errors
 from crucible_emu.integrity import EMPTY, BlockContexts

@@ -8,10 +8,10 @@ return, and what is in the files, which is what remains after the process died.
 from __future__ import annotations
 
 import numpy as np
-from conftest import SIMULATED_REGION, definition, made_blocks
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from region_rig import SIMULATED_REGION, definition, made_blocks
 
 from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, first_bad_block
 from crucible_emu.region import FlushWork, Region, SyncPolicy

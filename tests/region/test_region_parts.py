@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import definition, made_blocks, read_rows, write
 from hypothesis import given
 from hypothesis import strategies as st
+from region_rig import definition, made_blocks, read_rows, write
 
 from crucible_emu import errors
 from crucible_emu.integrity import EMPTY, BlockContexts, hash_blocks

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from conftest import SIMULATED_REGION, definition, read_rows, write
+from region_rig import SIMULATED_REGION, definition, read_rows, write
 
 from crucible_emu.region import Region, SyncPolicy
 from crucible_emu.sim.disk import Persistence, SimulatedDisk

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import definition, made_blocks, read_rows, write
+from region_rig import definition, made_blocks, read_rows, write
 
 from crucible_emu.integrity import PLAIN, BlockContexts, first_bad_block, hash_blocks
 from crucible_emu.region import Region, SyncPolicy
@@ -103,6 +103,30 @@ def test_a_read_that_a_flush_overtakes_starts_over() -> None:
     rows, newest = made_blocks(1, seed=23)
     assert len(overtaken) == 2
     assert out == rows.tobytes() and contexts.hash == newest.hash
+    region.close()
+
+
+def test_a_read_in_the_middle_of_a_flush_starts_over() -> None:
+    """The reader has looked up where the block is; a flush has written its data, but is not taken over yet."""
+    disk = SimulatedDisk()
+    region = Region.create("/region", definition(), storage=disk)
+    write(region, [7], seed=1)
+    region.flush(1, 1)
+    works = []
+
+    def overtake(operation: str, path: str) -> None:
+        if operation == "read" and not works:
+            disk.before_read = None
+            write(region, [7], seed=2)
+            works.append(region.begin_flush(2, 1))
+            works[0].run()
+
+    disk.before_read = overtake
+    out = bytearray(512)
+    contexts = region.read(7, 1, memoryview(out))
+    rows, newest = made_blocks(1, seed=2)
+    assert works and out == rows.tobytes() and contexts.hash == newest.hash
+    region.finish_flush(works[0])
     region.close()
 
 
