@@ -40,6 +40,16 @@ class GeometryError(ValueError):
     """A region definition that cannot exist; the message says which rule it breaks and what would be right."""
 
 
+def check_block_size(size: int) -> int:
+    """``size``, if it can be a block size. Raises :class:`GeometryError`."""
+    if size < BLOCK_SIZE_BYTES_MIN or size > BLOCK_SIZE_BYTES_MAX or size & (size - 1):
+        raise GeometryError(
+            f"block size {size} is not usable: take a power of two from "
+            f"{BLOCK_SIZE_BYTES_MIN} to {BLOCK_SIZE_BYTES_MAX}"
+        )
+    return size
+
+
 @dataclass(frozen=True, slots=True)
 class RegionDefinition:
     """What a region is (on-disk-format.md §1.2): its block size, its extents, its identity.
@@ -55,12 +65,7 @@ class RegionDefinition:
     encrypted: bool = False
 
     def __post_init__(self) -> None:
-        size = self.block_size
-        if size < BLOCK_SIZE_BYTES_MIN or size > BLOCK_SIZE_BYTES_MAX or size & (size - 1):
-            raise GeometryError(
-                f"block size {size} is not usable: take a power of two from "
-                f"{BLOCK_SIZE_BYTES_MIN} to {BLOCK_SIZE_BYTES_MAX}"
-            )
+        size = check_block_size(self.block_size)
         if self.blocks_per_extent < 1:
             raise GeometryError(f"extent size {self.blocks_per_extent} is too small: at least 1 block")
         if size * self.blocks_per_extent > EXTENT_DATA_BYTES_MAX:

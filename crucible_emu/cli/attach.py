@@ -37,7 +37,7 @@ def attach(
     """
     wanted = vcr.load(request)
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
-    serving.server_context(door)
+    serving.check(door)
     region = attaching.region_of(wanted)
     door.facts["targets"] = list(region.opts.target)
 

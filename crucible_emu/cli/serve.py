@@ -15,7 +15,7 @@ from crucible_emu.cli import serving
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
 from crucible_emu.errors import UsageError
-from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, size_for
+from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, check_block_size, size_for
 from crucible_emu.integrity import KEY_BYTES, Cipher
 from crucible_emu.volume import local_disk
 from crucible_emu.volume.image import copy_in
@@ -56,7 +56,7 @@ def serve(
       qemu-img info 'nbd+unix:///?socket=/tmp/disk.sock'
     """
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
-    serving.server_context(door)
+    serving.check(door)
     disk = local_disk.read_disk_file(directory)
     if disk is None:
         _make(directory, size, image, block_size, extent_size, encrypt)
@@ -86,6 +86,10 @@ def _make(
 ) -> None:
     """Make the disk that the options describe."""
     blocks_of = BLOCK_SIZE_DEFAULT if block_size is None else parse_size(block_size)
+    try:
+        check_block_size(blocks_of)
+    except GeometryError as error:
+        raise UsageError(str(error)) from None
     per_extent = None if extent_size is None else parse_extent_size(extent_size, blocks_of)
     if image is not None and not image.is_file():
         raise UsageError(f"the image {image} is not a file")

@@ -39,6 +39,20 @@ class Door:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def check(door: Door) -> None:
+    """What can be known to be wrong before there is a disk. Raises :class:`UsageError`."""
+    export_name(door)
+    server_context(door)
+
+
+def export_name(door: Door) -> str:
+    """The disk's name at all its addresses. Raises :class:`UsageError`."""
+    names = {nbd.parse_uri(uri).export for uri in door.uris}
+    if len(names) > 1:
+        raise UsageError(f"one disk has one name, {len(names)} were given: {', '.join(sorted(names))}")
+    return names.pop()
+
+
 def server_context(door: Door) -> ssl.SSLContext | None:
     """The TLS settings of ``door``, ``None`` without. Raises :class:`UsageError`."""
     wanted = any(nbd.parse_uri(uri).tls for uri in door.uris)
@@ -56,10 +70,7 @@ def server_context(door: Door) -> ssl.SSLContext | None:
 
 async def _listen(door: Door) -> tuple[list[nbd.Listener], list[str]]:
     """All listening sockets, and the addresses that clients use; those of socket activation replace ``door.uris``."""
-    names = {nbd.parse_uri(uri).export for uri in door.uris}
-    if len(names) > 1:
-        raise UsageError(f"one disk has one name, {len(names)} were given: {', '.join(sorted(names))}")
-    name = names.pop()
+    name = export_name(door)
     inherited = nbd.inherited_listeners()
     if inherited:
         return inherited, [str(listener.uri(name)) for listener in inherited]

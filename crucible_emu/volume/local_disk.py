@@ -29,7 +29,13 @@ import trio
 
 from crucible_emu.downstairs.local import LocalDownstairs
 from crucible_emu.errors import UsageError
-from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, RegionDefinition, cut_into_extents
+from crucible_emu.geometry import (
+    BLOCK_SIZE_DEFAULT,
+    GeometryError,
+    RegionDefinition,
+    check_block_size,
+    cut_into_extents,
+)
 from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts, Cipher
 from crucible_emu.region import Region
 from crucible_emu.region.directory import DEFINITION_NAME
@@ -148,9 +154,8 @@ def create(
     """Make an unwritten disk in ``directory``, which is new or empty; ``fill_from`` will be copied in before it is
     used (then call :func:`mark_filled`). Raises :class:`UsageError`."""
     try:
+        check_block_size(block_size)
         if blocks_per_extent is None:
-            if not 512 <= block_size <= 32768 or block_size & (block_size - 1):
-                raise GeometryError(f"block size {block_size} is not usable: take a power of two from 512 to 32768")
             blocks_per_extent, extent_count = cut_into_extents(size_bytes, block_size)
         else:
             # Checked on its own first: with a size of zero there is nothing to divide by.

@@ -19,8 +19,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, field_validator
 
 from crucible_emu.errors import UsageError
+from crucible_emu.geometry import check_block_size
 
-BLOCK_SIZES = tuple(1 << shift for shift in range(9, 16))
 TARGETS = 3
 ADDRESS_CHARACTERS_MAX = 100
 PLACE_CHARACTERS_MAX = 120
@@ -122,13 +122,6 @@ VolumeRequest.model_rebuild()
 
 class _Document(BaseModel):
     request: VolumeConstructionRequest
-
-
-def check_block_size(size: int) -> int:
-    """``size`` if it can be a block size. Raises :class:`ValueError`."""
-    if size not in BLOCK_SIZES:
-        raise ValueError(f"block size {size} is not usable: take a power of two from 512 to 32768")
-    return size
 
 
 def parse_address(text: str) -> tuple[str, int]:
