@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from crucible_emu.cli import serving
+from crucible_emu.errors import UsageError
 from crucible_emu.volume import attach as attaching
 from crucible_emu.volume import vcr
 
@@ -35,6 +36,8 @@ def attach(
 
       crucible-emu attach disk.json --nbd 'nbd+unix:///?socket=/tmp/disk.sock'
     """
+    if timeout is not None and not timeout >= 0:  # the other way round, NaN would pass
+        raise UsageError(f"--timeout {timeout} is no time: take seconds, 0 or more")
     wanted = vcr.load(request)
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
     serving.check(door)

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from crucible_emu.cli import serving
 from crucible_emu.cli.demonstration import source as sources
@@ -43,8 +44,11 @@ def demo(
     started = time.monotonic()
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
 
+    def show(marked_up: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {marked_up}")
+
     def tell(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
+        show(escape(line))  # paths may hold anything, brackets as well
 
     verdicts: list[Verdict] = []
     with _folder(keep) as folder:
@@ -62,7 +66,7 @@ def demo(
     for client, found in enumerate(verdict.region_digests):
         behind = "behind: it was killed" if client in verdict.behind else "holds everything"
         tell(f"Replica {client}: {found[:32]}…  {behind}")
-    tell(_conclusion(verdict))
+    show(_conclusion(verdict))
     if keep is not None:
         tell(f"Regions, VCR and copies are in {keep}")
     if as_json:
