@@ -7,7 +7,9 @@
 ``flush``, ``redo``   the phases of a flush; blocks bigger than a page
 ``inplace``     the policies that write at once, the real program's order of system calls among them
 ``policy``      which policy does what
-``directory``   ``region.json``, making a region
+``directory``, ``opening``   making a region, and what is done when one is opened
+``reading``, ``writing``    the two halves of :class:`Region`
+``scatter``     scattered blocks into few writes (pure)
 ``storage``     the disk as a parameter
 
 Around it: ``view`` (looking without opening), ``verify``, ``dump``, ``digest``, ``extent_info``, ``transfer`` (images

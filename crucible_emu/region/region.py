@@ -10,8 +10,9 @@ What it guarantees (with the default policy, :mod:`policy`):
 * whatever the machine does, the directory opens again, here and in the real program: each block whole, as new as the
   last flush or newer, and no extent called clean that is not.
 
-Threads: all methods belong to one thread, the loop's, but for :meth:`FlushWork.run`, :meth:`Region.read` and
-:meth:`Region.snapshot`. While a flush runs, the loop goes on reading and writing; only one flush runs at a time.
+Threads: all methods belong to one thread, the loop's, but for :meth:`FlushWork.run`, :meth:`Region.read`,
+:meth:`Region.reopen_extent` and :meth:`Region.snapshot`. While a flush runs, the loop goes on reading and writing; only
+one flush runs at a time.
 
     work = region.begin_flush(flush_number, generation)     # takes along what was written so far
     try:
@@ -36,21 +37,18 @@ import numpy.typing as npt
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
 from crucible_emu.integrity import BlockContexts, Rows
-from crucible_emu.logs import get_logger
 from crucible_emu.region import directory, layout, redo, repair_files
 from crucible_emu.region.contexts import KNOWN_EMPTY, ContextTable
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.flush import FlushWork
 from crucible_emu.region.inplace import InPlaceWriter, stretches
+from crucible_emu.region.opening import load
 from crucible_emu.region.policy import RULES, SyncPolicy
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.snapshot import take_snapshot
 from crucible_emu.region.staging import Staging
 from crucible_emu.region.storage import OsStorage, Storage, explain
-from crucible_emu.region.view import open_extent
 from crucible_emu.region.writing import FEW_BLOCKS, Numbers, StagedWriter, Work, Writer
-
-log = get_logger(__name__)
 
 STAGED_BYTES_MAX = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
 """Memory for un-flushed blocks: one GiB, or a sixteenth of the machine's if that is less. The more there is, the more
@@ -169,7 +167,7 @@ class Region:
         extents = Extents(storage, path, definition, read_only)
         try:
             region = cls(extents, definition, policy, staged_bytes_max)
-            region._load()
+            load(extents, region._reader)
         except BaseException:
             extents.close()
             if lock is not None:
@@ -177,42 +175,6 @@ class Region:
             raise
         region._lock_descriptor = lock
         return region
-
-    def _load(self) -> None:
-        extents, storage = self._extents, self._storage
-        beside = directory.names_beside_extents(storage, self.path, extents.count)
-        try:
-            for extent_id in beside:
-                left = repair_files.settle_leftovers(storage, self.path, extent_id, extents.layout, self.read_only)
-                if self.read_only and any(name.endswith(repair_files.REPLACE) for name in left):
-                    # It may even be half overwritten; a read-write open would finish that.
-                    log.warning("a repair is not finished; the extent is shown as it is", extent=extent_id)
-            if not self.read_only:
-                redo.replay(extents)
-        except OSError as error:
-            raise explain(error, "opening the region", self.path) from error
-        legacy = {each for each, names in beside.items() if self.read_only and any(n.endswith(".db") for n in names)}
-        for extent_id in legacy:
-            self._open_legacy(extent_id)
-        try:
-            extents.load([each for each in range(extents.count) if each not in legacy])
-        except errors.MissingContextSlot:
-            if self.read_only and storage.exists(self.path / redo.REDO_NAME):
-                log.warning("a flush was cut off: open the region read-write once", region=str(self.path))
-            raise
-
-    def _open_legacy(self, extent_id: int) -> None:
-        """An old SQLite extent, opened read-only: its contexts come from its database (§3)."""
-        extents = self._extents
-        path = layout.extent_path(self.path, extent_id)
-        try:
-            view = open_extent(self._storage, path, extent_id, extents.layout)
-        except OSError as error:
-            raise explain(error, "opening the extent", path) from error
-        self._reader.legacy[extent_id] = view
-        extents.gen_number[extent_id] = view.metadata.gen_number
-        extents.flush_number[extent_id] = view.metadata.flush_number
-        extents.dirty[extent_id] = view.metadata.dirty
 
     def close(self) -> None:
         """Close the files. Nothing is flushed: staged writes are gone, as after a crash of the process.
@@ -448,16 +410,16 @@ class Region:
         with self._lock:
             self._reader.mark(np.arange(span.start, span.stop))
             self._contexts.forget(span)
+            extents.closed[extent_id] = self._any_closed = True
         self._writer.forget(extent_id)
         extents.descriptors.forget(extent_id)
-        extents.closed[extent_id] = self._any_closed = True
         return int(extents.gen_number[extent_id]), int(extents.flush_number[extent_id]), bool(extents.dirty[extent_id])
 
     def reopen_extent(self, extent_id: int) -> None:
-        """Open a closed extent again, with what a repair put in its place (§4.6).
+        """Open a closed extent again, with what a repair put in its place (§4.6). A dirty one is read as a whole.
 
-        Raises :class:`errors.GenericError` if it is open, and whatever opening a region raises for an extent; it stays
-        closed then.
+        For any thread: nobody else touches a closed extent. Raises :class:`errors.GenericError` if it is open, and
+        whatever opening a region raises for an extent; it stays closed then.
         """
         self._check_extent(extent_id, closed_too=True)
         extents = self._extents
@@ -469,11 +431,11 @@ class Region:
             repair_files.settle_leftovers(self._storage, self.path, extent_id, extents.layout, False)
         except OSError as error:
             raise explain(error, "reopening the extent", layout.extent_path(self.path, extent_id)) from error
+        extents.load([extent_id])
         with self._lock:
-            extents.load([extent_id])
             self._contexts.forget(self._blocks_of(extent_id))
-        extents.closed[extent_id] = False
-        self._any_closed = bool(extents.closed.any())
+            extents.closed[extent_id] = False
+            self._any_closed = bool(extents.closed.any())
 
     def reopen_all_extents(self) -> None:
         """Open every closed extent again, as a promotion to active does."""

@@ -91,7 +91,7 @@ def test_kept_scripts_reach_the_rare_branches() -> None:
 
 @pytest.mark.long
 def test_fresh_scripts_against_the_reference_model(model: Any, tmp_path: Path) -> None:
-    count = int(os.environ.get("CRUCIBLE_EMU_SCRIPTS", "25"))
+    count = int(os.environ.get("CRUCIBLE_EMU_SCRIPTS", "8"))
     for seed in range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + count):
         script = random_script(seed)
         theirs, ours = tmp_path / f"theirs{seed}", tmp_path / f"ours{seed}"
