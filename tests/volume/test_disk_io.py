@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from crucible_emu.blockio import Allocation, Kind, Request
 from crucible_emu.downstairs.jobs import JobLimits
 from crucible_emu.integrity import Cipher
 from crucible_emu.region import Region
-from crucible_emu.region import region as region_module
 from crucible_emu.upstairs import guest as guest_module
 from crucible_emu.upstairs.tcp_link import TcpLink
 from crucible_emu.volume import local_disk
@@ -80,7 +80,7 @@ def cold_replicas() -> Iterator[None]:
             return real(self, blocks, outs)[0], list(range(len(blocks)))
 
         patch.setattr(Region, "read_blocks_cached", nothing)
-        patch.setattr(region_module, "STAGED_BLOCKS_MIN", 1)
+        patch.setattr(Region, "open", partial(Region.open, staged_bytes_max=8 * 512))
         yield
 
 
