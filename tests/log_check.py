@@ -110,7 +110,8 @@ def log_check() -> Iterator[LogCheck]:
     """Watches one test."""
     check = LogCheck()
     root = logging.getLogger()
-    levels = {name: logging.getLogger(name).level for name in OURS}
+    # The root too: a command that a test runs in this process sets its level for good.
+    levels = {name: logging.getLogger(name).level for name in (*OURS, None)}
     root.addHandler(check)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
