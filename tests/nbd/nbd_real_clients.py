@@ -261,7 +261,10 @@ def file_system(bench: Bench) -> None:
         undo.callback(fuse.wait, TIMEOUT_S)
         undo.callback(bench.run, "fusermount3", "-u", "-z", "fuse")
         until(fuse, disk.exists)
-        loop = bench.run("losetup", "-f", "--show", disk).strip()
+        # nbdfuse passes on what the loop device asks for, and libnbd refuses what is smaller than a block.
+        (export,) = json.loads(bench.run("nbdinfo", "--json", bench.uri))["exports"]
+        sector = max(512, export["block_size_minimum"])
+        loop = bench.run("losetup", "--sector-size", sector, "-f", "--show", disk).strip()
         undo.callback(bench.run, "losetup", "-d", loop)
         bench.run("mkfs.ext4", "-q", "-F", loop)
         content = {f"file{n}": os.urandom(1 + n * n * 401) for n in range(40)}

@@ -1,9 +1,10 @@
-"""Disks to copy: making one takes many syncs, copying a small one none."""
+"""Disks to copy (making one takes many syncs, copying a small one none), and the ways to the neighbours' rigs."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -13,6 +14,8 @@ import pytest
 from disk_model import BLOCKS
 
 from crucible_emu.volume import local_disk
+
+sys.path += [str(Path(__file__).parent.parent / neighbour) for neighbour in ("nbd", "cli")]
 
 IN_MEMORY = Path("/dev/shm")
 """Where files cost no syncs. The tests that copy disks kill no machine, so nothing in them needs a real device."""
