@@ -3,7 +3,8 @@
 A program is a list of steps: a batch of requests, submitted in one call and waited for or not, or the end of the disk's
 service and its next opening. The model applies every request at the moment it is submitted, which is what a disk
 promises for reads and writes. A request to zero a large range takes effect piece by piece until it is completed: a read
-that is submitted before may find what was there or zeros, block by block.
+that is submitted before may find what was there or zeros, block by block. A read that one replica fails is tried on
+another, which may have gone on meanwhile: it may find what was submitted while it was on its way.
 """
 
 from __future__ import annotations
@@ -91,10 +92,14 @@ class Model:
     block_size: int
     trims: bool = True
     zero_piece_blocks: int = 1 << 30
+    retries_reads: bool = False
+    """Whether reads fail on a replica, so that a later write may overtake a read that is under way."""
     blocks: list[bytes] = field(default_factory=list)
     before_zeroes: dict[int, tuple[list[Request], bytes]] = field(default_factory=dict)
     """For each block with large zeroes on their way: the requests, and what was there before them."""
     expected: list[tuple[Request, list[set[bytes]]]] = field(default_factory=list)
+    answered: set[int] = field(default_factory=set)
+    """Of the requests in ``expected``, by identity: the completed ones."""
 
     def __post_init__(self) -> None:
         self.blocks = [bytes(self.block_size)] * BLOCKS
@@ -130,7 +135,7 @@ class Model:
             self.expected.append((request, [self._allowed(block) for block in span]))
         elif op.kind is Kind.WRITE:
             for index, block in enumerate(span):
-                self.blocks[block] = self._content(op, index)
+                self._set(block, self._content(op, index))
                 self.before_zeroes.pop(block, None)
         elif op.kind is Kind.WRITE_ZEROES or (op.kind is Kind.TRIM and self.trims):
             for block in span:
@@ -138,7 +143,15 @@ class Model:
                     self.before_zeroes.setdefault(block, ([], self.blocks[block]))[0].append(request)
                 else:
                     self.before_zeroes.pop(block, None)
-                self.blocks[block] = bytes(self.block_size)
+                self._set(block, bytes(self.block_size))
+
+    def _set(self, block: int, content: bytes) -> None:
+        self.blocks[block] = content
+        if self.retries_reads:
+            for request, allowed in self.expected:
+                index = block - request.offset // self.block_size
+                if id(request) not in self.answered and 0 <= index < len(allowed):
+                    allowed[index].add(content)
 
     def _allowed(self, block: int) -> set[bytes]:
         pending = self.before_zeroes.get(block)
@@ -147,6 +160,7 @@ class Model:
     def completed(self, requests: list[Request]) -> None:
         """These are done: what they zeroed is zeros from now on."""
         done = {id(request) for request in requests}
+        self.answered |= done
         for block, (pending, _) in list(self.before_zeroes.items()):
             if not done.isdisjoint(map(id, pending)):
                 del self.before_zeroes[block]
@@ -163,6 +177,7 @@ class Model:
                     f"allowed {[choice[:2].hex() for choice in choices]}"
                 )
         self.expected.clear()
+        self.answered.clear()
 
 
 async def run(program: list[Submit | Reopen], model: Model, open_disk: Open) -> None:

@@ -245,7 +245,7 @@ class RegionSet:
 
     @asynccontextmanager
     async def disk(self, generation: int = 1, **settings: Any) -> AsyncIterator[Guest]:
-        """The disk over these Downstairs, in service."""
+        """The disk over these Downstairs, in service; see :meth:`upstairs`."""
         async with in_service(self.upstairs(generation, **settings), timeout_s=30) as guest:
             yield guest
 

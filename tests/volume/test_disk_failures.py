@@ -415,6 +415,47 @@ async def test_replicas_that_reorder_whatever_nobody_ordered_are_a_list_of_block
         shutil.rmtree(directory)
 
 
+FAILING = [
+    {"write_errors": 0.1},
+    {"flush_errors": 0.3},
+    {"read_errors": 0.3},
+    {"drop": 0.1},
+    {"drop": 0.03, "write_errors": 0.03, "read_errors": 0.1, "flush_errors": 0.1, "lossy": 0.2, "delay_s_max": 0.002},
+]
+
+
+@settings(
+    max_examples=max(10, (settings.default.max_examples if settings.default else 100) // 20),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(program=programs, victim=st.integers(0, 2), fault=st.sampled_from(FAILING), seed=st.integers(0, 2**32 - 1))
+async def test_one_replica_may_fail_in_any_way_and_nobody_notices(
+    fresh_disk: Fresh,
+    expect_log: ExpectLog,
+    program: list[Submit | Reopen],
+    victim: int,
+    fault: dict[str, float],
+    seed: int,
+) -> None:
+    for line in ("connection ended", "operation failed", "replica faulted", "reconciliation aborted"):
+        expect_log(line, at_least=0)
+    directory, generation = fresh_disk(), 0
+    try:
+        async with region_set(replicas(directory), faults={victim: Faults(**fault, seed=seed)}) as servers:
+
+            def open_remote() -> Any:
+                nonlocal generation
+                generation += 1
+                return servers.disk(generation, reconnect_delay_s=0.005)
+
+            await run(program, Model(512, trims=False, retries_reads=True), open_remote)
+        async with region_set(replicas(directory)) as servers, servers.disk(100):
+            pass
+        whole(directory)
+    finally:
+        shutil.rmtree(directory)
+
+
 # -- reconciliation ---------------------------------------------------------------------------------------------------
 
 
