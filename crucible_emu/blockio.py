@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from crucible_emu.errors import CrucibleError
 
 
@@ -27,6 +30,9 @@ class Kind(IntEnum):
     FLUSH = 2
     WRITE_ZEROES = 3
     TRIM = 4
+    WRITE_UNWRITTEN = 5
+    """Write only the blocks that were never written; which those are is decided where they are stored, block by block.
+    Not every device can."""
 
 
 class Request:
@@ -36,9 +42,12 @@ class Request:
     ``length`` bytes: the payload of a WRITE, the destination of a READ, ``None`` otherwise. ``fua``: complete only
     when the effect is durable. ``no_hole``: WRITE_ZEROES must store zeros rather than leave blocks unwritten.
     ``error`` is set by the device before it reports completion. ``cookie`` belongs to the door.
+
+    ``owned``: bool[blocks] of a READ whose caller wants to know which blocks were ever written, ``None`` otherwise. The
+    device sets every element before it reports completion. Blocks that are not owned read as zeros.
     """
 
-    __slots__ = ("buffer", "cookie", "error", "fua", "kind", "length", "no_hole", "offset")
+    __slots__ = ("buffer", "cookie", "error", "fua", "kind", "length", "no_hole", "offset", "owned")
 
     def __init__(
         self,
@@ -50,6 +59,7 @@ class Request:
         fua: bool = False,
         no_hole: bool = False,
         cookie: Any = None,
+        owned: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self.kind = kind
         self.offset = offset
@@ -58,6 +68,7 @@ class Request:
         self.fua = fua
         self.no_hole = no_hole
         self.cookie = cookie
+        self.owned = owned
         self.error: CrucibleError | None = None
 
     def __repr__(self) -> str:

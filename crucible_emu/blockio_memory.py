@@ -61,6 +61,8 @@ class MemoryDevice:
                 request.error = errors.OffsetInvalid() if end > len(view) else errors.OffsetUnaligned()
             elif request.kind is Kind.READ:
                 request.buffer[:] = view[offset:end]  # type: ignore[index]  # a READ has a buffer
+                if request.owned is not None:
+                    request.owned[:] = self.depths[offset // block_size : end // block_size] != 0
             elif request.kind is Kind.FLUSH:
                 self.flushes += 1
             elif self._read_only:
@@ -71,11 +73,20 @@ class MemoryDevice:
                     self._depth_bytes[offset // block_size] = 1
                 else:
                     self.depths[offset // block_size : end // block_size] = 1
+            elif request.kind is Kind.WRITE_UNWRITTEN:
+                self._write_unwritten(request)
             else:
                 self._data[offset:end] = 0
                 zeroed = request.kind is Kind.WRITE_ZEROES and request.no_hole
                 self.depths[offset // block_size : end // block_size] = zeroed
         completed(requests)
+
+    def _write_unwritten(self, request: Request) -> None:
+        first, last = request.offset // self._block_size, (request.offset + request.length) // self._block_size
+        unwritten = self.depths[first:last] == 0
+        rows = np.frombuffer(request.buffer, np.uint8).reshape(-1, self._block_size)  # type: ignore[arg-type]
+        self._data[request.offset : request.offset + request.length].reshape(rows.shape)[unwritten] = rows[unwritten]
+        self.depths[first:last][unwritten] = 1
 
     async def wait_for_room(self) -> None:
         """There is always room: nothing is ever queued."""

@@ -46,7 +46,10 @@ DRIVERS = {
         f"crucible_emu.downstairs.{name}"
         for name in ("network_clone", "repair_client", "repair_http", "repair_service")
     ),
-    *(f"crucible_emu.upstairs.{name}" for name in ("driver", "guest", "healing", "local_link", "tcp_link", "zeroing")),
+    *(
+        f"crucible_emu.upstairs.{name}"
+        for name in ("driver", "gathered_read", "guest", "healing", "local_link", "tcp_link", "zeroing")
+    ),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
 }
 OUTSIDE_WORLD = {

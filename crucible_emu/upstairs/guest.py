@@ -27,6 +27,7 @@ from crucible_emu.blockio import Allocation, Completed, Kind, Request
 from crucible_emu.geometry import equal_runs, spans_to_blocks
 from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks, open_scattered
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
+from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import UpstairsState
@@ -40,8 +41,6 @@ TRAIN_BYTES_MAX = 4 * 1024 * 1024
 ZEROES_BYTES = 4 * 1024 * 1024
 """Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
 ALLOCATION_BLOCKS_MAX = 65536
-DAMAGED = (errors.HashMismatch, errors.DecryptionError, errors.MissingBlockContext)
-"""What a read fails with whose bytes are not what they should be."""
 
 
 class Guest:
@@ -166,6 +165,8 @@ class Guest:
             elif kind is Kind.WRITE:
                 stop = self._train_end(requests, index)
                 self._write(requests[index:stop], done, completed)
+            elif kind is Kind.WRITE_UNWRITTEN:
+                self._write_unwritten(request, done, completed)
             elif kind is Kind.FLUSH:
                 self._flush(request, done, completed)
             else:
@@ -213,6 +214,17 @@ class Guest:
             else:
                 done.append(request)
 
+    def _write_unwritten(self, request: Request, done: list[Request], completed: Completed) -> None:
+        """Each replica writes the blocks that it has not written yet; flushes and order are those of a write."""
+        request.error = self._core.admission_error(JobKind.WRITE_UNWRITTEN)
+        if request.error is None and request.length:
+            rows = self._gather([request])
+            self.write_rows([(request.offset, request.length)], rows, kind=JobKind.WRITE_UNWRITTEN)
+        if request.fua and request.error is None:
+            self._flush(request, done, completed)
+        else:
+            done.append(request)
+
     def _gather(self, requests: list[Request]) -> Rows:
         """The payloads as rows. The guest's own memory where that is safe: one request, replicas in this process."""
         size = self._block_size
@@ -225,7 +237,13 @@ class Guest:
             at += request.length
         return flat.reshape(-1, size)
 
-    def write_rows(self, spans: list[tuple[int, int]], rows: Rows, contexts: BlockContexts | None = None) -> None:
+    def write_rows(
+        self,
+        spans: list[tuple[int, int]],
+        rows: Rows,
+        contexts: BlockContexts | None = None,
+        kind: JobKind = JobKind.WRITE,
+    ) -> None:
         """Write admitted ``rows`` to disjoint byte ``spans`` as one job; ``contexts`` where they are known already."""
         if not spans:
             return
@@ -243,7 +261,7 @@ class Guest:
                 starts.append(begin)
                 lengths.append(min(most, first + count - begin))
         size_bytes = rows.size
-        job = self._core.new_job(JobKind.WRITE, starts, lengths, size_bytes, None)
+        job = self._core.new_job(kind, starts, lengths, size_bytes, None)
         job.blocks, job.rows, job.contexts = spans_to_blocks(starts, lengths), rows, contexts
         if self.healer.watching:
             self.healer.written(starts, lengths)
@@ -281,7 +299,7 @@ class Guest:
         while stop < total:
             request = requests[stop]
             offset, out = request.offset, request.buffer
-            if request.kind is not Kind.READ or request.length != size or out is None:
+            if request.kind is not Kind.READ or request.length != size or out is None or request.owned is not None:
                 break
             if offset & mask or not 0 <= offset < end:
                 break
@@ -347,17 +365,19 @@ class Guest:
         error = upstairs.verify(out, contexts)
         if error is not None:
             upstairs.damaged(Damage(client, start, count, error))
+        elif request.owned is not None:
+            request.owned[:] = contexts.kind != EMPTY
         return error is None
 
     def _read_later(self, request: Request, start: int, count: int, completed: Completed) -> None:
         """Read by jobs, each of at most one transfer."""
         out = _payload(request)
-        gathering = _Gathering(self, request, completed)
+        gathering = GatheredRead(self, request, completed)
         most = TRANSFER_BYTES_MAX >> self._shift
         for begin in range(start, start + count, most):
             length = min(most, start + count - begin)
             at = (begin - start) << self._shift
-            gathering.read(begin, length, out[at : at + (length << self._shift)])
+            gathering.read(begin, length, out[at : at + (length << self._shift)], begin - start)
         gathering.release()
 
     def start_read(self, start: int, count: int, handle: ReadHandle, client: int | None = None) -> None:
@@ -468,60 +488,6 @@ class Guest:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._large_zeroes.run)
             nursery.start_soon(self.healer.run)
-
-
-class ReadResult:
-    """The outcome of one awaited read."""
-
-    __slots__ = ("client", "contexts", "done", "error")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.client: int | None = None
-        self.error: errors.CrucibleError | None = None
-        self.contexts: BlockContexts | None = None
-
-    def answered(self, handle: ReadHandle, error: errors.CrucibleError | None) -> None:
-        self.error = error
-        self.contexts = handle.contexts
-        self.client = handle.client
-        self.done.set()
-
-    def contexts_or_empty(self) -> BlockContexts:
-        return self.contexts if self.contexts is not None else BlockContexts.empty(0)
-
-
-class _Gathering:
-    """One guest read that was cut into several jobs: complete when all parts are."""
-
-    __slots__ = ("_completed", "_guest", "_parts", "_request")
-
-    def __init__(self, guest: Guest, request: Request, completed: Completed) -> None:
-        self._guest = guest
-        self._request = request
-        self._completed = completed
-        self._parts = 1  # held by whoever starts the parts, so that an early answer does not complete the request
-
-    def read(self, start: int, count: int, out: memoryview) -> None:
-        """Read one part. No replica may have all of it undamaged and yet each block be whole on one of them, so a part
-        that is damaged everywhere is read in halves, down to the blocks that are lost."""
-        self._parts += 1
-
-        def answered(_: ReadHandle, error: errors.CrucibleError | None) -> None:
-            if count > 1 and isinstance(error, DAMAGED):
-                half, cut = count // 2, len(out) // count * (count // 2)
-                self.read(start, half, out[:cut])
-                self.read(start + half, count - half, out[cut:])
-            elif error is not None:
-                self._request.error = error
-            self.release()
-
-        self._guest.start_read(start, count, ReadHandle(out, answered))
-
-    def release(self) -> None:
-        self._parts -= 1
-        if self._parts == 0:
-            self._completed([self._request])
 
 
 def _complete(group: list[tuple[Request, Completed]], error: errors.CrucibleError | None) -> None:

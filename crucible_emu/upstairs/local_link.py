@@ -67,6 +67,8 @@ class LocalLink:
             if self._connection.write(job.first_id, job.starts, job.lengths, job.blocks, job.rows, job.contexts):
                 return True
             self._connection.send(self._write_messages(job))
+        elif job.kind is JobKind.WRITE_UNWRITTEN:
+            self._connection.send(self._write_messages(job))
         else:
             self._connection.send([job_message(job, [[]], *self._ids)])
         return False
@@ -76,11 +78,12 @@ class LocalLink:
         assert job.rows is not None and job.contexts is not None
         rows = job.rows.copy()
         messages: list[m.Message] = []
+        message = m.WriteUnwritten if job.kind is JobKind.WRITE_UNWRITTEN else m.Write
         at = 0
         for index, (start, count) in enumerate(zip(job.starts, job.lengths)):
             data = rows[at : at + count].data.cast("B")
             contexts = job.contexts[at : at + count]
-            messages.append(m.Write(*self._ids, job.first_id + index, (), start, contexts, data))
+            messages.append(message(*self._ids, job.first_id + index, (), start, contexts, data))
             at += count
         return messages
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 from disk_model import Model, Reopen, Submit, programs, run
@@ -38,6 +39,7 @@ from crucible_emu.downstairs.jobs import JobLimits
 from crucible_emu.integrity import Cipher
 from crucible_emu.region import Region
 from crucible_emu.upstairs import guest as guest_module
+from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.tcp_link import TcpLink
 from crucible_emu.volume import local_disk
 from crucible_emu.volume.local_disk import open_disk, region_path
@@ -419,3 +421,39 @@ async def test_empty_requests_are_done_at_once(fresh_disk: Fresh) -> None:
         assert batch.pending == 0
         assert all(request.error is None for request in batch.requests)
         await do(disk, write_request(0, b"", fua=True))
+
+
+@asynccontextmanager
+async def either(directory: Path, *, remote: bool) -> AsyncIterator[Guest]:
+    """A disk over these regions, in this process or over TCP."""
+    async with AsyncExitStack() as stack:
+        if remote:
+            servers = await stack.enter_async_context(
+                region_set([region_path(directory, client) for client in range(3)])
+            )
+            yield await stack.enter_async_context(servers.disk())
+        else:
+            yield await stack.enter_async_context(open_disk(directory))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_reads_say_which_blocks_were_ever_written(fresh_disk: Fresh, remote: bool) -> None:
+    async with either(fresh_disk(), remote=remote) as disk:
+        await write(disk, 512, pattern(1024))
+        for start, count in ((0, 4), (1, 1), (3, 1)):
+            request = read_request(start * 512, count * 512)
+            request.owned = np.full(count, start % 2 == 0)
+            await do(disk, request)
+            assert request.owned.tolist() == [block in (1, 2) for block in range(start, start + count)]
+            assert request.buffer is not None
+            assert bytes(request.buffer) == (bytes(512) + pattern(1024) + bytes(512))[start * 512 :][: count * 512]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_write_unwritten_leaves_what_was_written(fresh_disk: Fresh, remote: bool) -> None:
+    async with either(fresh_disk(), remote=remote) as disk:
+        await write(disk, 512, pattern(512, 1))
+        request = write_request(0, pattern(4 * 512, 2))
+        request.kind = Kind.WRITE_UNWRITTEN
+        await do(disk, request)
+        assert await read(disk, 0, 2048) == pattern(2048, 2)[:512] + pattern(512, 1) + pattern(2048, 2)[1024:]
