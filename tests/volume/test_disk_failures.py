@@ -333,7 +333,8 @@ async def test_three_connections_lost_at_a_time_come_back(
     expect_log("connection ended", at_least=3)
     if not replayable:
         expect_log("acknowledged writes may be lost")
-    async with region_set(replicas(directory)) as servers, servers.disk() as disk:
+    # The delay is long enough for all three to be seen lost before the first is back.
+    async with region_set(replicas(directory)) as servers, servers.disk(reconnect_delay_s=0.5) as disk:
         core = disk.upstairs.core
         await write(disk, 0, pattern(512))
         await flush(disk)
