@@ -30,12 +30,12 @@ from crucible_emu.sim.upstairs.registers import Registers
 from crucible_emu.sim.upstairs.requests import GuestSide
 from crucible_emu.sim.upstairs.storage import Storage
 from crucible_emu.sim.upstairs.world import World
+from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.states import UpstairsState
 
 HEALED_WITHIN_S = 900.0
 ACTIVATION_TIMEOUTS_S = (None, None, None, 5.0, 30.0)
 BLOCK_SIZE = 512
-EXPECTS_REPAIR = False
 
 TROUBLES = ("drop", "refuse", "stall", "power", "kill", "slow", "errors", "damage")
 GUEST = ("io", "io", "io", "io", "flush", "snapshot")
@@ -56,7 +56,6 @@ class History:
             self.steps = min(self.steps, steps)
         self.beyond_limits = rng.random() < 0.1
         self.registers = Registers(self.world)
-        self.spares: list[ModelDownstairs] = []
         self.places = [self._new_downstairs() for _ in range(3)]
         """The Downstairs in the three places of the set; a replacement changes it."""
         self.generation = 0
@@ -323,9 +322,23 @@ class History:
         return all(side.scope.cancel_called or side.state is UpstairsState.INITIALIZING for side in self.sides)
 
     async def _replace(self) -> None:
-        replace = getattr(self.side.upstairs, "replace_downstairs", None)
-        if replace is None or self.side.scope.cancel_called:
+        """Another Downstairs, with an empty region, takes the place of one."""
+        side = self.side
+        if side.scope.cancel_called or not self._may_lose():
             return
+        place = self.world.rng.randrange(3)
+        old, new = self.places[place], self._new_downstairs()
+        try:
+            result = side.upstairs.replace_downstairs(old.target, new.target)
+        except errors.ReplaceRequestInvalid as error:
+            self.world.say(f"  {error}")
+            self.world.downstairs.remove(new)
+            return
+        if result is not ReplaceResult.STARTED:
+            self.world.violation(f"to replace {old} by {new} has the outcome {result}")
+        self.world.say(f"  {new} takes the place of {old}")
+        self.world.count("replacements")
+        self.places[place] = self.lost = new
 
     _STEPS: dict[str, Callable[[History], Awaitable[None]]] = {
         "io": _io,
@@ -373,12 +386,7 @@ class History:
             ):
                 await self._activate()
             await self._until(lambda: not self._busy, deadline, "an activation is not answered")
-            if self.side.state is UpstairsState.ACTIVE and not EXPECTS_REPAIR:
-                await trio.sleep(60)
-                if not self.side.all_active():
-                    await self._deactivate()
-                    await self._until(lambda: not self._busy, deadline, "a deactivation is not answered")
-            elif self.side.state is UpstairsState.ACTIVE:
+            if self.side.state is UpstairsState.ACTIVE:
                 await self._until(self.side.all_active, deadline, "not all replicas are in service again")
         await self._until(self._all_answered, deadline, "requests are not answered")
         await self._read_back()

@@ -101,6 +101,7 @@ class Registers:
         """Rises whenever un-flushed writes come into doubt."""
         self.number = 0
         self.loss_to_report = False
+        self._flushed_number = 0
         self._blocks = [_Register() for _ in range(world.definition.total_blocks)]
         self._writes = [0] * len(self._blocks)
         self._reads: list[PendingRead] = []
@@ -162,8 +163,9 @@ class Registers:
 
     def flushed(self, number: int, epoch: int, replicas: list[Storage], need: int) -> None:
         """A flush that was submitted as request ``number`` was acknowledged: ``need`` replicas must hold it."""
-        if epoch != self.epoch:
-            return
+        if epoch != self.epoch or number < self._flushed_number:
+            return  # what it covers is in doubt, or covered by a later flush that was faster
+        self._flushed_number = number
         acceptable: list[set[int]] = []
         for register in self._blocks:
             if self.loss_to_report and register.claimed is not None:

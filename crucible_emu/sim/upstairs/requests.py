@@ -100,7 +100,9 @@ class GuestSide:
         self._served: list[Phase] = [Phase.WAIT_CONNECT] * 3
         self.core: WatchedCore = WatchedCore(Identity(*self._ids), generation, world.definition, self)
         self.connectors = [self.connector(replica) for replica in replicas]
-        self.upstairs = Upstairs(self.core, list(self.connectors), flush_interval_s=flush_interval_s)
+        self.upstairs = Upstairs(
+            self.core, list(self.connectors), flush_interval_s=flush_interval_s, connector_for=self._replacement
+        )
         self.guest = Guest(self.upstairs)
 
     def __str__(self) -> str:
@@ -108,6 +110,12 @@ class GuestSide:
 
     def connector(self, replica: ModelDownstairs) -> ModelConnector:
         return ModelConnector(self.world, replica, *self._ids)
+
+    def _replacement(self, client: int, target: str) -> ModelConnector:
+        """The way to the Downstairs at ``target``, which now stands in the place of ``client``."""
+        self.replicas[client] = next(each for each in self.world.downstairs if each.target == target)
+        self.connectors[client] = self.connector(self.replicas[client])
+        return self.connectors[client]
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until :attr:`scope` is cancelled, which is a crash."""
