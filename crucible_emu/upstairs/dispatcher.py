@@ -333,6 +333,9 @@ class Dispatcher(ABC):
         if job_id < self.clients[client].knows_from:
             return False
         found = self.jobs.find(job_id)
+        if found is not None and found.kind is JobKind.READ:
+            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since.
+            return found.in_progress[client] != 0
         return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
 
     @abstractmethod

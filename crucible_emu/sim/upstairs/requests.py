@@ -92,7 +92,7 @@ class GuestSide:
         """Whether this is the Upstairs that was activated last."""
         self.loss_may_be_reported = False
         """Whether the next flush may say that writes before it were lost."""
-        self.waiting: set[Check] = set()
+        self.waiting: dict[Check, None] = {}
         self.was_used = False
         self.scope = trio.CancelScope()
         self._scopes_of_requests: list[trio.CancelScope] = []
@@ -194,14 +194,14 @@ class GuestSide:
             if kind is not Kind.WRITE_ZEROES:
                 buffer = memoryview(bytearray(b"".join(data_of(each, size) for each in values)))
         self.world.say(text)
-        self.waiting.add(check)
+        self.waiting[check] = None
         return Request(kind, start * size, count * size, buffer, fua=fua, cookie=check, owned=owned)
 
     def snapshot(self) -> None:
         """A flush with a snapshot, which needs all three."""
         check = Check(self, JobKind.SNAPSHOT_FLUSH, f"{self} snapshot")
         self.world.say(check.text)
-        self.waiting.add(check)
+        self.waiting[check] = None
         error = self.core.admission_error(JobKind.SNAPSHOT_FLUSH)
         if error is not None:
             self._answered(check, error)
@@ -237,7 +237,7 @@ class GuestSide:
     def _answered(self, check: Check, error: errors.CrucibleError | None) -> None:
         if check not in self.waiting:
             self.world.violation(f"{check.text} is answered twice")
-        self.waiting.remove(check)
+        del self.waiting[check]
         durable = check.kind in (JobKind.FLUSH, JobKind.SNAPSHOT_FLUSH)
         if error is not None:
             self.world.say(f"    {check.text}: {error}")
