@@ -211,6 +211,7 @@ class Dispatcher(ABC):
         # Asked anew at each try: what it waited for may lie before a flush that this client has finished, and a client
         # forgets what was before its last flush (wire-protocol.md §7.2).
         self._depend_on_writes(job)
+        job.asked_before = self.next_job_id
         self.jobs.restart(job, client)
         self.send(client, job)
 
@@ -334,8 +335,9 @@ class Dispatcher(ABC):
             return False
         found = self.jobs.find(job_id)
         if found is not None and found.kind is JobKind.READ:
-            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since.
-            return found.in_progress[client] != 0
+            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one that
+            # was sent anew waits for the jobs made before that, so they must not wait for it.
+            return found.in_progress[client] != 0 and job.first_id >= found.asked_before
         return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
 
     @abstractmethod

@@ -42,6 +42,9 @@ class ModelDownstairs:
         self.faults = 0
         """As ``trouble``, but for what the model itself did, not what the Upstairs did to it."""
         self.active: Connection | None = None
+        self.promoted_generation = 0
+        """The real one forgets it with the connection: then an Upstairs that was taken over while it had no connection
+        gets in again when the connections of its successor are lost, and writes beside it."""
         self.connections: list[Connection] = []
         self.closed_extents: set[int] = set()
         self.flushes_done: dict[UUID, set[int]] = {}
@@ -87,6 +90,8 @@ class ModelDownstairs:
 
     def promote(self, connection: Connection) -> bool:
         """Whether ``connection`` becomes the one active Upstairs (§6.4)."""
+        if connection.generation < self.promoted_generation:
+            return False
         old = self.active
         if old is not None and old is not connection:
             same = (old.upstairs_id, old.session_id) == (connection.upstairs_id, connection.session_id)
@@ -94,6 +99,7 @@ class ModelDownstairs:
                 return False
             old.say_goodbye(connection)
         self.active = connection
+        self.promoted_generation = connection.generation
         self.closed_extents.clear()
         return True
 

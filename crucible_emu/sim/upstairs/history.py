@@ -31,9 +31,10 @@ from crucible_emu.sim.upstairs.requests import GuestSide
 from crucible_emu.sim.upstairs.storage import Storage
 from crucible_emu.sim.upstairs.world import World
 from crucible_emu.upstairs.replacement import ReplaceResult
-from crucible_emu.upstairs.states import UpstairsState
+from crucible_emu.upstairs.states import Phase, UpstairsState
 
 HEALED_WITHIN_S = 900.0
+ENDS_NOTICED_WITHIN_S = 1.0
 ACTIVATION_TIMEOUTS_S = (None, None, None, 5.0, 30.0)
 BLOCK_SIZE = 512
 
@@ -205,9 +206,9 @@ class History:
 
     def _may_lose(self, victim: ModelDownstairs | None = None) -> bool:
         """Whether flushed data of (another) replica may be lost now."""
-        if self.lost is not None and self.side.all_active():
-            self.lost = None
-        return self.lost in (None, victim)
+        if self.side.all_active():
+            self.lost, self.registers.thin = None, False
+        return self.lost in (None, victim) and not self.registers.thin
 
     # -- the person ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class History:
         self._clean = False
         for other in self.sides:
             other.owns_disk = other is side
-        self.lost = None
+        self.lost, self.registers.thin = None, False
         self.world.next_event()
 
     async def _deactivate(self) -> None:
@@ -336,6 +337,8 @@ class History:
             return
         if result is not ReplaceResult.STARTED:
             self.world.violation(f"to replace {old} by {new} has the outcome {result}")
+        old.in_trouble()
+        new.in_trouble()
         self.world.say(f"  {new} takes the place of {old}")
         self.world.count("replacements")
         self.places[place] = self.lost = new
@@ -370,15 +373,9 @@ class History:
         self.world.say("heal")
         for downstairs in self.world.downstairs:
             downstairs.heal()
+        await trio.sleep(ENDS_NOTICED_WITHIN_S)
         deadline = trio.current_time() + HEALED_WITHIN_S
         await self._until(lambda: not self._busy, deadline, "an activation or deactivation is not answered")
-        for side in self.sides[:-1]:
-            if not side.scope.cancel_called and side.state not in (UpstairsState.DISABLED, UpstairsState.INITIALIZING):
-                await self._until(
-                    lambda side=side: side.state is UpstairsState.DISABLED,  # type: ignore[misc]
-                    deadline,
-                    f"{side} was taken over and is not disabled",
-                )
         while not self.side.all_active():
             if self.side.scope.cancel_called or self.side.state in (
                 UpstairsState.INITIALIZING,
@@ -388,8 +385,19 @@ class History:
             await self._until(lambda: not self._busy, deadline, "an activation is not answered")
             if self.side.state is UpstairsState.ACTIVE:
                 await self._until(self.side.all_active, deadline, "not all replicas are in service again")
+        for side in self.sides[:-1]:
+            self._must_have_lost_the_disk(side)
         await self._until(self._all_answered, deadline, "requests are not answered")
         await self._read_back()
+
+    def _must_have_lost_the_disk(self, side: GuestSide) -> None:
+        """*Safety*: an Upstairs that was taken over has no connection. It knows that, but for one that had no connection
+        at the time: it is refused without a word ever after (wire-protocol.md §6.4)."""
+        if any(client.state.phase in (Phase.ACTIVE, Phase.LIVE_REPAIR) for client in side.core.clients):
+            if not side.scope.cancel_called:
+                self.world.violation(f"{side} was taken over and still has replicas")
+        if side.state is not UpstairsState.DISABLED:
+            side.crash()
 
     def _all_answered(self) -> bool:
         return not any(side.waiting for side in self.sides if not side.scope.cancel_called)

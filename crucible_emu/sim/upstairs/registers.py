@@ -102,6 +102,8 @@ class Registers:
         self.number = 0
         self.loss_to_report = False
         self._flushed_number = 0
+        self.thin = False
+        """Whether a flush was acknowledged that only one replica holds, beside one under repair."""
         self._blocks = [_Register() for _ in range(world.definition.total_blocks)]
         self._writes = [0] * len(self._blocks)
         self._reads: list[PendingRead] = []
@@ -186,7 +188,9 @@ class Registers:
             [block for block, values in enumerate(acceptable) if replica.durable(block) not in values]
             for replica in replicas
         ]
-        if sum(not blocks for blocks in missing) < need:
+        holders = sum(not blocks for blocks in missing)
+        self.thin = holders < 2
+        if holders < need:
             block = next(blocks[0] for blocks in missing if blocks)
             found = [replica.durable(block) for replica in replicas]
             self.world.violation(

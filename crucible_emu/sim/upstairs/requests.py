@@ -49,6 +49,10 @@ class WatchedCore(UpstairsCore):
         super().members_changed()
         self._guest_side.members_changed()
 
+    def all_were_away(self) -> None:
+        super().all_were_away()
+        self._guest_side.loss_may_be_reported = True
+
     def stop_client(self, client: Client, reason: StopReason) -> None:
         if reason in NEVER_OUR_FAULT:
             self._guest_side.world.violation(f"client {client.index} is dropped for {reason.value}, without a cause")
@@ -98,6 +102,8 @@ class GuestSide:
         self._scopes_of_requests: list[trio.CancelScope] = []
         self._ids = (UUID(int=1), UUID(int=0x5000 + number))
         self._served: list[Phase] = [Phase.WAIT_CONNECT] * 3
+        self._in_repair = [0, 0, 0]
+        """For each client, when it was last seen in live repair."""
         self.core: WatchedCore = WatchedCore(Identity(*self._ids), generation, world.definition, self)
         self.connectors = [self.connector(replica) for replica in replicas]
         self.upstairs = Upstairs(
@@ -156,6 +162,8 @@ class GuestSide:
             return
         for client, replica in zip(core.clients, self.replicas):
             if client.state.phase is not self._served[client.index]:
+                if Phase.LIVE_REPAIR in (client.state.phase, self._served[client.index]):
+                    self._in_repair[client.index] = self.world.next_event()
                 self._served[client.index] = client.state.phase
                 replica.in_trouble(by_upstairs=True)
                 if self.world.trace is not None:
@@ -164,6 +172,13 @@ class GuestSide:
             self.world.count("all replicas away")
             self.loss_may_be_reported = True
             self.registers.doubt(to_report=True)
+
+    def repaired_since(self, check: Check) -> int:
+        """How many replicas were under repair while a request was under way."""
+        phases = [client.state.phase for client in self.core.clients]
+        return sum(
+            phase is Phase.LIVE_REPAIR or seen > check.began for phase, seen in zip(phases, self._in_repair)
+        )
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -254,7 +269,8 @@ class GuestSide:
             if check.op is not None:
                 check.op.outcome = Outcome.DONE
             self.world.say(f"    {check.text}: durable")
-            need = 3 if check.kind is JobKind.SNAPSHOT_FLUSH else 2
+            # A replica under repair counts, though it holds only what was repaired (§6.4, §8.4).
+            need = (3 if check.kind is JobKind.SNAPSHOT_FLUSH else 2) - self.repaired_since(check)
             self.registers.flushed(check.number, check.epoch, self.storages(), need)
 
     def _must_have_cause(self, check: Check, error: errors.CrucibleError) -> None:
