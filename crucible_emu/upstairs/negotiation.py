@@ -107,17 +107,16 @@ def _region_info(core: UpstairsCore, client: Client, message: m.RegionInfo) -> N
         if core.state is UpstairsState.GO_ACTIVE:
             core.disable(errors.RegionIncompatible(problem))
         return
-    if client.state.phase is Phase.WAIT_FOR_REGION_INFO and client.state.mode is Mode.OFFLINE:
-        # Before it counts as active: reads that wait for a replica are sent as soon as there is one, and the replay
-        # must come first.
-        core.report("info", "replica is back and gets what it missed", client=client.index)
-        core.replay(client)
     core.move(client, ClientEvent.REGION_INFO)
     client.region_uuid = found.uuid
     if core.definition is None:
         core.definition = found
     if client.state.phase is Phase.GET_EXTENT_VERSIONS:
         core.send(client.index, m.ExtentVersionsPlease())
+    else:
+        core.report("info", "replica is back and gets what it missed", client=client.index)
+        core.replay(client)
+        core.progress()  # another replica may have waited for one to be repaired from
 
 
 def _incompatible(core: UpstairsCore, client: Client, message: m.RegionInfo) -> str | None:
