@@ -212,6 +212,7 @@ class UpstairsCore(Dispatcher):
                 self.stop_client(client, StopReason.OFFLINE_DEACTIVATED)
             if not client.state.parked and not self.jobs.jobs_in_progress[client.index]:
                 self.stop_client(client, StopReason.DEACTIVATED)
+        self.try_waiting_reads()  # nobody is expected back any more
         if all(client.state.parked for client in self.clients):
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATED)
             self.forget_history()

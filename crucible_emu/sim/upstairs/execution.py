@@ -175,6 +175,8 @@ class Execution:
         ids = (self.upstairs_id, self.session_id, job.job_id)
         if self.downstairs.fails_now():
             self._fail(job, "the disk fails")
+            if isinstance(job, m.ReadRequest):
+                self._finish(job)  # an Upstairs keeps the replica after it, so what waits for it must go on
             return
         match job:
             case m.ReadRequest():
