@@ -317,7 +317,9 @@ class UpstairsCore(Dispatcher):
 
     def _reconcile(self, collation: Collation, event: ClientEvent) -> None:
         """Make the replicas equal where they differ; they join when they are."""
-        self.next_flush = max(self.next_flush, collation.max_flush)
+        # *Safety*: one above the number that a mended extent is stamped with. With the same number (§4.2), an extent that
+        # only one replica flushed before a crash would look like the mended one on the others, and differ from it.
+        self.next_flush = max(self.next_flush, collation.max_flush + bool(collation.mends))
         if not collation.mends:
             self._all_joined()
             return

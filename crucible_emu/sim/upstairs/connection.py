@@ -109,6 +109,7 @@ class Connection(Execution):
                 done = downstairs.flushes_done.get(self.session_id, set())
                 if last is not None and last not in done:
                     self.violation(f"is told that its last flush was job {last}, which it never acknowledged")
+                downstairs.world.count("replays")
                 self.begin_replay(last)
             case _:
                 self.violation(f"got {type(message).__name__}, which an Upstairs does not send")

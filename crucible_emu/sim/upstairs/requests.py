@@ -133,6 +133,9 @@ class GuestSide:
 
     def crash(self) -> None:
         """The process is gone; nobody is answered any more."""
+        for check in self.waiting:
+            if check.read is not None:
+                self.registers.end_read(check.read, None)
         self.waiting.clear()
         for scope in (self.scope, *self._scopes_of_requests):
             scope.cancel()
@@ -225,6 +228,8 @@ class GuestSide:
         self.upstairs.perform()
 
     def _completed(self, requests: list[Request]) -> None:
+        if self.scope.cancel_called:
+            return  # nobody is there any more
         for request in requests:
             check: Check = request.cookie
             if check.read is not None:
@@ -250,6 +255,8 @@ class GuestSide:
         self.registers.end_read(check.read, values)
 
     def _answered(self, check: Check, error: errors.CrucibleError | None) -> None:
+        if self.scope.cancel_called:
+            return
         if check not in self.waiting:
             self.world.violation(f"{check.text} is answered twice")
         del self.waiting[check]
