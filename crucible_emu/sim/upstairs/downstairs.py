@@ -177,7 +177,7 @@ class ModelDownstairs:
                 if source is self:
                     self.world.violation(f"{self} is told to repair extent {extent_id} from itself")
                 if extent_id not in source.closed_extents:
-                    if source.active is not None and source.active.session_id == self._session():
+                    if self._same_session(source):
                         self.world.violation(f"{self} repairs extent {extent_id} from {source}, where it is not closed")
                     return f"extent {extent_id} of {source} is not closed"
                 self.storage.copy_extent(extent_id, source.storage)
@@ -185,5 +185,9 @@ class ModelDownstairs:
                 return None
         self.world.violation(f"{self} is told to repair extent {extent_id} from {address}, where nobody is")
 
-    def _session(self) -> UUID | None:
-        return None if self.active is None else self.active.session_id
+    def _same_session(self, other: ModelDownstairs) -> bool:
+        """Whether one Upstairs is connected to both, so that what it asks of one it has asked of the other."""
+        mine, theirs = self.active, other.active
+        if mine is None or theirs is None or not (mine.wire.near_open and theirs.wire.near_open):
+            return False
+        return mine.session_id == theirs.session_id

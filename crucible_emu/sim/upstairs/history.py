@@ -393,9 +393,10 @@ class History:
     def _must_have_lost_the_disk(self, side: GuestSide) -> None:
         """*Safety*: an Upstairs that was taken over has no connection. It knows that, but for one that had no connection
         at the time: it is refused without a word ever after (wire-protocol.md §6.4)."""
-        if any(client.state.phase in (Phase.ACTIVE, Phase.LIVE_REPAIR) for client in side.core.clients):
-            if not side.scope.cancel_called:
-                self.world.violation(f"{side} was taken over and still has replicas")
+        for client, replica in zip(side.core.clients, side.replicas):
+            serves = client.state.phase in (Phase.ACTIVE, Phase.LIVE_REPAIR) and not side.scope.cancel_called
+            if serves and replica in self.places:
+                self.world.violation(f"{side} was taken over and still has {replica}")
         if side.state is not UpstairsState.DISABLED:
             side.crash()
 
