@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -51,7 +52,7 @@ def run_seed(seed: int, steps: int | None = None, trace: Callable[[str], None] |
     history = History(seed, steps, trace)
     world = history.world
     try:
-        with seeded_scheduling(seed):
+        with _quiet(), seeded_scheduling(seed):
             trio.run(history.run, clock=MockClock(autojump_threshold=0))
     except BaseExceptionGroup as group:
         others = group.split(Violation)[1]
@@ -77,13 +78,19 @@ def run_seeds(first: int, count: int, processes: int) -> Iterator[Verdict]:
     if processes == 1:
         yield from map(run_seed, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(processes, _quiet) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(run_seed, seeds, chunksize=CHUNK)
 
 
-def _quiet() -> None:
-    """Most of what is logged is what the histories are made of."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without logs: most of what they would say is what the histories are made of."""
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="with --seed: at most so many steps")
     parser.add_argument("-v", "--verbose", action="store_true", help="with --seed: print what happens")
     chosen = parser.parse_args(arguments)
-    _quiet()
     if chosen.seed is not None:
         verdict = run_seed(chosen.seed, chosen.steps, print if chosen.verbose else None)
         print(f"seed {chosen.seed}: {verdict.failure or 'all held'}")

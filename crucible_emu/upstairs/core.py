@@ -360,7 +360,10 @@ class UpstairsCore(Dispatcher):
         address = self.clients[work.mend.source].repair_address
         assert address is not None
         self._tell_reconciliation("progress", work)
-        message = reconciliation_message(work, self._collation.max_flush, self._collation.max_gen, address)
+        # *Safety*: not above our own generation, which later flushes carry: they must not look older than this. (It would
+        # be where all replicas were away while the disk was in service, and hold our own generation already.)
+        generation = min(self._collation.max_gen, self.generation)
+        message = reconciliation_message(work, self._collation.max_flush, generation, address)
         for client in clients:
             self.send(client, message)
 

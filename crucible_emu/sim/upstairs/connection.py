@@ -145,7 +145,7 @@ class Connection(Execution):
         downstairs = self.downstairs
         match message:
             case m.ExtentFlush():
-                downstairs.storage.flush_extent(message.extent_id, message.flush_number, message.gen_number)
+                self.stamp(message.extent_id, message.flush_number, message.gen_number)
             case m.ExtentClose():
                 downstairs.closed_extents.add(message.extent_id)
             case m.ExtentReopen():

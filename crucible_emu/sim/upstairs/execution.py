@@ -238,7 +238,7 @@ class Execution:
                 for extent_id in range(downstairs.definition.extent_count if limit is None else limit + 1):
                     if extent_id in downstairs.closed_extents and downstairs.storage.dirty[extent_id]:
                         self.violation(f"flush {job.job_id} runs while extent {extent_id} is dirty and closed")
-                    downstairs.storage.flush_extent(extent_id, job.flush_number, job.gen_number)
+                    self.stamp(extent_id, job.flush_number, job.gen_number)
             case m.ExtentLiveReopen():
                 downstairs.closed_extents.discard(job.extent_id)
 
@@ -277,10 +277,18 @@ class Execution:
         if extent_id in downstairs.closed_extents:
             self.violation(f"close {job.job_id} of extent {extent_id}, which is closed already")
         if isinstance(job, m.ExtentLiveFlushClose):
-            storage.flush_extent(extent_id, job.flush_number, job.gen_number)
+            self.stamp(extent_id, job.flush_number, job.gen_number)
         downstairs.closed_extents.add(extent_id)
         found = (storage.gen[extent_id], storage.flush[extent_id], storage.dirty[extent_id])
         self.reply(m.ExtentLiveCloseAck(self.upstairs_id, self.session_id, job.job_id, found))
+
+    def stamp(self, extent_id: int, flush_number: int, generation: int) -> None:
+        """Flush an extent. *Safety*: the greatest generation names the replica that the others are made equal to, so
+        no flush may lower it. (A repeated flush may lower the flush number, until those after it are repeated.)"""
+        storage = self.downstairs.storage
+        if storage.dirty[extent_id] and generation < storage.gen[extent_id]:
+            self.violation(f"extent {extent_id} of generation {storage.gen[extent_id]} is flushed as {generation}")
+        storage.flush_extent(extent_id, flush_number, generation)
 
     def flush_in_part(self) -> None:
         """The power goes while a flush runs: some extents have it, nobody was told."""
