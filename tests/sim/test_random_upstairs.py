@@ -13,7 +13,7 @@ import pytest
 
 from crucible_emu.sim import random_upstairs
 from crucible_emu.sim.random_upstairs import run_seed
-from crucible_emu.upstairs import dispatcher, reconciliation
+from crucible_emu.upstairs import reconciliation
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.dispatcher import Client, Dispatcher
 from crucible_emu.upstairs.jobs import Job
@@ -169,10 +169,6 @@ def send_no_writes_to_what_is_repaired(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LiveRepair, "reaches", lambda repair, job: job.kind not in WRITES)
 
 
-def send_all_writes_to_what_is_not_repaired(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(LiveRepair, "reaches", lambda repair, job: True)
-
-
 def say_nothing_of_lost_writes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "all_were_away", lambda core: None)
 
@@ -196,7 +192,6 @@ def read_from_replicas_under_repair(patch: pytest.MonkeyPatch) -> None:
         core.readers = [client.index for client in core.clients if client.state.phase.value in ("Active", "LiveRepair")]
 
     patch.setattr(UpstairsCore, "members_changed", changed)
-    patch.setattr(dispatcher.Dispatcher, "members_changed", changed, raising=True) if False else None
 
 
 def forget_what_a_replay_needs(patch: pytest.MonkeyPatch) -> None:
@@ -232,7 +227,6 @@ BROKEN: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     make_replicas_equal_to_the_oldest: 10,
     repair_nothing: 10,
     send_no_writes_to_what_is_repaired: 10,
-    send_all_writes_to_what_is_not_repaired: 10,
     say_nothing_of_lost_writes: 10,
     deactivate_without_a_flush: 10,
     read_from_replicas_under_repair: 10,

@@ -31,15 +31,16 @@ from crucible_emu.sim.upstairs.requests import GuestSide
 from crucible_emu.sim.upstairs.storage import Storage
 from crucible_emu.sim.upstairs.world import World
 from crucible_emu.upstairs.replacement import ReplaceResult
-from crucible_emu.upstairs.states import Phase, UpstairsState
+from crucible_emu.upstairs.states import Mode, Phase, UpstairsState
 
 HEALED_WITHIN_S = 900.0
 ENDS_NOTICED_WITHIN_S = 1.0
+REPAIR_BEGINS_WITHIN_S = 12.0
 ACTIVATION_TIMEOUTS_S = (None, None, None, 5.0, 30.0)
 BLOCK_SIZE = 512
 
-TROUBLES = ("drop", "refuse", "stall", "power", "kill", "slow", "errors", "damage")
-GUEST = ("io", "io", "io", "io", "flush", "snapshot")
+TROUBLES = ("drop", "refuse", "stall", "power", "kill", "slow", "errors", "damage", "blackout")
+GUEST = ("io", "io", "io", "io", "flush", "snapshot", "beside repair")
 WAITS = ("moment", "moment", "moment", "while", "long")
 PERSON = ("activate", "deactivate", "crash", "takeover", "destroy", "replace")
 
@@ -142,6 +143,17 @@ class History:
         if not self.side.scope.cancel_called:
             self.side.snapshot()
 
+    async def _beside_repair(self) -> None:
+        """Wait for a live repair that is to come, and work beside it: it is short, and seldom met by chance."""
+        side, rng = self.side, self.world.rng
+        out = [client for client in side.core.clients if client.state.mode in (Mode.FAULTED, Mode.REPLACED)]
+        if side.state is UpstairsState.ACTIVE and out and rng.random() < 0.5:
+            with trio.move_on_after(REPAIR_BEGINS_WITHIN_S):
+                await side.repair_begins.wait()
+            for _ in range(rng.randint(1, 8)):
+                await self._io()
+                await self._moment()
+
     async def _moment(self) -> None:
         await trio.sleep(self.world.rng.choice((0.0, 0.001, 0.003, 0.01, 0.03)))
 
@@ -196,6 +208,17 @@ class History:
         victim = self._victim()
         victim.error_rate = self.world.rng.choice((0.05, 0.3, 1.0))
         self.world.after(self.world.rng.choice((0.005, 0.05, 1.0, 20.0)), setattr, victim, "error_rate", 0.0)
+
+    async def _blackout(self) -> None:
+        """All disks begin to fail, so that no replica can be replayed to, and then the power goes."""
+        for place in self.places:
+            place.error_rate = 1.0
+            self.world.after(1.0, setattr, place, "error_rate", 0.0)
+        await self._io()
+        await trio.sleep(0.05)
+        for place in self.places:
+            place.crash(lose_power=True)
+            self.world.after(self.world.rng.choice((1.0, 20.0)), place.restart)
 
     async def _damage(self) -> None:
         """Bytes rot on one replica, where all hold the same."""
@@ -347,6 +370,7 @@ class History:
         "io": _io,
         "flush": _flush,
         "snapshot": _snapshot,
+        "beside repair": _beside_repair,
         "moment": _moment,
         "while": _while,
         "long": _long,
@@ -358,6 +382,7 @@ class History:
         "slow": _slow,
         "errors": _errors,
         "damage": _damage,
+        "blackout": _blackout,
         "activate": _activate,
         "deactivate": _deactivate,
         "crash": _crash,

@@ -20,6 +20,7 @@ from crucible_emu.sim.upstairs.network import ModelConnector
 from crucible_emu.sim.upstairs.registers import Op, Outcome, PendingRead, Registers
 from crucible_emu.sim.upstairs.storage import NEVER_WRITTEN, ZEROED, Storage, data_of, value_of
 from crucible_emu.sim.upstairs.world import World
+from crucible_emu.upstairs.actions import RepairNews
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.dispatcher import Client, Identity
 from crucible_emu.upstairs.driver import FlushHandle, Upstairs
@@ -109,6 +110,8 @@ class GuestSide:
         self.upstairs = Upstairs(
             self.core, list(self.connectors), flush_interval_s=flush_interval_s, connector_for=self._replacement
         )
+        self.upstairs.on_repair = self._repair_news
+        self.repair_begins = trio.Event()
         self.guest = Guest(self.upstairs)
 
     def __str__(self) -> str:
@@ -122,6 +125,12 @@ class GuestSide:
         self.replicas[client] = next(each for each in self.world.downstairs if each.target == target)
         self.connectors[client] = self.connector(self.replicas[client])
         return self.connectors[client]
+
+    def _repair_news(self, news: RepairNews) -> None:
+        if news.what == "start":
+            self.repair_begins.set()
+        elif news.what == "finish":
+            self.repair_begins = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until :attr:`scope` is cancelled, which is a crash."""
