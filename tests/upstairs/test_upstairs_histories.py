@@ -45,6 +45,23 @@ def test_a_flush_does_not_wait_for_a_read_that_was_sent_anew_and_waits_for_it() 
     assert rig.dependencies(flush, elsewhere) == []
 
 
+def test_a_flush_waits_for_a_read_that_was_sent_anew_after_a_replay() -> None:
+    """The read is older than the last flush of its replica; the next flush must still not make that forget what the
+    read waits for."""
+    rig = Rig().active()
+    rig.read("read", client=0)
+    rig.flush("flush")
+    for client in (1, 2):
+        rig.answer(client)
+    rig.drop(1)
+    rig.drop(2)
+    rig.drop(0)
+    rig.reconnect()
+    sent_to = next(client for client in CLIENTS if any(job.first_id == 1000 for job in rig.replicas[client].jobs))
+    rig.flush("next")
+    assert 1000 in rig.dependencies(rig.replicas[sent_to].jobs[-1], sent_to)
+
+
 def test_a_repair_that_waits_for_a_source_begins_when_one_is_replayed_to() -> None:
     """One replica is ready for repair while the others are away; they come back by a replay and nothing else happens."""
     rig = Rig().active()
