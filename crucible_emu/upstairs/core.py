@@ -233,6 +233,7 @@ class UpstairsCore(Dispatcher):
                 self.stop_client(client, StopReason.OFFLINE_DEACTIVATED)
             if not client.state.parked and not self.jobs.jobs_in_progress[client.index]:
                 self.stop_client(client, StopReason.DEACTIVATED)
+        self.try_waiting_reads()  # nobody is expected back any more
         if all(client.state.parked for client in self.clients):
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATED)
             self.forget_history()
@@ -337,7 +338,9 @@ class UpstairsCore(Dispatcher):
 
     def _reconcile(self, collation: Collation, event: ClientEvent) -> None:
         """Make the replicas equal where they differ; they join when they are."""
-        self.next_flush = max(self.next_flush, collation.max_flush)
+        # *Safety*: one above the number that a mended extent is stamped with. With the same number (§4.2), an extent
+        # that only one replica flushed before a crash would look like the mended one on the others, and differ from it.
+        self.next_flush = max(self.next_flush, collation.max_flush + bool(collation.mends))
         if not collation.mends:
             self._all_joined()
             return
@@ -378,7 +381,10 @@ class UpstairsCore(Dispatcher):
         address = self.clients[work.mend.source].repair_address
         assert address is not None
         self._tell_reconciliation("progress", work)
-        message = reconciliation_message(work, self._collation.max_flush, self._collation.max_gen, address)
+        # *Safety*: not above our own generation, which later flushes carry: they must not look older than this. (It
+        # would be where all replicas were away while the disk was in service, and hold our own generation already.)
+        generation = min(self._collation.max_gen, self.generation)
+        message = reconciliation_message(work, self._collation.max_flush, generation, address)
         for client in clients:
             self.send(client, message)
 

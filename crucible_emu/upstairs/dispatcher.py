@@ -209,6 +209,7 @@ class Dispatcher(ABC):
         # Asked anew at each try: what it waited for may lie before a flush that this client has finished, and a client
         # forgets what was before its last flush (wire-protocol.md §7.2).
         self._depend_on_writes(job)
+        job.asked_before = self.next_job_id
         self.jobs.restart(job, client)
         self.send(client, job)
 
@@ -326,14 +327,15 @@ class Dispatcher(ABC):
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
         if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
             return True
+        found = self.jobs.find(job_id)
+        if found is not None and found.kind is JobKind.READ:
+            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one
+            # that was sent anew, whatever its id, waits for the jobs made before that, so they must not wait for it.
+            return found.in_progress[client] != 0 and job.first_id >= found.asked_before
         # Safety: an id that was never sent over this connection would make its replica wait for ever. A job that is
         # gone meanwhile is done everywhere it was sent to, so nobody has to wait for it.
         if job_id < self.clients[client].knows_from:
             return False
-        found = self.jobs.find(job_id)
-        if found is not None and found.kind is JobKind.READ:
-            # A read that was tried elsewhere first has an old id, which a flush may have made this replica forget.
-            return bool(found.in_progress[client])
         return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
 
     @abstractmethod

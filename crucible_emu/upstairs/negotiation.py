@@ -117,6 +117,7 @@ def _region_info(core: UpstairsCore, client: Client, message: m.RegionInfo) -> N
     else:
         core.report("info", "replica is back and gets what it missed", client=client.index)
         core.replay(client)
+        core.progress()  # another replica may have waited for one to be repaired from
 
 
 def _incompatible(core: UpstairsCore, client: Client, message: m.RegionInfo) -> str | None:
