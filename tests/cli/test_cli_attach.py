@@ -181,11 +181,13 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "a name for an address": (request(["localhost:1", *TARGETS[1:]], 1), "'localhost:1' is not an address"),
     "a target twice": (request([TARGETS[0], *TARGETS[:2]], 1), "twice"),
     "a bad key": (request(TARGETS, 1, key=KEY[:-8]), "key"),
-    "a read-only parent": ({**request(TARGETS, 1), "read_only_parent": request(TARGETS, 1)}, "read-only parent"),
-    "two sub-volumes": (
-        {**request(TARGETS, 1), "sub_volumes": request(TARGETS, 1)["sub_volumes"] * 2},
-        "2 sub-volumes",
+    "blocks of two sizes": ({**request(TARGETS, 1), "block_size": 512}, "blocks of 4096 bytes"),
+    "nothing in it": ({**request(TARGETS, 1), "sub_volumes": []}, "neither a sub-volume nor a read-only parent"),
+    "a file that is not there": (
+        {**request(TARGETS, 1), "read_only_parent": {"type": "file", "id": DISK, "block_size": BLOCK, "path": "/no"}},
+        "cannot open the file /no: no such file",
     ),
+    "a url that is none": ({"type": "url", "id": DISK, "block_size": BLOCK, "url": "ftp://x/"}, "http or https"),
     "TLS without its files": (request(TARGETS, 1, cert_pem="/none.pem"), "all three"),
     "a generation below zero": (request(TARGETS, -1), "gen"),
 }
