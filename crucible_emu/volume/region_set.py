@@ -14,6 +14,7 @@ from uuid import UUID
 import trio
 
 from crucible_emu import errors
+from crucible_emu.blockio import Kind, Request
 from crucible_emu.upstairs.dispatcher import Client
 from crucible_emu.upstairs.driver import FlushHandle, Upstairs
 from crucible_emu.upstairs.guest import Guest
@@ -32,6 +33,8 @@ from crucible_emu.volume.info import (
     UpstairsPhase,
 )
 
+FAREWELL_TIMEOUT_S = 15.0
+"""How long leaving a disk waits for replicas that are away, so that its last flush need not fail."""
 UPSTAIRS_PHASES: dict[UpstairsState, UpstairsPhase] = {
     UpstairsState.INITIALIZING: "initializing",
     UpstairsState.GO_ACTIVE: "go_active",
@@ -81,11 +84,18 @@ class RegionSet(Backend):
     async def deactivate(self) -> None:
         if not self.active:
             raise errors.UpstairsInactive()
-        try:
-            # Asked for by itself because its failure must be heard: it is the last chance to say so.
-            await self.guest.flush()
-        finally:
-            await self.upstairs.deactivate()
+        flush, flushed = Request(Kind.FLUSH), trio.Event()
+        self.guest.submit([flush], lambda _: flushed.set())
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(FAREWELL_TIMEOUT_S):
+                await flushed.wait()
+            if self.active:
+                # *Liveness*: a flush that waits for replicas which do not come back is failed by this.
+                await self.upstairs.deactivate()
+            await flushed.wait()
+        # Asked for by itself because its failure must be heard: it is the last chance to say so.
+        if flush.error is not None:
+            raise flush.error
 
     async def snapshot(self, name: str) -> None:
         core = self.upstairs.core
