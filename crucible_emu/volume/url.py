@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -152,9 +152,12 @@ class Url(Backend):
                 raise errors.IoError(f"{shown(self.url)} does not serve ranges")
             out, at = request.buffer, 0
             assert out is not None
-            async for piece in response.aiter_raw(PIECE_BYTES):
-                out[at : at + len(piece)] = piece
-                at += len(piece)
+            async with aclosing(response.aiter_raw(PIECE_BYTES)) as pieces:
+                async for piece in pieces:
+                    if at + len(piece) > length:
+                        raise errors.IoError(f"{shown(self.url)} sent more than it announced")
+                    out[at : at + len(piece)] = piece
+                    at += len(piece)
             if at != length:
                 raise _MayPass(f"the answer ended after {at} of {length} bytes")
 
