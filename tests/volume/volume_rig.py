@@ -133,6 +133,9 @@ class Modelled:
     sub_volumes: list[Modelled] = field(default_factory=list)
     parent: Modelled | None = None
     blocks: list[set[int | None]] = field(default_factory=list)
+    kind: str = "memory"
+    """Of a leaf: zeroing and trimming make holes in memory, zero what was written in a region set of this process
+    ("local"), and know of no holes in one over the network ("remote"), where a trim does nothing."""
 
     @property
     def is_leaf(self) -> bool:
@@ -185,12 +188,21 @@ class Modelled:
 
     def zero(self, block: int, no_hole: bool) -> None:
         leaf, inside, over_parent = self.leaves(block)
-        leaf.blocks[inside] = {0 if no_hole or over_parent else None}
+        if no_hole or over_parent or leaf.kind == "remote":
+            leaf.blocks[inside] = {0}
+        else:
+            leaf.make_hole(inside)
 
     def trim(self, block: int) -> None:
         leaf, inside, over_parent = self.leaves(block)
-        if not over_parent:
-            leaf.blocks[inside] = {None}
+        if not over_parent and leaf.kind != "remote":
+            leaf.make_hole(inside)
+
+    def make_hole(self, inside: int) -> None:
+        if self.kind == "memory":
+            self.blocks[inside] = {None}
+        else:
+            self.blocks[inside] = {None if fill is None else 0 for fill in self.blocks[inside]}
 
     # -- a scrub --
 
