@@ -49,15 +49,14 @@ class _Whole:
 
 
 class _Part:
-    """What a part's request carries in its cookie. ``position``: byte of the volume where it begins. ``over_parent``:
-    a read of a sub-volume that may have to look below."""
+    """What the request of a read that may have to look below carries in its cookie; that of any other part carries its
+    :class:`_Whole`. ``position``: byte of the volume where it begins."""
 
-    __slots__ = ("over_parent", "position", "whole")
+    __slots__ = ("position", "whole")
 
-    def __init__(self, whole: _Whole, position: int, over_parent: bool = False) -> None:
+    def __init__(self, whole: _Whole, position: int) -> None:
         self.whole = whole
         self.position = position
-        self.over_parent = over_parent
 
 
 class _Below:
@@ -240,8 +239,15 @@ class LayeredDevice:
         return None
 
     def _cut(self, whole: _Whole, parts: list[list[Request]]) -> None:
-        request, parent_end = whole.request, self._parent_end
+        request, parent_end, layout = whole.request, self._parent_end, self._layout
         offset, end = request.offset, request.offset + request.length
+        if parent_end <= offset < end <= layout.ends[child := layout.at(offset)]:
+            # Most requests lie in one sub-volume. *Optimisation*: what is below would do the same.
+            whole.missing = 1
+            part = Request(request.kind, offset - layout.starts[child], request.length, request.buffer, cookie=whole)
+            part.fua, part.no_hole, part.owned = request.fua, request.no_hole, request.owned
+            parts[child].append(part)
+            return
         if request.kind is Kind.TRIM:
             offset = max(offset, parent_end)
         elif request.kind is Kind.WRITE_ZEROES and offset < parent_end < end:
@@ -272,7 +278,7 @@ class LayeredDevice:
             self._reads_over_parent += over_parent
         elif request.kind is Kind.WRITE_ZEROES and over_parent:
             part.no_hole = True  # *Safety*: a hole would show the parent's blocks
-        part.cookie = _Part(whole, piece.position, over_parent)
+        part.cookie = _Part(whole, piece.position) if request.kind is Kind.READ and over_parent else whole
         return part
 
     # -- completion ---------------------------------------------------------------------------------------------------
@@ -280,14 +286,16 @@ class LayeredDevice:
     def _parts_done(self, parts: list[Request]) -> None:
         """Parts of a sub-volume are done."""
         for part in parts:
-            cookie: _Part = part.cookie
-            if part.kind is Kind.READ and cookie.over_parent:
+            cookie: _Whole | _Part = part.cookie
+            if isinstance(cookie, _Part):
                 if part.error is None:
                     self._look_below(part, cookie)
                 self._reads_over_parent -= 1
-            elif part.error is not None and (part.kind is Kind.FLUSH or part.fua):
+                self._settle(cookie.whole, part.error)
+                continue
+            if part.error is not None and (part.kind is Kind.FLUSH or part.fua):
                 self.failed_flushes += 1
-            self._settle(cookie.whole, part.error)
+            self._settle(cookie, part.error)
         self._go_on()
 
     def _look_below(self, part: Request, cookie: _Part) -> None:
