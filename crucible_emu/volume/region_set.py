@@ -79,7 +79,14 @@ class RegionSet(Backend):
             task_status.started()
 
     async def activate(self, generation: int | None = None, timeout_s: float | None = None) -> None:
-        await self.upstairs.activate(generation, timeout_s)
+        upstairs = self.upstairs
+        try:
+            await upstairs.activate(generation, timeout_s)
+        except trio.Cancelled:
+            # *Liveness*: else it would become active later, with nobody who knows.
+            upstairs.core.abandon(errors.IoError("the activation was cancelled"))
+            upstairs.perform()
+            raise
 
     async def deactivate(self) -> None:
         if not self.active:

@@ -345,6 +345,31 @@ async def test_a_scrub_waits_and_rests(autojump_clock: MockClock, monkeypatch: p
     assert volume.parent is None
 
 
+@pytest.mark.parametrize(
+    ("split", "parent_blocks"),
+    [((10,), 10), ((10,), 5), ((10, 5), 5), ((5, 5), 5), ((5, 5), 8), ((5, 5), 10)],
+)
+async def test_every_range_at_every_scrub_point(
+    split: tuple[int, ...], parent_blocks: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub_module, "STEP_BYTES", BLOCK)
+    volume, _ = over(split, {3: 5, 6: 6}, parent_blocks)
+    blocks = sum(split)
+    expected = [9] * parent_blocks + [0] * (blocks - parent_blocks)
+    expected[3], expected[6] = 5, 6
+    points = set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(volume.scrub, None, 1)
+        while volume.parent is not None:
+            await trio.sleep(0.5)
+            points.add(volume.scrub_point // BLOCK)
+            for start in range(blocks):
+                for stop in range(start + 1, blocks + 1):
+                    found = await read(volume, start * BLOCK, (stop - start) * BLOCK)
+                    assert list(found[::BLOCK]) == expected[start:stop]
+    assert points == set(range(1, parent_blocks + 1))
+
+
 async def test_after_a_scrub_the_parent_counts_as_absent() -> None:
     """In the real one the volume is not active any more, and cannot be deactivated."""
     tree = Tree()

@@ -35,6 +35,7 @@ from volume_rig import BLOCK, Modelled, Op, Outstanding, batches
 
 from crucible_emu import errors
 from crucible_emu.blockio import Allocation, Kind, Request
+from crucible_emu.downstairs.faults import Faults
 from crucible_emu.region import Region
 from crucible_emu.upstairs import dispatcher as dispatcher_module
 from crucible_emu.upstairs import guest as guest_module
@@ -42,6 +43,7 @@ from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.volume import scrub as scrub_module
 from crucible_emu.volume.attach import attach
 from crucible_emu.volume.backend import WorkCounts
+from crucible_emu.volume.construction import construct
 from crucible_emu.volume.info import UpstairsNode, VolumeNode
 from crucible_emu.volume.local_disk import open_disk, region_path
 from crucible_emu.volume.vcr import FileRequest, RegionRequest, UrlRequest, VolumeConstructionRequest, VolumeRequest
@@ -323,6 +325,21 @@ def moved_gen(request: RegionRequest, gen: int) -> RegionRequest:
     return request.model_copy(update={"gen": gen})
 
 
+async def test_a_scrub_from_replicas_that_fail_and_lose_their_order(fresh_disk: Fresh, expect_log: ExpectLog) -> None:
+    """Each replica of the parent fails a quarter of its reads and answers the others out of order."""
+    expect_log("operation failed on a replica", at_least=0)
+    below = await filled(fresh_disk, pattern(SIZE))
+    faults = {client: Faults(lossy=0.25, read_errors=0.25, delay_s_max=0.001, seed=client) for client in range(3)}
+    async with (
+        region_set(replicas(below), read_only=dict.fromkeys(range(3), True), faults=faults) as snapshot,
+        region_sets(fresh_disk, 1) as (top,),
+    ):
+        parent = request_of(snapshot, 2, number=1, read_only=True)
+        async with attached(volume_of(request_of(top), parent=parent)) as volume:
+            await volume.scrub()
+            assert await everything(volume) == pattern(SIZE)
+
+
 # -- life -------------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +385,31 @@ async def test_a_region_set_that_is_not_there_takes_the_others_out_again(
         # The same generation would be refused if something had been written, and wait if it were still active.
         async with attached(parts[0]) as alone:
             assert await everything(alone) == bytes(SIZE)
+
+
+async def test_race_of_a_cancellation_with_an_activation(fresh_disk: Fresh, expect_log: ExpectLog) -> None:
+    """The first part is active, the second waits for a replica: cancelled, neither becomes active when that comes."""
+    expect_log("cannot connect", at_least=1)
+    expect_log("disk disabled error=.*the activation was cancelled")
+    async with region_sets(fresh_disk, 2) as sets, AsyncExitStack() as stack:
+        parts = [request_of(servers, number=number) for number, servers in enumerate(sets)]
+        port = sets[1].members[0].port
+        await sets[1].members[0].stop()
+        volume = await construct(volume_of(*parts), stack, reconnect_delay_s=0.05)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(volume.run)
+            async with trio.open_nursery() as activating:
+                activating.start_soon(volume.activate)
+                await until(lambda: volume.sub_volumes[0].active)
+                activating.cancel_scope.cancel()
+            assert not volume.sub_volumes[0].active
+            await sets[1].start(0, port=port)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert not volume.sub_volumes[1].active
+            await volume.activate(timeout_s=ACTIVATION_S)
+            assert await everything(volume) == bytes(2 * SIZE)
+            await volume.deactivate()
+            nursery.cancel_scope.cancel()
 
 
 async def test_reads_alone_do_not_keep_a_volume_from_leaving_and_coming_back(
