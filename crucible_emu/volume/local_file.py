@@ -6,7 +6,7 @@ where the file cannot be written.
 What it guarantees: requests take effect in the order in which they were submitted, and the loop is not held up. What
 the page cache has is read at once, and short writes are done at once; from the first request on that would wait for the
 device, everything queues behind it, and one task works the queue off with threads: runs of reads together, each change
-and flush by itself. A flush is ``fdatasync``.
+and flush by itself. A flush is ``fdatasync``; when one has failed, so do all that follow.
 
 All blocks count as written, so nothing shows through from a parent below; write-unwritten is not supported.
 """
@@ -29,9 +29,10 @@ from crucible_emu.volume.backend import Backend
 
 SHORT_BYTES = 65536
 """A write of up to so many bytes goes to the page cache at once: 10 µs, where a thread costs 60."""
+PIECE_BYTES = 1 << 20
+"""A read of up to so many bytes is tried at once: 100 µs, where all of it is in memory."""
 READS_AT_ONCE = 8
 QUEUED_REQUESTS_MAX = 256
-PIECE_BYTES = 1 << 20
 NOT_TO_BE_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NOWAIT = getattr(os, "RWF_NOWAIT", None)
 """Where the kernel cannot say what is in memory, every read goes to a thread."""
@@ -60,6 +61,7 @@ class LocalFile(Backend):
             raise
         self._queue: deque[tuple[Request, Completed]] = deque()
         self._busy = False
+        self._sync_error: OSError | None = None
         self._wanted = trio.Event()
         self._room = trio.Event()
 
@@ -116,7 +118,7 @@ class LocalFile(Backend):
     async def deactivate(self) -> None:
         """Make everything durable."""
         try:
-            await trio.to_thread.run_sync(os.fdatasync, self._fd)
+            await trio.to_thread.run_sync(self._sync)
         except OSError as error:
             raise _io_error(self.path, error) from error
 
@@ -156,7 +158,8 @@ class LocalFile(Backend):
         if request.kind is Kind.TRIM or (not request.length and request.kind is not Kind.FLUSH):
             return True
         try:
-            if request.kind is Kind.READ and NOWAIT is not None and request.buffer is not None:
+            if request.kind is Kind.READ and NOWAIT is not None and request.length <= PIECE_BYTES:
+                assert request.buffer is not None
                 return os.preadv(self._fd, [request.buffer], request.offset, NOWAIT) == request.length
             if request.kind is Kind.WRITE and request.length <= SHORT_BYTES and not request.fua:
                 assert request.buffer is not None
@@ -209,7 +212,18 @@ class LocalFile(Backend):
             for at in range(0, request.length, PIECE_BYTES):
                 _write_all(self._fd, zeros[: request.length - at], request.offset + at)
         if request.fua or request.kind is Kind.FLUSH:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Make what was written durable. *Safety*: when it has failed once, the kernel takes the pages for clean, and
+        another sync would succeed without them; so none does."""
+        if self._sync_error is not None:
+            raise self._sync_error
+        try:
             os.fdatasync(self._fd)
+        except OSError as error:
+            self._sync_error = error
+            raise
 
 
 def _open(path: Path, read_only: bool) -> tuple[int, bool]:

@@ -174,6 +174,30 @@ async def test_a_file_that_became_shorter_fails_its_reads(image: Path) -> None:
         assert await read(file, 0, BLOCK) == pattern(SIZE)[:BLOCK]
 
 
+async def test_no_flush_succeeds_after_one_that_failed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel drops what it could not write, and the next sync would know nothing of it."""
+    file = LocalFile(image, BLOCK)
+    failing = [OSError(errno.EIO, "input/output error")]
+
+    def sync(descriptor: int) -> None:
+        if failing:
+            raise failing.pop()
+
+    monkeypatch.setattr(local_file_module.os, "fdatasync", sync)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.run)
+            await write(file, 0, pattern(BLOCK))
+            for request in (Request(Kind.FLUSH), Request(Kind.FLUSH), write_request(0, pattern(BLOCK), fua=True)):
+                with pytest.raises(errors.IoError, match=r"image\.raw: input/output error"):
+                    await do(file, request)
+            with pytest.raises(errors.IoError):
+                await file.deactivate()
+            nursery.cancel_scope.cancel()
+    finally:
+        file.close()
+
+
 async def test_a_file_that_changed_its_size_is_noticed_by_the_volume(image: Path) -> None:
     file = LocalFile(image, BLOCK)
     try:
