@@ -35,6 +35,8 @@ Defer = Callable[[Callable[[], None]], None]
 """Run a function soon, on the same thread, from outside of any completion."""
 
 WRITES = frozenset({Kind.WRITE, Kind.WRITE_UNWRITTEN})
+PLAIN = WRITES | {Kind.READ}
+"""What a sub-volume gets as it came, also over a parent."""
 
 
 class _Whole:
@@ -241,11 +243,17 @@ class LayeredDevice:
     def _cut(self, whole: _Whole, parts: list[list[Request]]) -> None:
         request, parent_end, layout = whole.request, self._parent_end, self._layout
         offset, end = request.offset, request.offset + request.length
-        if parent_end <= offset < end <= layout.ends[child := layout.at(offset)]:
+        plain = offset >= parent_end or request.kind in PLAIN
+        if plain and offset < end <= layout.ends[child := layout.at(offset)]:
             # Most requests lie in one sub-volume. *Optimisation*: what is below would do the same.
             whole.missing = 1
             part = Request(request.kind, offset - layout.starts[child], request.length, request.buffer, cookie=whole)
             part.fua, part.no_hole, part.owned = request.fua, request.no_hole, request.owned
+            if request.kind is Kind.READ and offset < parent_end:
+                if part.owned is None:
+                    part.owned = np.empty(request.length // self._block_size, np.bool_)
+                part.cookie = _Part(whole, offset)
+                self._reads_over_parent += 1
             parts[child].append(part)
             return
         if request.kind is Kind.TRIM:
@@ -302,16 +310,17 @@ class LayeredDevice:
         """Ask the parent for what the sub-volume never wrote."""
         parent, owned, size = self._parent, part.owned, self._block_size
         assert parent is not None and owned is not None and part.buffer is not None
-        blocks = min(len(owned), (min(parent.size_bytes, self._size_bytes) - cookie.position) // size)
+        blocks = min(len(owned), (parent.size_bytes - cookie.position) // size)
+        found = owned.tobytes()[:blocks]
         reported = cookie.whole.request.owned is not None
-        for start, stop in holes(owned[:blocks]):
-            wanted = ~owned[start:stop]
+        for start, stop in holes(found):
             buffer = part.buffer[start * size : stop * size]
             flags = owned[start:stop] if reported else None
-            if wanted.all():
+            if found.find(1, start, stop) < 0:
                 below = Request(Kind.READ, cookie.position + start * size, len(buffer), buffer, owned=flags)
                 below.cookie = _Below(cookie.whole, buffer, flags, None)
             else:
+                wanted = ~owned[start:stop]
                 beside = np.zeros(stop - start, np.bool_) if reported else None
                 below = Request(Kind.READ, cookie.position + start * size, len(buffer), owned=beside)
                 below.buffer = memoryview(bytearray(len(buffer)))

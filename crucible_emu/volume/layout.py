@@ -14,9 +14,6 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 RUNS_MAX = 4
 """Holes of one read that are fetched one by one from the parent; where there are more, one read spans them all. Eight
 requests of a block each cost about as much as one request of a MiB in the same process, and far more over a network."""
@@ -56,18 +53,16 @@ class Layout:
             index += 1
 
 
-def holes(owned: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def holes(owned: bytes) -> list[tuple[int, int]]:
     """What a read did not find in its own layer, as half-open runs of blocks: each by itself where they are few, else
-    one run from the first to the last."""
-    missing = np.flatnonzero(~owned)
-    if not len(missing):
-        return []
-    first, last = int(missing[0]), int(missing[-1]) + 1
-    if last - first == len(missing):
-        return [(first, last)]
-    cuts = np.flatnonzero(np.diff(missing) != 1)
-    if len(cuts) >= RUNS_MAX:
-        return [(first, last)]
-    starts = missing[np.concatenate(([0], cuts + 1))]
-    stops = missing[np.concatenate((cuts, [len(missing) - 1]))] + 1
-    return list(zip(starts.tolist(), stops.tolist()))
+    one from the first to the last. ``owned``: one byte a block, 0 or 1."""
+    runs: list[tuple[int, int]] = []
+    start = owned.find(0)
+    while start >= 0:
+        stop = owned.find(1, start)
+        stop = len(owned) if stop < 0 else stop
+        runs.append((start, stop))
+        if len(runs) > RUNS_MAX:
+            return [(runs[0][0], owned.rfind(0) + 1)]
+        start = owned.find(0, stop)
+    return runs
