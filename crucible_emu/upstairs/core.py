@@ -166,7 +166,7 @@ class UpstairsCore(Dispatcher):
         if connected:
             client.stop_requested = True
             self._actions.append(Hangup(client.index, client.connection_id))
-            if reason in FAULTS:
+            if reason in FAULTS and reason is not StopReason.OFFLINE_DEACTIVATED:
                 self.report("warning", "replica faulted", client=client.index, reason=reason.value)
             self.skip_jobs(client)
         else:

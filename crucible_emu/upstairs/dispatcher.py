@@ -329,6 +329,9 @@ class Dispatcher(ABC):
         if job_id < self.clients[client].knows_from:
             return False
         found = self.jobs.find(job_id)
+        if found is not None and found.kind is JobKind.READ:
+            # A read that was tried elsewhere first has an old id, which a flush may have made this replica forget.
+            return bool(found.in_progress[client])
         return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
 
     @abstractmethod

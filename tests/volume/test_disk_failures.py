@@ -277,7 +277,6 @@ async def test_leaving_a_disk_of_which_two_replicas_are_gone_says_that_the_last_
     monkeypatch.setattr(region_set_module, "FAREWELL_TIMEOUT_S", 0.2)
     directory = fresh_disk()
     expect_log("connection ended", at_least=2)
-    expect_log("replica faulted", at_least=2)
     async with region_set(replicas(directory)) as servers:
         with pytest.RaisesGroup(
             pytest.RaisesExc(errors.IoError, match="2 out of 3"), flatten_subgroups=True, allow_unwrapped=True
