@@ -101,6 +101,7 @@ async def test_aligned_operations_go_on_together() -> None:
         await wait_all_tasks_blocked()
         assert len(turns.waiting) == 6
         nursery.start_soon(file.flush)
+        await wait_all_tasks_blocked()  # tasks that are started together begin in any order
         nursery.start_soon(file.read, 5)
         await wait_all_tasks_blocked()
         assert len(turns.waiting) == 6, "the flush waits for them, and what comes later for the flush"
