@@ -160,18 +160,27 @@ class LayeredDevice:
             return _deeper(await self._parent.allocation(offset, length))
         index = self._layout.at(offset)
         child, length = self._children[index], min(length, self._layout.ends[index] - offset)
-        found: list[Allocation] = []
-        for run in await child.allocation(offset - self._layout.starts[index], length):
-            _extend(found, *await self._origins(offset, run))
-            offset += run.length
-        return found
+        # *Safety*: it counts as a read, so the parent cannot be let go in between; else a hole of the sub-volume that a
+        # scrub has filled meanwhile would be called one of the disk.
+        parent_end = self._parent_end
+        self._reads_over_parent += 1
+        try:
+            found: list[Allocation] = []
+            for run in await child.allocation(offset - self._layout.starts[index], length):
+                _extend(found, *await self._origins(offset, run, parent_end))
+                offset += run.length
+            return found
+        finally:
+            self._reads_over_parent -= 1
+            self._go_on()
 
-    async def _origins(self, offset: int, run: Allocation) -> list[Allocation]:
+    async def _origins(self, offset: int, run: Allocation, parent_end: int) -> list[Allocation]:
         """A run of the sub-volume at ``offset``, with the parent seen through its holes."""
         found: list[Allocation] = []
         end = offset + run.length
-        while run.depth == 0 and offset < min(end, self._parent_end) and self._parent is not None:
-            below = _deeper(await self._parent.allocation(offset, min(end, self._parent_end) - offset))
+        while run.depth == 0 and offset < min(end, parent_end):
+            assert self._parent is not None
+            below = _deeper(await self._parent.allocation(offset, min(end, parent_end) - offset))
             _extend(found, *below)
             offset += sum(each.length for each in below)
         if offset < end:
@@ -213,6 +222,7 @@ class LayeredDevice:
         for request in requests:
             whole = _Whole(request, completed)
             if request.kind is Kind.FLUSH:
+                request.error = None
                 for wanted in parts:
                     wanted.append(self._part(whole, Piece(0, 0, 0, 0)))
             else:

@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from volume_rig import BLOCK, SlowDevice, Turns
 
 from crucible_emu import errors
-from crucible_emu.blockio import Kind, Request
+from crucible_emu.blockio import Allocation, Kind, Request
 from crucible_emu.blockio_memory import MemoryDevice
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.volume import scrub as scrub_module
@@ -502,6 +502,35 @@ async def test_race_of_a_read_below_with_the_end_of_a_scrub() -> None:
     assert story == ["activate P", "read"] and bytes(found.buffer or b"") == b"\x09" * BLOCK
     await scrub(volume, turns)
     assert story == ["activate P", "read", "deactivate P"]
+
+
+async def test_race_of_a_map_with_the_end_of_a_scrub() -> None:
+    """The sub-volume has said "never written", then a scrub fills it: the parent is still there to be asked."""
+    child, parent = MemoryDevice(2 * BLOCK, BLOCK), MemoryDevice(2 * BLOCK, BLOCK)
+    await write(parent, 0, b"\x09" * (2 * BLOCK))
+    asked, go_on, real = trio.Event(), trio.Event(), parent.allocation
+
+    async def slow(offset: int, length: int) -> list[Allocation]:
+        asked.set()
+        await go_on.wait()
+        return await real(offset, length)
+
+    parent.allocation = slow  # type: ignore[method-assign]
+    volume = Volume(BLOCK, [child], parent)
+    found: list[Allocation] = []
+
+    async def look() -> None:
+        found.extend(await volume.allocation(0, 2 * BLOCK))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await asked.wait()
+        nursery.start_soon(volume.scrub)
+        await wait_all_tasks_blocked()
+        assert child.depths.all() and volume.parent is not None
+        go_on.set()
+    assert found == [Allocation(2 * BLOCK, 2)] and volume.parent is None
+    assert await volume.allocation(0, 2 * BLOCK) == [Allocation(2 * BLOCK, 1)]
 
 
 async def scrub_until_stuck(volume: Volume, turns: Turns) -> None:
