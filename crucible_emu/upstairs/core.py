@@ -46,6 +46,9 @@ from crucible_emu.upstairs.states import (
 )
 from crucible_emu.wire import messages as m
 
+REFUSALS_MAX = 2
+"""After so many refused promotions in a row a replica counts as taken by another Upstairs."""
+
 
 class UpstairsCore(Dispatcher):
     """The state of one Upstairs; see the module's essay. Take what it wants done with :meth:`take_actions`."""
@@ -78,6 +81,8 @@ class UpstairsCore(Dispatcher):
         self.state = next_upstairs_state(self.state, UpstairsEvent.ACTIVATE)
         self.disabled_by = None
         self._activation = handle
+        for client in self.clients:
+            client.refusals = 0
         for client in self.clients:
             if client.state.phase is Phase.WAIT_CONNECT:
                 self.move(client, ClientEvent.ACTIVATION_REQUESTED)
@@ -135,6 +140,8 @@ class UpstairsCore(Dispatcher):
             return
         level = "info" if client.stop_requested else "warning"
         self.report(level, "connection ended", client=index, state=str(client.state), why=why)
+        if client.state.phase is Phase.WAIT_FOR_PROMOTE:
+            client.refusals += 1
         was_reconciling = client.state.phase is Phase.RECONCILE
         self._come_to_rest(client)
         if client.state.mode is Mode.OFFLINE:
@@ -145,7 +152,21 @@ class UpstairsCore(Dispatcher):
             self.skip_jobs(client)
         if was_reconciling or any(other.state.phase is Phase.RECONCILE for other in self.clients):
             self.abort_reconciliation(f"client {index}: {why}")
+        self._check_refusals()
         self.progress()
+
+    def _check_refusals(self) -> None:
+        """*Liveness*: a Downstairs that serves an Upstairs with a higher generation closes the connection and says
+        nothing (§4.4). When two have done so again and again, waiting longer is of no use."""
+        refusing = [client.index for client in self.clients if client.refusals >= REFUSALS_MAX]
+        if self.state is UpstairsState.GO_ACTIVE and len(refusing) >= 2:
+            names = " and ".join(map(str, refusing))
+            self.disable(
+                errors.IoError(
+                    f"replicas {names} refuse generation {self.generation}: another Upstairs with one at least "
+                    "as high is active; activate with a higher one to take over"
+                )
+            )
 
     def _come_to_rest(self, client: Client) -> None:
         replayable = self.identity.remote and self.can_replay and self.repair is None
