@@ -16,7 +16,7 @@ from crucible_emu.region import Region
 from crucible_emu.region.digest import region_digest
 from crucible_emu.region.verify import verify_region
 from crucible_emu.region.view import RegionView
-from crucible_emu.volume import attach, vcr
+from crucible_emu.volume import vcr
 
 MEGABYTE = 1 << 20
 
@@ -42,7 +42,7 @@ def test_the_proof_with_an_image_of_ones_own(tmp_path: Path) -> None:
     assert found["region_digests"] == digests
     assert digests[0] == digests[2] != digests[VICTIM]
     assert all(not list(verify_region(region)) for client, region in enumerate(regions) if client != VICTIM)
-    request = attach.region_of(vcr.load(keep / "vcr.json"))
+    (request,) = vcr.load(keep / "vcr.json").sub_volumes
     definition: RegionDefinition = regions[0].definition
     assert (request.extent_count, request.blocks_per_extent) == (definition.extent_count, definition.blocks_per_extent)
     with Region.open(keep / "region-0") as region:

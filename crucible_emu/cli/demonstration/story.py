@@ -27,7 +27,6 @@ from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, RegionDefinition, cut_into
 from crucible_emu.region import Region
 from crucible_emu.region.digest import region_digest
 from crucible_emu.region.view import RegionView
-from crucible_emu.upstairs.guest import Guest
 from crucible_emu.volume import vcr
 from crucible_emu.volume.attach import attach
 from crucible_emu.volume.image import copy_in, digest
@@ -130,7 +129,7 @@ def whole_blocks(source: Source, folder: Path) -> Source:
 class Tripwire:
     """A block device that calls ``action`` once, in the middle of the work: when ``after_bytes`` were written."""
 
-    def __init__(self, device: Guest, after_bytes: int, action: Callable[[], None]) -> None:
+    def __init__(self, device: BlockDevice, after_bytes: int, action: Callable[[], None]) -> None:
         self._device = device
         self._left = after_bytes
         self._action: Callable[[], None] | None = action
