@@ -55,9 +55,9 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.volume.{name}"
-        for name in ("attach", "backend", "construction", "image", "local_disk", "local_file", "pseudo_file")
+        for name in ("attach", "backend", "construction", "image", "kept_running", "local_disk", "local_file")
     ),
-    *(f"crucible_emu.volume.{name}" for name in ("region_set", "scrub", "url", "volume")),
+    *(f"crucible_emu.volume.{name}" for name in ("pseudo_file", "region_set", "scrub", "url", "volume")),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
 }
 OUTSIDE_WORLD = {
