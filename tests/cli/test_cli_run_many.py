@@ -1,0 +1,175 @@
+"""``crucible-emu downstairs run-many``: real Downstairs under one command, its control API, its end and its death."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from command_rig import Command, one_sentence, outcome, pattern, refusal, running, unix_uri
+from nbd_plain_client import PlainClient
+
+from crucible_emu.nbd import protocol as p
+from crucible_emu.supervisor import layout
+from crucible_emu.volume import vcr
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+SMALL = ("--create", "--extent-size", 16, "--extent-count", 4, "--control", "127.0.0.1:0", "--json")
+WAIT_S = 30
+
+
+def free_base(count: int = 3) -> int:
+    """A port base whose data and repair ports are free now."""
+    for base in range(20100, 40000, 97):
+        ports = [port + above for port in range(base, base + 10 * count, 10) for above in (0, 4000)]
+        if all(is_free(port) for port in ports):
+            return base
+    raise AssertionError("no ports are free")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def call(command: Command, method: str, path: str) -> Any:
+    answer = httpx2.request(method, command.ready["control"] + path, trust_env=False)
+    assert answer.status_code in (200, 204), answer.text
+    return answer.json() if answer.status_code == 200 else None
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for other processes."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # A child of a dead parent may wait for init to take note of its end.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_disk_from_run_many_is_attached_and_survives_stop_and_restart(tmp_path: Path) -> None:
+    file, uri = tmp_path / "disk.json", unix_uri(tmp_path / "nbd.sock")
+    data = pattern(4096)
+
+    async def write(client: PlainClient) -> None:
+        await client.write(8192, data)
+        assert (await client.call(p.Command.FLUSH)).errno == 0
+
+    async def read(client: PlainClient) -> bytes:
+        return await client.read(8192, 4096)
+
+    with running("downstairs", "run-many", tmp_path / "ds", *SMALL, "--vcr", file, "--port-base", free_base()) as many:
+        assert many.ready["vcr"] == json.loads(file.read_text())
+        with running("attach", file, "--nbd", uri, "--json") as attached:
+            attached.talk(write)
+            before = call(many, "GET", "/pid/cid/1")
+            call(many, "POST", "/enablerestart/cid/1")
+            call(many, "POST", "/stop/cid/1")
+            wait_until(lambda: call(many, "GET", "/pid/cid/1") not in (None, before))
+            call(many, "POST", "/signal/cid/2/stop")
+            assert attached.talk(read) == data
+            call(many, "POST", "/signal/cid/2/cont")
+            assert attached.end()[0] == 0
+        code, out, err = many.end()
+        assert (code, err) == (0, "")
+        states = [json.loads(line) for line in out.splitlines()]
+        assert {each["state"] for each in states if each["cid"] == 1} >= {"stopping", "exit", "starting", "running"}
+        assert all(each["event"] == "state" for each in states)
+    # The next start knows which generation is due, and its document can be attached again.
+    with running(
+        "downstairs",
+        "run-many",
+        tmp_path / "ds",
+        *SMALL[1:],
+        "--vcr",
+        file,
+        "--port-base",
+        many.ready["downstairs"][0]["port"],
+    ) as many:
+        with running("attach", file, "--nbd", uri, "--json") as attached:
+            assert attached.talk(read) == data
+            attached.end_well()
+        many.end_well()
+
+
+def test_death_of_the_supervisor_takes_every_downstairs_along(tmp_path: Path) -> None:
+    with running("downstairs", "run-many", tmp_path / "ds", *SMALL, "--port-base", free_base()) as many:
+        pids = [each["pid"] for each in many.ready["downstairs"]]
+        # One of them stands still at that time: it goes when it goes on.
+        call(many, "POST", "/signal/cid/2/stop")
+        many.process.kill()
+        wait_until(lambda: gone(pids[0]) and gone(pids[1]))
+        assert not gone(pids[2])
+        os.kill(pids[2], signal.SIGCONT)
+        wait_until(lambda: gone(pids[2]))
+
+
+def test_shutdown_over_http_and_an_encrypted_disk(tmp_path: Path) -> None:
+    file, key = tmp_path / "disk.json", tmp_path / "key"
+    key.write_text(KEY)
+    arguments = (tmp_path / "ds", *SMALL, "--encrypt", key, "--vcr", file, "--port-base", free_base(4), "--count", 4)
+    with running("downstairs", "run-many", *arguments) as many:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        (region_set,) = vcr.load(file).sub_volumes  # type: ignore[union-attr]
+        assert isinstance(region_set, vcr.RegionRequest)
+        assert region_set.opts.key is not None and region_set.opts.key.get_secret_value() == KEY
+        assert call(many, "GET", "/regioncount") == 4  # the fourth is a spare
+        assert call(many, "GET", "/vcr")["sub_volumes"][0]["gen"] > region_set.gen
+        call(many, "POST", "/shutdown")
+        assert many.process.wait(WAIT_S) == 0
+
+
+def test_a_port_in_use_is_one_sentence_and_nothing_stays_running(tmp_path: Path) -> None:
+    base = free_base()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", base + 10))
+        taken.listen()
+        code, out, err = outcome("downstairs", "run-many", tmp_path / "ds", *SMALL, "--port-base", base)
+    assert (code, out) == (2, "")
+    assert one_sentence(err) == (
+        f"Downstairs 1 (port {base + 10}) did not become ready: "
+        f"the Downstairs cannot listen on 127.0.0.1 port {base + 10}: address already in use"
+    )
+
+
+def test_refusals_of_run_many(tmp_path: Path, capsys: Any) -> None:
+    many = ("downstairs", "run-many")
+    made = layout.places([tmp_path / "made"], 3, layout.PORT_BASE)
+    layout.make_regions(made, block_size=512, blocks_per_extent=4, extent_count=2, encrypted=True)
+    for arguments, words in (
+        ((tmp_path / "none",), "there is no region in"),
+        ((tmp_path / "none", "--cleanup"), "say both"),
+        ((tmp_path / "none", "--count", 0), "at least 1"),
+        ((tmp_path / "a", tmp_path / "b"), "2 directories were given for 3 regions"),
+        ((tmp_path / "none", "--random-stop", "9"), "'9' is no window of random stops"),
+        ((tmp_path / "none", "--random-stop", "9-9"), "write MIN-MAX in seconds"),
+        ((tmp_path / "none", "--control", "here"), "--control: 'here' is not an address"),
+        ((tmp_path / "none", "--create", "--block-size", 1000), "block size 1000 is not usable"),
+        ((tmp_path / "made",), "the regions are encrypted: give their key"),
+        ((tmp_path / "made", "--create"), "say --cleanup"),
+        ((tmp_path / "made", "--encrypt", tmp_path / "no-key"), "cannot read the key file"),
+    ):
+        code, sentence = refusal(capsys, *many, *arguments)
+        assert code in (1, 2)
+        assert words in sentence
+    assert not (tmp_path / "none").exists()
