@@ -86,6 +86,7 @@ def test_a_disk_from_run_many_is_attached_and_survives_stop_and_restart(tmp_path
             call(many, "POST", "/enablerestart/cid/1")
             call(many, "POST", "/stop/cid/1")
             wait_until(lambda: call(many, "GET", "/pid/cid/1") not in (None, before))
+            wait_until(lambda: call(many, "GET", "/allrunning"))
             call(many, "POST", "/signal/cid/2/stop")
             assert attached.talk(read) == data
             call(many, "POST", "/signal/cid/2/cont")
