@@ -44,6 +44,23 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class RepairNews:
+    """A repair or reconciliation has begun, gone on, or ended (§15.4).
+
+    ``what``: "start", "progress" or "finish"; ``repair_type``: "live" or "reconciliation"; ``number`` tells the runs
+    of one Upstairs apart. ``current`` of ``total`` counts extents in a live repair, steps in a reconciliation.
+    """
+
+    what: str
+    repair_type: str
+    number: int
+    clients: tuple[int, ...]
+    current: int
+    total: int
+    aborted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Something a person may want to know: goes to the log. ``fields`` never hold a key."""
 
@@ -52,4 +69,4 @@ class Report:
     fields: dict[str, Any]
 
 
-Action = Connect | Send | Hangup | Answer | Report
+Action = Connect | Send | Hangup | Answer | Report | RepairNews

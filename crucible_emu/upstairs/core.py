@@ -10,7 +10,8 @@ What it guarantees:
 * A flush is acknowledged when two replicas hold all that was acknowledged before it (three for a snapshot).
 * The Upstairs becomes active only when all three replicas hold the same bytes, and never with a generation that is not
   above every generation stored.
-* A replica that missed anything is out until it was repaired; the disk goes on with two.
+* A replica that was away is sent what it missed; one that missed too much is out until it was repaired, extent by
+  extent, while the disk goes on with the others.
 * A message that does not fit costs its sender the connection; it never stops the disk.
 
 States change through the tables of :mod:`crucible_emu.upstairs.states`; acknowledgement follows the table of
@@ -23,16 +24,19 @@ from typing import Any
 
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
-from crucible_emu.upstairs.actions import Answer, Connect, Hangup
+from crucible_emu.upstairs.actions import Answer, Connect, Hangup, RepairNews
 from crucible_emu.upstairs.dispatcher import Client, Dispatcher, Identity
 from crucible_emu.upstairs.jobs import Job
+from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.negotiation import HANDLERS
 from crucible_emu.upstairs.reconciliation import Collation, Reconciliation, Step, collate
+from crucible_emu.upstairs.replacement import ReplaceResult, decide
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import (
     FAULTS,
     ClientEvent,
     IllegalTransition,
+    Mode,
     Phase,
     StopReason,
     UpstairsEvent,
@@ -49,11 +53,14 @@ class UpstairsCore(Dispatcher):
     def __init__(self, identity: Identity, generation: int, definition: RegionDefinition | None = None) -> None:
         super().__init__(identity, generation, definition)
         self.reconciliation: Reconciliation | None = None
-        self.reconciled_extents = 0
+        self.reconciled_extents = self.reconciliations_aborted = 0
+        self.repair: LiveRepair | None = None
+        self.repairs_begun = self.activations = 0
         self.disabled_by: errors.CrucibleError | None = None
         self._collation = Collation(1, 1, ())
         self._activation: Any = None
         self._deactivation: Any = None
+        self._progressing = False
 
     # -- requests of the guest about the disk as a whole --------------------------------------------------------------
 
@@ -94,7 +101,7 @@ class UpstairsCore(Dispatcher):
             self._actions.append(Answer(handle, errors.UpstairsInactive()))
         else:
             if self.need_flush or len(self.jobs):
-                self._submit_flush(None)
+                self.submit_flush(None)
             self._deactivation = handle
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATE)
             self.progress()
@@ -103,6 +110,21 @@ class UpstairsCore(Dispatcher):
         """Give up an activation that is under way, for example because the caller will not wait longer."""
         if self.state is UpstairsState.GO_ACTIVE:
             self.disable(error)
+
+    def replace_downstairs(self, old: str, new: str) -> ReplaceResult:
+        """Put the Downstairs at ``new`` in place of the one at ``old`` (§9), in any state. Raises
+        :class:`errors.ReplaceRequestInvalid`."""
+        targets, states = [c.target for c in self.clients], [c.state for c in self.clients]
+        result, leaving = decide(targets, states, old, new)
+        if leaving is not None:
+            client = self.clients[leaving]
+            client.target = new
+            client.replaced += 1
+            client.region_uuid = None
+            self.report("info", "replica is replaced", client=leaving, old=old, new=new)
+            self.stop_client(client, StopReason.REPLACING)
+            self.progress()
+        return result
 
     # -- clients coming and going -------------------------------------------------------------------------------------
 
@@ -115,13 +137,19 @@ class UpstairsCore(Dispatcher):
         self.report(level, "connection ended", client=index, state=str(client.state), why=why)
         was_reconciling = client.state.phase is Phase.RECONCILE
         self._come_to_rest(client)
-        self._skip_jobs(client)
+        if client.state.mode is Mode.OFFLINE:
+            self.hand_over_reads(client)
+            if self.owes_too_much(client):
+                self.fall_behind(client)
+        else:
+            self.skip_jobs(client)
         if was_reconciling or any(other.state.phase is Phase.RECONCILE for other in self.clients):
             self.abort_reconciliation(f"client {index}: {why}")
         self.progress()
 
     def _come_to_rest(self, client: Client) -> None:
-        self.move(client, ClientEvent.STOPPED)
+        replayable = self.identity.remote and self.can_replay and self.repair is None
+        self.move(client, ClientEvent.STOPPED, replayable=replayable)
         client.connection_id += 1
         client.stop_requested = False
         client.repair_address = None
@@ -140,37 +168,65 @@ class UpstairsCore(Dispatcher):
             self._actions.append(Hangup(client.index, client.connection_id))
             if reason in FAULTS:
                 self.report("warning", "replica faulted", client=client.index, reason=reason.value)
-            self._skip_jobs(client)
+            self.skip_jobs(client)
         else:
+            self.skip_jobs(client)
             self._come_to_rest(client)
 
-    def _skip_jobs(self, client: Client) -> None:
-        """What the client has in progress will not be done by it: skip it and answer what can be answered (§6.5)."""
-        for job in self.jobs:
-            if job.in_progress[client.index]:
-                self.jobs.settle(job, client.index, job.full, job.skipped)
-                if job.kind is JobKind.READ and not any(job.done):
-                    job.failed[client.index] |= job.full
-                    self._retry_read(job, None)
-                else:
-                    self._check(job)
+    def fall_behind(self, client: Client) -> None:
+        self.report("info", "replica is too far behind to be replayed to", client=client.index)
+        self.move(client, ClientEvent.FELL_BEHIND)
+        self.skip_jobs(client)
 
-    def move(self, client: Client, event: ClientEvent, reason: StopReason | None = None) -> None:
-        client.state = next_client_state(client.state, event, self.state, reason=reason)
+    def move(
+        self, client: Client, event: ClientEvent, reason: StopReason | None = None, *, replayable: bool = False
+    ) -> None:
+        client.state = next_client_state(client.state, event, self.state, replayable=replayable, reason=reason)
         self.members_changed()
 
+    @property
+    def busy(self) -> bool:
+        return self.repair is not None or self.state is UpstairsState.DEACTIVATING
+
     def progress(self) -> None:
-        """Push a deactivation as far as it goes (§4.6)."""
-        if self.state is not UpstairsState.DEACTIVATING:
+        """After an event: push on a live repair, begin one that is due, push on a deactivation. Entered again from
+        within, it leaves the rest to the call further out."""
+        if self._progressing:
             return
+        self._progressing = True
+        try:
+            self.check_live_repair()
+            if self.repair is not None:
+                self.repair.advance()
+            if self.state is UpstairsState.DEACTIVATING and self.repair is None:
+                self._progress_deactivation()
+        finally:
+            self._progressing = False
+
+    def _progress_deactivation(self) -> None:
+        """Close the connections of the replicas that have done everything (§4.6)."""
         for client in self.clients:
+            if client.state.connecting and client.state.mode is Mode.OFFLINE:
+                self.stop_client(client, StopReason.OFFLINE_DEACTIVATED)
             if not client.state.parked and not self.jobs.jobs_in_progress[client.index]:
                 self.stop_client(client, StopReason.DEACTIVATED)
         if all(client.state.parked for client in self.clients):
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATED)
-            self.tracker.clear()
+            self.forget_history()
             handle, self._deactivation = self._deactivation, None
             self._actions.append(Answer(handle, None))
+
+    # -- live repair --------------------------------------------------------------------------------------------------
+
+    def repair_reaches(self, job: Job) -> bool:
+        return self.repair is None or self.repair.reaches(job)
+
+    def limited_flush(self, job: Job, client: Client) -> m.Flush:
+        assert self.repair is not None
+        return self.repair.limited_flush(job, client)
+
+    def is_of_repair(self, job_id: int) -> bool:
+        return self.repair is not None and job_id in self.repair.ids
 
     def disable(self, error: errors.CrucibleError) -> None:
         """Stop using the disk for a reason that trying again does not cure by itself (§3). Whoever waits is told."""
@@ -179,7 +235,7 @@ class UpstairsCore(Dispatcher):
         self.report("warning", "disk disabled", error=str(error))
         self.state = next_upstairs_state(self.state, UpstairsEvent.DISABLE)
         self.disabled_by = error
-        self.reconciliation = None
+        self.reconciliation = self.repair = None
         self.all_were_away()
         for waiter in (self._activation, self._deactivation):
             if waiter is not None:
@@ -192,8 +248,8 @@ class UpstairsCore(Dispatcher):
                 self._actions.append(Answer(job.handle, error))
             for index in CLIENTS:
                 self.jobs.settle(job, index, job.full, job.skipped)
-            self._forget(job)
-        self.tracker.clear()
+        self._waiting_reads.clear()
+        self.forget_history()
         for client in self.clients:
             if not client.state.parked:
                 self.stop_client(client, StopReason.DISABLED)
@@ -225,17 +281,36 @@ class UpstairsCore(Dispatcher):
         self._reconcile(collation, ClientEvent.MISMATCHES_FOUND)
 
     def check_live_repair(self) -> None:
-        """A client is ready for live repair: a read-only one just joins; all three at once are reconciled (§8.1)."""
+        """Whether replicas are ready for live repair: read-only ones just join, all three at once are reconciled, one
+        or two are repaired from one that is active (§8.1)."""
+        if self.state is not UpstairsState.ACTIVE or self.repair is not None:
+            return
+        ready = [client for client in self.clients if client.state.phase is Phase.LIVE_REPAIR_READY]
+        if not ready:
+            return
         if self.identity.read_only:
-            for client in self.clients:
-                if client.state.phase is Phase.LIVE_REPAIR_READY:
-                    self.move(client, ClientEvent.LIVE_REPAIR_SKIPPED)
-        elif self.state is UpstairsState.ACTIVE and all(
-            client.state.phase is Phase.LIVE_REPAIR_READY for client in self.clients
-        ):
+            for client in ready:
+                client.ro_lr_skipped += 1
+                self.move(client, ClientEvent.LIVE_REPAIR_SKIPPED)
+        elif len(ready) == len(self.clients):
             self.all_were_away()
-            collation = collate([client.versions for client in self.clients if client.versions is not None])
+            collation = collate([client.versions for client in ready if client.versions is not None])
             self._reconcile(collation, ClientEvent.ALL_NEED_REPAIR)
+        elif self.readers:
+            self._begin_live_repair(ready)
+
+    def _begin_live_repair(self, ready: list[Client]) -> None:
+        for client in self.clients:
+            if client.state.connecting and client.state.mode is Mode.OFFLINE:
+                # *Safety*: jobs that it would be sent late could depend on jobs of the repair that it was never sent.
+                self.fall_behind(client)
+        for client in ready:
+            client.knows_from = self.next_job_id
+            client.last_flush = None
+            self.move(client, ClientEvent.LIVE_REPAIR_STARTED)
+        self.repairs_begun += 1
+        self.repair = LiveRepair(self, self.repairs_begun, self.clients[max(self.readers)], ready)
+        self.repair.begin()
 
     def _reconcile(self, collation: Collation, event: ClientEvent) -> None:
         """Make the replicas equal where they differ; they join when they are."""
@@ -247,10 +322,13 @@ class UpstairsCore(Dispatcher):
         for client in self.clients:
             self.move(client, event)
         self._collation = collation
+        self.repairs_begun += 1
         self.reconciliation = Reconciliation(collation.mends)
+        self._tell_reconciliation("start", self.reconciliation)
         self.next_reconciliation_step()
 
     def _all_joined(self) -> None:
+        self.forget_history()
         for client in self.clients:
             self.move(client, ClientEvent.JOINED)
         self._become_active()
@@ -258,6 +336,7 @@ class UpstairsCore(Dispatcher):
     def _become_active(self) -> None:
         if self.state is UpstairsState.GO_ACTIVE:
             self.state = next_upstairs_state(self.state, UpstairsEvent.QUORUM)
+            self.activations += 1
             handle, self._activation = self._activation, None
             self._actions.append(Answer(handle, None))
 
@@ -268,12 +347,14 @@ class UpstairsCore(Dispatcher):
         if clients is None:
             self.reconciliation = None
             self.reconciled_extents = work.done // 4
+            self._tell_reconciliation("finish", work)
             self.report("info", "reconciliation done", extents=self.reconciled_extents)
             self._all_joined()
             return
         assert work.mend is not None
         address = self.clients[work.mend.source].repair_address
         assert address is not None
+        self._tell_reconciliation("progress", work)
         message = reconciliation_message(work, self._collation.max_flush, self._collation.max_gen, address)
         for client in clients:
             self.send(client, message)
@@ -281,10 +362,18 @@ class UpstairsCore(Dispatcher):
     def abort_reconciliation(self, why: str) -> None:
         """Start again from the beginning; extents that were mended compare equal then (§7.5)."""
         self.report("warning", "reconciliation aborted", why=why)
+        self.reconciliations_aborted += 1
+        if self.reconciliation is not None:
+            self._tell_reconciliation("finish", self.reconciliation, aborted=True)
         self.reconciliation = None
         for client in self.clients:
             if client.state.phase is Phase.RECONCILE:
                 self.stop_client(client, StopReason.FAILED_RECONCILE)
+
+    def _tell_reconciliation(self, what: str, work: Reconciliation, *, aborted: bool = False) -> None:
+        self.notify(
+            RepairNews(what, "reconciliation", self.repairs_begun, CLIENTS, work.done, work.needed, aborted=aborted)
+        )
 
     # -- messages -----------------------------------------------------------------------------------------------------
 

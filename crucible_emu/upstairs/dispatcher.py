@@ -5,7 +5,8 @@ guest by the table of :mod:`crucible_emu.upstairs.rules` when replicas report. :
 :class:`~crucible_emu.upstairs.core.UpstairsCore`, which adds who is connected; like it, it is synchronous and pure.
 
 What it guarantees: every job that was taken is answered exactly once, whatever happens to the replicas; a read that
-fails on one replica is tried on every other before it fails.
+fails on one replica is tried on every other before it fails. What is not flushed stays in the job table, in the order
+of its ids, so that a replica which was away for a while can be sent all that it missed (:meth:`Dispatcher.replay`).
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from uuid import UUID
 
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
-from crucible_emu.upstairs.actions import Action, Answer, Report, Send
+from crucible_emu.upstairs.actions import Action, Answer, RepairNews, Report, Send
 from crucible_emu.upstairs.dependencies import DependencyTracker
 from crucible_emu.upstairs.jobs import FIRST_JOB_ID, Job, JobTable
 from crucible_emu.upstairs.reconciliation import ExtentVersions
-from crucible_emu.upstairs.rules import CLIENTS, RULES, Dispatch, JobKind, dispatch
+from crucible_emu.upstairs.rules import CLIENTS, FLUSHES, RETIRING, RULES, WRITES, Dispatch, JobKind, dispatch
 from crucible_emu.upstairs.states import INITIAL_CLIENT_STATE, ClientState, Phase, StopReason, UpstairsState
 from crucible_emu.wire import messages as m
 
 FINISHED_JOBS_MAX = 10_000
 FINISHED_BYTES_MAX = 64 * 1024 * 1024
-"""A barrier is due after this much since the last flush or barrier; it bounds what a Downstairs remembers (§6.10)."""
+"""A barrier is due after this much since the last flush or barrier; it bounds what both sides remember (§6.10)."""
+OFFLINE_JOBS_MAX = 1000
+OFFLINE_BYTES_MAX = 50 * 1024 * 1024
+"""A replica that is away and owes more than this is not waited for: it is repaired when it comes back (§6.12)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +47,40 @@ class Identity:
 
 
 class Client:
-    """What the Upstairs knows of one replica."""
+    """What the Upstairs knows of one replica.
+
+    ``last_flush``: the id of the newest flush that it acknowledged since the set was made equal. ``knows_from``: jobs
+    with lower ids were never sent over its connection. The counters are those of §15.2.
+    """
 
     __slots__ = (
+        "connected",
         "connection_id",
         "errors",
+        "extents_confirmed",
+        "extents_repaired",
         "index",
+        "knows_from",
+        "last_flush",
+        "live_repair_aborted",
+        "live_repair_completed",
         "region_uuid",
         "repair_address",
+        "replaced",
+        "ro_lr_skipped",
         "state",
         "stop_requested",
+        "target",
         "versions",
     )
 
     def __init__(self, index: int) -> None:
+        self.target = ""
+        self.last_flush: int | None = None
+        self.knows_from = 0
+        self.connected = self.replaced = self.ro_lr_skipped = 0
+        self.live_repair_completed = self.live_repair_aborted = 0
+        self.extents_repaired = self.extents_confirmed = 0
         self.index = index
         self.state: ClientState = INITIAL_CLIENT_STATE
         self.connection_id = 0
@@ -84,6 +108,9 @@ class Dispatcher(ABC):
         self.pending_barriers = 0
         self.finished_jobs = 0
         self.finished_bytes = 0
+        self.can_replay = True
+        """Whether all that a replica may have missed since its last flush is still in the table."""
+        self._waiting_reads: list[Job] = []
         self._last_write = self._flushed_below = 0
         self._writes_lost = False
         # Who accepts work and who is read from, kept because every request asks and they hardly ever change.
@@ -114,6 +141,10 @@ class Dispatcher(ABC):
     def report(self, level: str, event: str, **fields: Any) -> None:
         self._actions.append(Report(level, event, fields))
 
+    def notify(self, news: RepairNews) -> None:
+        """Tell whoever is interested how a repair goes."""
+        self._actions.append(news)
+
     # -- admission ----------------------------------------------------------------------------------------------------
 
     def accepting(self) -> int:
@@ -124,6 +155,10 @@ class Dispatcher(ABC):
         """A client's state has changed."""
         self._accepting = sum(client.state.accepts_io for client in self.clients)
         self.readers = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
+        if self._waiting_reads:
+            waiting, self._waiting_reads = self._waiting_reads, []
+            for job in waiting:
+                self._try_read(job, None)
 
     def admission_error(self, kind: JobKind) -> errors.CrucibleError | None:
         """Why a job of ``kind`` cannot be taken now, or ``None`` (§5.3). *Safety*: refuses what could not be kept."""
@@ -160,15 +195,23 @@ class Dispatcher(ABC):
         self._last_write = job.first_id
         self._enqueue(job)
 
-    def read(self, job: Job, client: int) -> None:
-        """Send an admitted read to ``client``; others are tried when it fails there."""
+    def read(self, job: Job, client: int | None) -> None:
+        """Send an admitted read to ``client``; others are tried when it fails there. With ``None`` it waits for a
+        replica that is away and expected back."""
         self.need_flush = True
-        self._depend_on_writes(job)
         for other in CLIENTS:
             job.skipped[other] = job.full
-        job.skipped[client] = 0
-        job.in_progress[client] = job.full
         self.jobs.add(job)
+        if client is None:
+            self._try_read(job, None)
+        else:
+            self._send_read(job, client)
+
+    def _send_read(self, job: Job, client: int) -> None:
+        # Asked anew at each try: what it waited for may lie before a flush that this client has finished, and a client
+        # forgets what was before its last flush (wire-protocol.md §7.2).
+        self._depend_on_writes(job)
+        self.jobs.restart(job, client)
         self.send(client, job)
 
     def _depend_on_writes(self, job: Job) -> None:
@@ -190,7 +233,7 @@ class Dispatcher(ABC):
             error = errors.IoError("writes since the last flush may be lost: all replicas were away at a time")
             self._actions.append(Answer(handle, error))
         else:
-            self._submit_flush(handle, snapshot)
+            self.submit_flush(handle, snapshot)
 
     def all_were_away(self) -> None:
         """No replica kept its connection, so what was acknowledged and not flushed may be gone. *Safety*: the guest's
@@ -202,9 +245,10 @@ class Dispatcher(ABC):
     def idle_flush(self) -> None:
         """The automatic flush (§6.9): called when nothing happened for the flush interval."""
         if self.state is UpstairsState.ACTIVE and self.need_flush and not any(self.jobs.jobs_in_progress):
-            self._submit_flush(None)
+            self.submit_flush(None)
 
-    def _submit_flush(self, handle: Any, snapshot: str | None = None) -> None:
+    def submit_flush(self, handle: Any, snapshot: str | None = None) -> Job:
+        """A flush that nobody's admission stands in the way of; the job, which may be final already."""
         self.need_flush = False
         job = self.new_job(JobKind.SNAPSHOT_FLUSH if snapshot else JobKind.FLUSH, [0], [0], 0, handle)
         job.flush_number = self.next_flush
@@ -212,6 +256,7 @@ class Dispatcher(ABC):
         job.snapshot = snapshot
         self.next_flush += 1
         self._start_barrier(job)
+        return job
 
     def _start_barrier(self, job: Job) -> None:
         self.pending_barriers += 1
@@ -221,22 +266,52 @@ class Dispatcher(ABC):
     def _enqueue(self, job: Job) -> None:
         if self.identity.remote:
             job.dependencies = self._dependencies(job)
-        targets = []
+        targets: list[Client] = []
+        held: list[Client] = []
         for client in self.clients:
-            if dispatch(client.state) is Dispatch.SEND:
-                job.in_progress[client.index] = job.full
-                targets.append(client.index)
-            else:
+            wanted = dispatch(client.state)
+            if wanted is Dispatch.SEND and client.state.phase is Phase.LIVE_REPAIR and not self.repair_reaches(job):
+                wanted = Dispatch.SKIP
+            if wanted is Dispatch.SKIP:
                 job.skipped[client.index] = job.full
+                continue
+            job.in_progress[client.index] = job.full
+            (targets if wanted is Dispatch.SEND else held).append(client)
         self.jobs.add(job)
-        for target in targets:
-            self.send(target, job)
-        if not targets:
-            self._check(job)
+        for client in targets:
+            if job.kind in FLUSHES and client.state.phase is Phase.LIVE_REPAIR:
+                self.send(client.index, self.limited_flush(job, client))
+            else:
+                self.send(client.index, job)
+        if not targets and not held:
+            self.check(job)
+        for client in held:
+            if self.owes_too_much(client):
+                self.fall_behind(client)
+
+    @abstractmethod
+    def repair_reaches(self, job: Job) -> bool:
+        """Whether a client under live repair is sent ``job`` (§8.4)."""
+
+    @abstractmethod
+    def limited_flush(self, job: Job, client: Client) -> m.Flush:
+        """The message of a flush for a client under live repair: it leaves out the extents that are not repaired."""
+
+    @abstractmethod
+    def fall_behind(self, client: Client) -> None:
+        """Give up replaying to ``client``, which is away: it is to be repaired when it comes back."""
+
+    def owes_too_much(self, client: Client) -> bool:
+        """Whether a client that is away is too far behind, or cannot be replayed to at all (§6.12)."""
+        return (
+            not self.can_replay
+            or self.jobs.jobs_in_progress[client.index] > OFFLINE_JOBS_MAX
+            or self.jobs.bytes_in_progress[client.index] > OFFLINE_BYTES_MAX
+        )
 
     def _dependencies(self, job: Job) -> list[list[int]]:
         live = self.jobs.live
-        if job.kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
+        if job.kind in WRITES:
             return [
                 self.tracker.block(job.first_id + index, start, start + length, live)
                 for index, (start, length) in enumerate(zip(job.starts, job.lengths))
@@ -251,20 +326,35 @@ class Dispatcher(ABC):
         ]
 
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
-        if job.first_id <= job_id < job.first_id + job.count:
+        if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
             return True
-        # Safety: an id that this client was never sent would make it wait for ever. A job that is gone meanwhile is
-        # done everywhere it was sent to, so nobody has to wait for it.
+        # Safety: an id that was never sent over this connection would make its replica wait for ever. A job that is
+        # gone meanwhile is done everywhere it was sent to, so nobody has to wait for it.
+        if job_id < self.clients[client].knows_from:
+            return False
         found = self.jobs.find(job_id)
         return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
+
+    @abstractmethod
+    def is_of_repair(self, job_id: int) -> bool:
+        """Whether ``job_id`` is one of the four of the extent under live repair, which are sent in another order."""
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
     def done(self, job: Job, client: int, mask: int) -> None:
         """Operations ``mask`` of ``job`` are done on ``client``."""
         self.jobs.settle(job, client, mask, job.done)
+        if job.kind in FLUSHES:
+            self.clients[client].last_flush = job.first_id
         if not job.in_progress[client]:
-            self._check(job)
+            self.check(job)
+            if self.busy:
+                self.progress()
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether something waits for jobs to end: a live repair, a deactivation."""
 
     def failed(self, job: Job, client: int, mask: int, error: errors.CrucibleError) -> None:
         """Operations ``mask`` of ``job`` failed on ``client`` (§6.6): a read is tried elsewhere, all else faults it."""
@@ -272,29 +362,81 @@ class Dispatcher(ABC):
         self.jobs.settle(job, client, mask, job.failed)
         self.report("warning", "operation failed on a replica", client=client, job=job.kind.value, error=str(error))
         if job.kind is JobKind.READ:
-            self._retry_read(job, error)
+            self._try_read(job, error)
         else:
             reason = StopReason.DISABLED if isinstance(error, errors.UpstairsInactive) else StopReason.IO_ERROR
             self.stop_client(self.clients[client], reason)
-            self._check(job)
+            self.check(job)
         self.progress()
 
-    def _retry_read(self, job: Job, error: errors.CrucibleError | None) -> None:
-        for client in self.clients:
-            untried = not (job.failed[client.index] | job.done[client.index] | job.in_progress[client.index])
-            if untried and client.state.phase is Phase.ACTIVE and not client.stop_requested:
-                # Asked anew: what it waited for may lie before a flush that this client has finished, and a client
-                # forgets what was before its last flush (wire-protocol.md §7.2).
-                self._depend_on_writes(job)
-                self.jobs.sent(job, client.index)
-                self.send(client.index, job)
+    def _try_read(self, job: Job, error: errors.CrucibleError | None) -> None:
+        """Send a read to the next replica that has not failed it; wait for one that is away and expected back; or fail
+        with ``error``, the last that was met."""
+        if job.acked:
+            self.check(job)
+            return
+        untried = [client for client in self.clients if not job.failed[client.index] and client.state.accepts_io]
+        for client in untried:
+            if client.state.phase is Phase.ACTIVE and not client.stop_requested:
+                self._send_read(job, client.index)
                 return
-        if error is not None and not any(job.done) and not job.acked and job.complete:
-            job.acked = True
-            self._actions.append(Answer(job.handle, error))
-        self._check(job)
+        if any(client.state.connecting for client in untried):
+            job.error = error or job.error
+            self._waiting_reads.append(job)
+            return
+        job.acked = True
+        error = error or job.error or errors.IoError("3 out of 3 downstairs failed to complete this IO")
+        self._actions.append(Answer(job.handle, error))
+        self.check(job)
 
-    def _check(self, job: Job) -> None:
+    def skip_jobs(self, client: Client) -> None:
+        """What the client has in progress will not be done by it: skip it and answer what can be answered (§6.5)."""
+        for job in self.jobs:
+            if job.in_progress[client.index]:
+                self.jobs.settle(job, client.index, job.full, job.skipped)
+                if job.kind is JobKind.READ:
+                    self._try_read(job, None)
+                else:
+                    self.check(job)
+
+    def hand_over_reads(self, client: Client) -> None:
+        """The client is away and will be replayed to: only its reads go elsewhere, for somebody waits for them."""
+        for job in self.jobs:
+            if job.kind is JobKind.READ and job.in_progress[client.index]:
+                self.jobs.settle(job, client.index, job.full, job.skipped)
+                self._try_read(job, None)
+
+    # -- replay -------------------------------------------------------------------------------------------------------
+
+    def replay(self, client: Client) -> None:
+        """Send a client that was away everything since its last flush, in the order of the ids (§6.11).
+
+        Why it is safe: it may have done some of it already, even all; doing the same jobs once more in an order that
+        their dependencies allow ends in the same bytes. Reads are not repeated; nobody waits for them here.
+        """
+        last = client.last_flush
+        client.knows_from = 0 if last is None else last
+        self.send(client.index, m.LastFlush(last))
+        for job in self.jobs:
+            if job.kind is JobKind.READ or (last is not None and job.first_id <= last):
+                continue
+            job.replayed = True
+            self.jobs.restart(job, client.index)
+            self.send(client.index, job)
+
+    def forget_history(self) -> None:
+        """All replicas hold the same bytes and nothing is under way: nothing from before is owed to anybody."""
+        self.jobs.clear()
+        self.tracker.clear()
+        self.can_replay = True
+        self.pending_barriers = self.finished_jobs = self.finished_bytes = 0
+        for client in self.clients:
+            client.last_flush = None
+            client.knows_from = self.next_job_id
+
+    # -- what comes of it ---------------------------------------------------------------------------------------------
+
+    def check(self, job: Job) -> None:
         """Answer the guest and forget the job where the rules allow it (§6.4, §6.5)."""
         complete = job.complete
         if not job.acked:
@@ -303,27 +445,28 @@ class Dispatcher(ABC):
             needed = 3 if self.state is UpstairsState.DEACTIVATING and job.kind is JobKind.FLUSH else rule.done_for_ack
             if (needed is not None and done >= needed) or complete:
                 job.acked = True
-                bad = 3 - done
-                error = (
-                    None
-                    if done >= self._done_min(rule.done_min)
-                    else errors.IoError(f"{bad} out of 3 downstairs failed to complete this IO")
-                )
+                failed = sum(mask != 0 for mask in job.failed)
+                if done < self._done_min(rule.done_min) or failed > rule.errors_max:
+                    job.error = errors.IoError(f"{3 - done} out of 3 downstairs failed to complete this IO")
                 if job.handle is not None:
-                    self._actions.append(Answer(job.handle, error))
-                if error is None and job.kind in (JobKind.FLUSH, JobKind.SNAPSHOT_FLUSH):
+                    self._actions.append(Answer(job.handle, job.error))
+                if job.error is None and job.kind in FLUSHES:
                     self._flushed_below = job.first_id
         if complete:
-            self._forget(job)
+            self._finished(job)
 
     def _done_min(self, done_min: int) -> int:
         return min(done_min, 1) if self.identity.read_only else done_min
 
-    def _forget(self, job: Job) -> None:
-        self.jobs.forget(job)
-        if job.kind in (JobKind.FLUSH, JobKind.SNAPSHOT_FLUSH, JobKind.BARRIER):
+    def _finished(self, job: Job) -> None:
+        """``job`` is final on all clients: forget it, or keep it for a client that may have to be sent it again."""
+        if job.kind in RETIRING:
             self.pending_barriers -= 1
-        elif self.identity.remote:
+            self._retire(job)
+        elif job.kind is JobKind.READ or not self.identity.remote:
+            self.jobs.forget(job)
+        elif not job.retained:
+            job.retained = True
             self.finished_jobs += job.count
             self.finished_bytes += job.size_bytes
             if (
@@ -332,5 +475,16 @@ class Dispatcher(ABC):
                 and (self.finished_jobs >= FINISHED_JOBS_MAX or self.finished_bytes >= FINISHED_BYTES_MAX)
             ):
                 self._start_barrier(self.new_job(JobKind.BARRIER, [0], [0], 0, None))
-        if self.state is UpstairsState.DEACTIVATING:
-            self.progress()
+
+    def _retire(self, barrier: Job) -> None:
+        """A flush or barrier is final everywhere, and with it all that it depended on (§6.8)."""
+        if not self.identity.remote:
+            self.jobs.forget(barrier)
+            return
+        for job in self.jobs:
+            if job.first_id > barrier.first_id:
+                break
+            if job.complete and job.acked:
+                self.jobs.forget(job)
+        # *Safety*: after a barrier, what a replica did not flush is nowhere but on the others.
+        self.can_replay = barrier.kind in FLUSHES

@@ -23,6 +23,7 @@ from crucible_emu.upstairs import actions, negotiation
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Connector, Link
+from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.wire import messages as m
 
@@ -99,6 +100,7 @@ class Upstairs:
     """One region set, ready to be driven: start :meth:`run` in a nursery, then :meth:`activate`.
 
     ``connectors``: the ways to the three Downstairs, in client order. ``cipher`` where the region is encrypted.
+    ``connector_for``: makes the way to a Downstairs that is put in place of another, from client and address.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Upstairs:
         cipher: Cipher | None = None,
         flush_interval_s: float = FLUSH_INTERVAL_S,
         reconnect_delay_s: float = RECONNECT_DELAY_S,
+        connector_for: Callable[[int, str], Connector] | None = None,
     ) -> None:
         if len(connectors) != len(core.clients):
             raise errors.UsageError(f"a region set has {len(core.clients)} Downstairs, {len(connectors)} were given")
@@ -121,7 +124,11 @@ class Upstairs:
         self.links: list[Link | None] = [None, None, None]
         self.on_progress: Callable[[], None] | None = None
         self.on_damage: Callable[[Damage], None] | None = None
+        self.on_repair: Callable[[actions.RepairNews], None] | None = None
         self._connectors = connectors
+        self._connector_for = connector_for
+        for client, connector in zip(core.clients, connectors):
+            client.target = connector.target
         self._scopes: dict[int, tuple[int, trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
         self._performing = False
@@ -158,6 +165,18 @@ class Upstairs:
         self.core.deactivate(waiter)
         self.perform()
         await waiter.wait()
+
+    def replace_downstairs(self, old: str, new: str) -> ReplaceResult:
+        """Put the Downstairs at address ``new`` in place of the one at ``old`` (§9); it is repaired while the disk is
+        in use. Raises :class:`errors.ReplaceRequestInvalid`."""
+        if self._connector_for is None:
+            raise errors.ReplaceRequestInvalid("this disk was not told how to reach other Downstairs")
+        result = self.core.replace_downstairs(old, new)
+        if result is ReplaceResult.STARTED:
+            client = next(client.index for client in self.core.clients if client.target == new)
+            self._connectors[client] = self._connector_for(client, new)
+        self.perform()
+        return result
 
     @property
     def active(self) -> bool:
@@ -229,6 +248,10 @@ class Upstairs:
             handle.error = action.error
             handle.done.set()
 
+    def _tell(self, action: actions.RepairNews) -> None:
+        if self.on_repair is not None:
+            self.on_repair(action)
+
     def _report(self, action: actions.Report) -> None:
         getattr(log, action.level)(action.event, **action.fields)
 
@@ -238,6 +261,7 @@ class Upstairs:
         actions.Hangup: _hangup,
         actions.Answer: _answer,
         actions.Report: _report,
+        actions.RepairNews: _tell,
     }
 
     # -- connections --------------------------------------------------------------------------------------------------

@@ -24,11 +24,12 @@ import trio
 
 from crucible_emu import errors
 from crucible_emu.blockio import Allocation, Completed, Kind, Request
-from crucible_emu.geometry import equal_runs, spans_to_blocks
+from crucible_emu.geometry import BlockIndexes, equal_runs, spans_to_blocks
 from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks, open_scattered
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
 from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
+from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import UpstairsState
 from crucible_emu.upstairs.zeroing import LargeZeroes
@@ -260,16 +261,45 @@ class Guest:
             for begin in range(first, first + count, most):
                 starts.append(begin)
                 lengths.append(min(most, first + count - begin))
-        size_bytes = rows.size
-        job = self._core.new_job(kind, starts, lengths, size_bytes, None)
-        job.blocks, job.rows, job.contexts = spans_to_blocks(starts, lengths), rows, contexts
         if self.healer.watching:
             self.healer.written(starts, lengths)
-        self._core.write(job)
+        if self._core.repair is None:
+            self._write_job(kind, starts, lengths, spans_to_blocks(starts, lengths), rows, contexts)
+        else:
+            self._write_beside_repair(self._core.repair, kind, list(zip(starts, lengths)), rows, contexts)
         self.upstairs.perform()
         statistics = self.upstairs.statistics
         statistics.writes += len(spans)
-        statistics.written_bytes += size_bytes
+        statistics.written_bytes += rows.size
+
+    def _write_job(
+        self,
+        kind: JobKind,
+        starts: list[int],
+        lengths: list[int],
+        blocks: BlockIndexes,
+        rows: Rows,
+        contexts: BlockContexts,
+    ) -> None:
+        job = self._core.new_job(kind, starts, lengths, rows.size, None)
+        job.blocks, job.rows, job.contexts = blocks, rows, contexts
+        self._core.write(job)
+
+    def _write_beside_repair(
+        self, repair: LiveRepair, kind: JobKind, spans: list[tuple[int, int]], rows: Rows, contexts: BlockContexts
+    ) -> None:
+        """While a live repair runs: one job for the extents that the repaired replicas have, one for those beyond."""
+        blocks = spans_to_blocks([start for start, _ in spans], [count for _, count in spans])
+        near, beyond = repair.split(spans)
+        limit = (repair.extent_id + 1) * self.definition.blocks_per_extent
+        for part, chosen in ((near, blocks < limit), (beyond, blocks >= limit)):
+            if not part:
+                continue
+            starts, lengths = [start for start, _ in part], [count for _, count in part]
+            if chosen.all():
+                self._write_job(kind, starts, lengths, blocks, rows, contexts)
+            else:
+                self._write_job(kind, starts, lengths, blocks[chosen], rows[chosen], contexts[np.flatnonzero(chosen)])
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -384,8 +414,9 @@ class Guest:
         """Submit an admitted read, first to ``client`` if given; ``handle.answered`` is called once, now or later."""
         if client is None or not self._core.reads_from(client):
             client = self._core.reader(start)
-        if client is None:
-            handle.answered(handle, errors.IoError("too many inactive clients: need 1, got 0"))
+        error = self._core.admission_error(JobKind.READ) if client is None else None
+        if error is not None:
+            handle.answered(handle, error)
             return
         job = self._core.new_job(JobKind.READ, [start], [count], count << self._shift, handle)
         self._core.read(job, client)

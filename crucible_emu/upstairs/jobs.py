@@ -5,16 +5,18 @@ consecutive ids. On the wire each keeps its own id and frame; here the whole tra
 each replica is a bit mask with one bit per operation. A batch of one is the same code.
 
 What it guarantees: each operation is, on each client, in exactly one of *in progress*, *done*, *failed* or *skipped*.
-:class:`JobTable` holds the jobs that are not finished everywhere; finished ones are gone, so memory is bounded by what
-is under way (which admission bounds) and not by how long the disk has been running.
+:class:`JobTable` holds the jobs that are not final everywhere, and those that a replica which comes back would have to
+be sent again. Admission bounds the former, flushes and barriers the latter, so memory does not grow with the time that
+a disk has been running.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterator
 from typing import Any
 
+from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import BlockContexts, Rows
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
@@ -27,7 +29,8 @@ class Job:
 
     ``starts`` and ``lengths`` in blocks, one per operation. Writes carry ``blocks`` int64[n], ``rows`` uint8[n, block
     size] and ``contexts`` of all their blocks, operation after operation. ``dependencies``: one list per operation.
-    ``handle`` belongs to whoever submitted the job.
+    ``handle`` belongs to whoever submitted the job. ``error``: what it was acknowledged with. ``retained``: final on
+    all clients, kept for a replay. ``replayed``: sent again to a client that came back.
     """
 
     __slots__ = (
@@ -37,6 +40,7 @@ class Job:
         "count",
         "dependencies",
         "done",
+        "error",
         "failed",
         "first_id",
         "flush_number",
@@ -46,6 +50,8 @@ class Job:
         "in_progress",
         "kind",
         "lengths",
+        "replayed",
+        "retained",
         "rows",
         "size_bytes",
         "skipped",
@@ -72,6 +78,9 @@ class Job:
         self.gen_number = 0
         self.snapshot: str | None = None
         self.acked = False
+        self.error: CrucibleError | None = None
+        self.retained = False
+        self.replayed = False
         self.in_progress = [0, 0, 0]
         self.done = [0, 0, 0]
         self.failed = [0, 0, 0]
@@ -91,7 +100,7 @@ class Job:
 
 
 class JobTable:
-    """The unfinished jobs in the order of their ids, with what each client still owes."""
+    """The jobs in the order of their ids, with what each client still owes."""
 
     def __init__(self) -> None:
         self._by_first: dict[int, Job] = {}
@@ -104,19 +113,24 @@ class JobTable:
         return len(self._by_first)
 
     def __iter__(self) -> Iterator[Job]:
-        return iter(list(self._by_first.values()))
+        """In the order of the ids; the table may change meanwhile."""
+        by_first = self._by_first
+        return iter([by_first[first] for first in self._firsts if first in by_first])
 
     def add(self, job: Job) -> None:
-        """Start tracking ``job``; its ids are greater than all before."""
+        """Start tracking ``job``."""
         self._by_first[job.first_id] = job
-        self._firsts.append(job.first_id)
+        if self._firsts and job.first_id < self._firsts[-1]:
+            insort(self._firsts, job.first_id)  # a job of a live repair, whose ids were taken before
+        else:
+            self._firsts.append(job.first_id)
         for client in CLIENTS:
             if job.in_progress[client]:
                 self.jobs_in_progress[client] += job.count
                 self.bytes_in_progress[client] += job.size_bytes
 
     def find(self, job_id: int) -> Job | None:
-        """The unfinished job that contains ``job_id``."""
+        """The job that contains ``job_id``, unless it is forgotten."""
         index = bisect_right(self._firsts, job_id) - 1
         if index < 0:
             return None
@@ -127,12 +141,13 @@ class JobTable:
         """Whether somebody may still have to wait for this job."""
         return self.find(job_id) is not None
 
-    def sent(self, job: Job, client: int) -> None:
-        """A read that is tried on another replica is in progress there."""
-        job.skipped[client] = 0
-        job.in_progress[client] = job.full
-        self.jobs_in_progress[client] += job.count
-        self.bytes_in_progress[client] += job.size_bytes
+    def restart(self, job: Job, client: int) -> None:
+        """All of ``job`` is in progress on ``client`` from now on, whatever it was before."""
+        job.skipped[client] = job.done[client] = job.failed[client] = 0
+        before, job.in_progress[client] = job.in_progress[client], job.full
+        self.jobs_in_progress[client] += job.count - before.bit_count()
+        if not before:
+            self.bytes_in_progress[client] += job.size_bytes
 
     def settle(self, job: Job, client: int, mask: int, outcome: list[int]) -> None:
         """Move operations ``mask`` of ``job`` from in progress to ``outcome`` (one of the job's own mask lists)."""
@@ -145,11 +160,19 @@ class JobTable:
             self.bytes_in_progress[client] -= job.size_bytes
 
     def forget(self, job: Job) -> None:
-        """Stop tracking a finished job."""
+        """Stop tracking a job that is final on all clients."""
         if self._by_first.pop(job.first_id, None) is None:
             return
         self._forgotten += 1
         # Removing from the middle of the list is linear; doing it for half of the list at once makes it constant.
         if self._forgotten * 2 > len(self._firsts):
-            self._firsts = list(self._by_first)
+            self._firsts = sorted(self._by_first)
             self._forgotten = 0
+
+    def clear(self) -> None:
+        """Forget everything; nobody waits for any of it."""
+        self._by_first.clear()
+        self._firsts.clear()
+        self._forgotten = 0
+        self.jobs_in_progress = [0, 0, 0]
+        self.bytes_in_progress = [0, 0, 0]

@@ -55,6 +55,9 @@ class Connector(Protocol):
     in_process: bool
     """Whether jobs run in order of arrival in this process, so that no dependencies and no copies are needed."""
 
+    target: str
+    """The address as a volume construction request writes it: how a replacement names this Downstairs."""
+
     async def run(self, port: Port) -> str:
         """Connect, report ``opened``, then messages, until the connection ends or the caller cancels; say why."""
         ...

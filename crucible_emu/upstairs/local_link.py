@@ -31,6 +31,7 @@ class LocalConnector:
 
     def __init__(self, downstairs: LocalDownstairs, upstairs_id: UUID, session_id: UUID) -> None:
         self.downstairs = downstairs
+        self.target = str(downstairs.region.path)
         self._ids = (upstairs_id, session_id)
 
     async def run(self, port: Port) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from crucible_emu import errors
 from crucible_emu.upstairs.reconciliation import ExtentVersions
+from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import ClientEvent, Mode, Phase, StopReason, UpstairsState
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.constants import VERSION
@@ -37,6 +38,7 @@ def connected(core: UpstairsCore, index: int, connection_id: int) -> None:
     client = core.clients[index]
     if connection_id != client.connection_id or client.stop_requested:
         return
+    client.connected += 1
     who = core.identity
     hello = m.HereIAm(VERSION, who.upstairs_id, who.session_id, core.generation, who.read_only, who.encrypted, ())
     core.send(index, hello)
@@ -111,6 +113,9 @@ def _region_info(core: UpstairsCore, client: Client, message: m.RegionInfo) -> N
         core.definition = found
     if client.state.phase is Phase.GET_EXTENT_VERSIONS:
         core.send(client.index, m.ExtentVersionsPlease())
+    else:
+        core.report("info", "replica is back and gets what it missed", client=client.index)
+        core.replay(client)
 
 
 def _incompatible(core: UpstairsCore, client: Client, message: m.RegionInfo) -> str | None:
@@ -147,7 +152,7 @@ def _extent_versions(core: UpstairsCore, client: Client, message: m.ExtentVersio
     if client.state.phase is Phase.WAIT_QUORUM:
         core.check_quorum()
     else:
-        core.check_live_repair()
+        core.progress()
 
 
 def _repair_ack(core: UpstairsCore, client: Client, message: m.RepairAckId) -> None:
@@ -179,12 +184,14 @@ def _ack(core: UpstairsCore, client: Client, message: Any) -> None:
         return
     if not job.in_progress[client.index] & mask:
         raise errors.RemoteError(f"acknowledges job {message.job_id} twice")
-    if ACK_OF.get(job.kind.value) is not type(message):
+    if type(message) not in ACKS_OF.get(job.kind, ()):
         raise errors.RemoteError(f"answers the {job.kind.value} {message.job_id} with another acknowledgement")
-    if message.result is None:
-        core.done(job, client.index, mask)
-    else:
+    if isinstance(message.result, errors.CrucibleError):
         core.failed(job, client.index, mask, message.result)
+        return
+    if job.kind is JobKind.EXTENT_CLOSE and message.result is not None and core.repair is not None:
+        core.repair.closed(client.index, message.result)
+    core.done(job, client.index, mask)
 
 
 def _error_report(core: UpstairsCore, client: Client, message: m.ErrorReport) -> None:
@@ -195,14 +202,19 @@ def _error_report(core: UpstairsCore, client: Client, message: m.ErrorReport) ->
         core.failed(job, client.index, 1 << (message.job_id - job.first_id), message.error)
 
 
-ACK_OF: dict[str, type[Any]] = {
-    "Write": m.WriteAck,
-    "WriteUnwritten": m.WriteUnwrittenAck,
-    "Flush": m.FlushAck,
-    "Flush with snapshot": m.FlushAck,
-    "Barrier": m.BarrierAck,
+ACKS_OF: dict[JobKind, tuple[type[Any], ...]] = {
+    JobKind.WRITE: (m.WriteAck,),
+    JobKind.WRITE_UNWRITTEN: (m.WriteUnwrittenAck,),
+    JobKind.FLUSH: (m.FlushAck,),
+    JobKind.SNAPSHOT_FLUSH: (m.FlushAck,),
+    JobKind.BARRIER: (m.BarrierAck,),
+    # A replica that is left out of a step is sent a no-op under the step's id.
+    JobKind.EXTENT_CLOSE: (m.ExtentLiveCloseAck, m.ExtentLiveAckId),
+    JobKind.EXTENT_REPAIR: (m.ExtentLiveRepairAckId, m.ExtentLiveAckId),
+    JobKind.EXTENT_NO_OP: (m.ExtentLiveAckId,),
+    JobKind.EXTENT_REOPEN: (m.ExtentLiveAckId,),
 }
-"""Which acknowledgement each kind of job is answered with; reads are answered through the driver, with data."""
+"""Which acknowledgements each kind of job is answered with; reads are answered through the driver, with data."""
 
 HANDLERS: dict[type, Handler] = {
     m.YesItsMe: _yes_its_me,
@@ -221,5 +233,8 @@ HANDLERS: dict[type, Handler] = {
     m.WriteUnwrittenAck: _ack,
     m.FlushAck: _ack,
     m.BarrierAck: _ack,
+    m.ExtentLiveCloseAck: _ack,
+    m.ExtentLiveRepairAckId: _ack,
+    m.ExtentLiveAckId: _ack,
     m.ErrorReport: _error_report,
 }

@@ -63,6 +63,7 @@ class TcpConnector:
         server_name: str | None = None,
     ) -> None:
         self.address = address
+        self.target = str(address)
         self.upstairs_id = upstairs_id
         self.session_id = session_id
         self.tls = tls

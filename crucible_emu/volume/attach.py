@@ -73,23 +73,19 @@ def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_
     if len(set(opts.target)) < len(opts.target):
         raise UsageError(f"the VCR names a target twice ({', '.join(opts.target)}): a mirror needs three Downstairs")
     tls = tls_context(opts)
-    connectors: list[Connector] = [
-        TcpConnector(
-            TcpAddress(*parse_address(target)),
-            opts.id,
-            session_id,
-            tls=tls,
-            server_name=f"downstairs{client}" if tls else None,
-        )
-        for client, target in enumerate(opts.target)
-    ]
+
+    def connector_for(client: int, target: str) -> Connector:
+        address = TcpAddress(*parse_address(target))
+        return TcpConnector(address, opts.id, session_id, tls=tls, server_name=f"downstairs{client}" if tls else None)
+
     identity = Identity(opts.id, session_id, cipher is not None, opts.read_only)
     return Upstairs(
         UpstairsCore(identity, request.gen, definition),
-        connectors,
+        [connector_for(client, target) for client, target in enumerate(opts.target)],
         cipher=cipher,
         flush_interval_s=opts.flush_timeout or FLUSH_INTERVAL_S,
         reconnect_delay_s=reconnect_delay_s,
+        connector_for=connector_for,
     )
 
 

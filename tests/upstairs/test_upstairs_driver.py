@@ -67,6 +67,7 @@ class FakeConnector:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
+        self.target = f"replica {id(replica)}"
         self.times: list[float] = []
         self.refuses = 0
         self.link: FakeLink | None = None

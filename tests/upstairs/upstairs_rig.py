@@ -24,6 +24,10 @@ UPSTAIRS = UUID(int=1)
 SESSION = UUID(int=2)
 
 
+LIVE = (m.ExtentLiveClose, m.ExtentLiveFlushClose, m.ExtentLiveRepair, m.ExtentLiveNoOp, m.ExtentLiveReopen, m.Flush)
+"""Jobs that the core sends as messages: those of a live repair, and flushes that leave out extents."""
+
+
 class Replica:
     """One Downstairs as the core sees it: negotiates at once, keeps jobs until the test answers them."""
 
@@ -44,6 +48,14 @@ class Replica:
         self.seen: list[m.Message] = []
         self.repairs: list[m.Message] = []
         self.answers_repairs = True
+        self.live: deque[m.JobRequest] = deque()
+        self.lived: list[m.JobRequest] = []
+        self.completed: set[int] = set()
+
+    def repaired_from(self, source: Replica, extent_id: int) -> None:
+        """Have of this extent what ``source`` has."""
+        for mine, theirs in ((self.gen, source.gen), (self.flush, source.flush), (self.dirty, source.dirty)):
+            mine[extent_id] = theirs[extent_id]
 
     def negotiate(self, message: m.Message) -> list[m.Message]:
         match message:
@@ -79,7 +91,10 @@ class Rig:
         self.replicas = [Replica(client, self.definition) for client in CLIENTS]
         self.answers: dict[object, errors.CrucibleError | None] = {}
         self.reports: list[actions.Report] = []
+        self.news: list[actions.RepairNews] = []
         self.reconnecting: list[actions.Connect] = []
+        for client in self.core.clients:
+            client.target = f"127.0.0.1:{4000 + client.index}"
         self.hung_up: list[int] = []
 
     def run(self) -> None:
@@ -96,12 +111,15 @@ class Rig:
                     case actions.Hangup():
                         self.hung_up.append(action.client)
                         self.replicas[action.client].jobs.clear()
+                        self.replicas[action.client].live.clear()
                         self.core.stopped(action.client, action.connection_id, "asked to")
                     case actions.Answer():
                         assert action.handle not in self.answers, f"{action.handle} is answered twice"
                         self.answers[action.handle] = action.error
                     case actions.Report():
                         self.reports.append(action)
+                    case actions.RepairNews():
+                        self.news.append(action)
 
     def connect(self, action: actions.Connect) -> None:
         if self.replicas[action.client].reachable:
@@ -119,9 +137,54 @@ class Rig:
         if isinstance(action.item, Job):
             replica.jobs.append(action.item)
             return
+        if isinstance(action.item, LIVE):
+            replica.live.append(action.item)
+            if replica.answers_repairs:
+                self.answer_live(action.client)
+            return
         replica.seen.append(action.item)
         for reply in replica.negotiate(action.item):
             self.core.message(action.client, self.core.clients[action.client].connection_id, reply)
+
+    def answer_live(self, client: int, error: errors.CrucibleError | None = None) -> None:
+        """Replica ``client`` does the live-repair jobs that wait for nothing any more."""
+        replica = self.replicas[client]
+        again = True
+        while again:
+            again = False
+            for message in list(replica.live):
+                needed = {job_id for job_id in message.dependencies if job_id in self.live_ids()}
+                if needed <= replica.completed and message in replica.live:
+                    replica.live.remove(message)
+                    replica.lived.append(message)
+                    replica.completed.add(message.job_id)
+                    again = True
+                    self._answer_live(client, message, error)
+
+    def live_ids(self) -> set[int]:
+        return {message.job_id for replica in self.replicas for message in (*replica.live, *replica.lived)}
+
+    def _answer_live(self, client: int, message: m.JobRequest, error: errors.CrucibleError | None) -> None:
+        replica, ids = self.replicas[client], (UPSTAIRS, SESSION, message.job_id)
+        reply: m.Message
+        match message:
+            case m.ExtentLiveClose() | m.ExtentLiveFlushClose():
+                extent_id = message.extent_id
+                if isinstance(message, m.ExtentLiveFlushClose) and replica.dirty[extent_id]:
+                    replica.flush[extent_id], replica.gen[extent_id] = message.flush_number, message.gen_number
+                    replica.dirty[extent_id] = False
+                found = (int(replica.gen[extent_id]), int(replica.flush[extent_id]), bool(replica.dirty[extent_id]))
+                reply = m.ExtentLiveCloseAck(*ids, error or found)
+            case m.ExtentLiveRepair():
+                if error is None:
+                    replica.repaired_from(self.replicas[message.source_client_id], message.extent_id)
+                reply = m.ExtentLiveRepairAckId(*ids, error)
+            case m.Flush():
+                reply = m.FlushAck(*ids, error)
+            case _:
+                reply = m.ExtentLiveAckId(*ids, error)
+        self.core.message(client, self.core.clients[client].connection_id, reply)
+        self.run()
 
     def activate(self, handle: object = "activate", generation: int | None = None) -> None:
         self.core.activate(handle, generation)
@@ -135,7 +198,15 @@ class Rig:
     def drop(self, client: int, why: str = "connection reset") -> None:
         """The connection of ``client`` ends without our asking."""
         self.replicas[client].jobs.clear()
+        self.replicas[client].live.clear()
         self.core.stopped(client, self.core.clients[client].connection_id, why)
+        self.run()
+
+    def fault(self, client: int) -> None:
+        """A job of ``client`` fails, so that it must be repaired before it is of any use."""
+        job = self.write()
+        self.replicas[client].jobs.remove(job)
+        self.core.failed(job, client, job.full, errors.IoError("the medium is worn out"))
         self.run()
 
     def write(self, start: int = 0, length: int = 1) -> Job:
@@ -146,9 +217,7 @@ class Rig:
 
     def read(self, handle: object, start: int = 0, client: int | None = None) -> Job:
         job = self.core.new_job(JobKind.READ, [start], [1], self.definition.block_size, handle)
-        chosen = self.core.reader(start) if client is None else client
-        assert chosen is not None
-        self.core.read(job, chosen)
+        self.core.read(job, self.core.reader(start) if client is None else client)
         self.run()
         return job
 
