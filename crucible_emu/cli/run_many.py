@@ -83,7 +83,7 @@ def run_many(
     Each is a process of its own. The control API has the paths of the real dsc: GET /state/cid/0, POST /stop/cid/0
     (SIGKILL), /start/cid/0, /enablerestart/all, /randomstop/enable, /shutdown and so on. Beyond it: POST
     /signal/cid/0/stop and /cont halt one and let it go on, /signal/cid/0/term ends it in order, GET /members lists
-    all, and GET /vcr answers with the disk's volume construction request.
+    all, and GET /vcr answers with the disk's volume construction request, without its key.
 
     [bold]Examples[/bold]
 
@@ -195,13 +195,15 @@ class Reporter:
 async def _supervise(
     supervisor: Supervisor, disk: Disk, address: str, request_file: Path | None, reporter: Reporter
 ) -> None:
-    from crucible_emu.supervisor.control import Control, serving  # here: half a second that --help need not wait for
+    # Here, not above: half a second that --help need not wait for.
+    from crucible_emu.cli.supervised_disk import without_key
+    from crucible_emu.supervisor.control import Control, serving
 
     fleet = supervisor.fleet
 
     def document() -> Any:
         request = disk.request()
-        return None if request is None else request.model_dump(mode="json")
+        return None if request is None else without_key(request).model_dump(mode="json")
 
     control = Control(supervisor, disk.definitions[0], read_only=disk.read_only, volume_request=document)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -81,6 +81,13 @@ def disk_uuid(port: int) -> UUID:
     return UUID(f"{_DISK_UUID_PREFIX}{port:012d}")
 
 
+def without_key(request: vcr.VolumeRequest) -> vcr.VolumeRequest:
+    """The document for whoever can reach the control API: on one machine that is every user."""
+    regions = [each for each in request.sub_volumes if isinstance(each, vcr.RegionRequest)]
+    bare = [each.model_copy(update={"opts": each.opts.model_copy(update={"key": None})}) for each in regions]
+    return request.model_copy(update={"sub_volumes": tuple(bare)})
+
+
 def check_address(text: str) -> None:
     """Whether ``text`` is ip:port, port 0 allowed. Raises :class:`UsageError`."""
     port_any = text.removesuffix(":0") + ":1" if text.endswith(":0") else text

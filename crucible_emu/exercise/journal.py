@@ -1,6 +1,7 @@
 """The write log in a file, so that it outlives the tester.
 
-    page 0       JSON of what the log is of, padded with zeros; the last byte is 1 while a tester has it open
+    page 0       JSON of what the log is of, padded with zeros; at its end the disk's last generation (u64), and a byte
+                 that is 1 while a tester has it open
     then         ``cur``, u32 little-endian for each block
     then         ``min``, likewise
 
@@ -35,6 +36,7 @@ KIND = "crucible-emu write log"
 VERSION = 1
 HEAD_BYTES = 4096
 IN_USE_AT = HEAD_BYTES - 1
+GENERATION_AT = IN_USE_AT - 8
 COUNT_BYTES = 4
 
 
@@ -49,9 +51,26 @@ class Subject:
     blank: bool
 
 
+class Journal:
+    """An open journal: its log, and the last generation that the disk was activated with."""
+
+    def __init__(self, log: WriteLog, mapped: mmap.mmap) -> None:
+        self.log = log
+        self._mapped = mapped
+
+    @property
+    def generation(self) -> int:
+        """0 where the disk was never activated."""
+        return int.from_bytes(self._mapped[GENERATION_AT:IN_USE_AT], "little")
+
+    @generation.setter
+    def generation(self, generation: int) -> None:
+        self._mapped[GENERATION_AT:IN_USE_AT] = generation.to_bytes(8, "little")
+
+
 @contextmanager
-def opened(path: Path, disk: str, block_size: int, block_count: int, rule: Rule, blank: bool) -> Iterator[WriteLog]:
-    """The log of a disk in the file ``path``, made if absent; ``rule`` and ``blank`` are for a new one.
+def opened(path: Path, disk: str, block_size: int, block_count: int, rule: Rule, blank: bool) -> Iterator[Journal]:
+    """The journal of a disk in the file ``path``, made if absent; ``rule`` and ``blank`` are for a new one.
 
     Raises :class:`UsageError` where it is of another disk, locked, or no journal.
     """
@@ -73,7 +92,7 @@ def opened(path: Path, disk: str, block_size: int, block_count: int, rule: Rule,
         os.close(descriptor)
 
 
-def _used(mapped: mmap.mmap, subject: Subject) -> Iterator[WriteLog]:
+def _used(mapped: mmap.mmap, subject: Subject) -> Iterator[Journal]:
     count = subject.block_count
     arrays = np.frombuffer(mapped, "<u4", 2 * count, HEAD_BYTES).reshape(2, count)
     cur, low = arrays
@@ -82,7 +101,7 @@ def _used(mapped: mmap.mmap, subject: Subject) -> Iterator[WriteLog]:
         log.doubt()
     mapped[IN_USE_AT] = 1
     try:
-        yield log
+        yield Journal(log, mapped)
         mapped[IN_USE_AT] = bool(log.doubtful.any())
     finally:
         # The map cannot be closed while arrays look at it; whoever kept the log has a copy from here on.
@@ -123,7 +142,7 @@ def _open(path: Path, subject: Subject) -> int:
 
 
 def _subject(descriptor: int, path: Path) -> Subject:
-    head = os.pread(descriptor, HEAD_BYTES, 0)[:IN_USE_AT]
+    head = os.pread(descriptor, GENERATION_AT, 0)
     try:
         members = json.loads(head.rstrip(b"\0"))
         if members["kind"] != KIND or members["version"] != VERSION:

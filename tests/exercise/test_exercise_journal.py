@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from crucible_emu.exercise.write_log import WriteLog
 BLOCKS = 1000
 
 
-def journal(path: Path, *, disk: str = "d", blocks: int = BLOCKS, **changes: Any) -> AbstractContextManager[WriteLog]:
-    return opened(path, disk, 512, blocks, **{"rule": Rule.CRUTEST, "blank": False, **changes})
+@contextmanager
+def journal(path: Path, *, disk: str = "d", blocks: int = BLOCKS, **changes: Any) -> Iterator[WriteLog]:
+    with opened(path, disk, 512, blocks, **{"rule": Rule.CRUTEST, "blank": False, **changes}) as kept:
+        yield kept.log
 
 
 def some(*numbers: int) -> Any:
@@ -68,7 +71,8 @@ import numpy as np
 from pathlib import Path
 from crucible_emu.exercise.content import Rule
 from crucible_emu.exercise.journal import opened
-with opened(Path(sys.argv[1]), "d", 512, 1000, Rule.CRUTEST, False) as log:
+with opened(Path(sys.argv[1]), "d", 512, 1000, Rule.CRUTEST, False) as kept:
+    log, kept.generation = kept.log, 7
     for number in range(500):
         here = np.array([number], np.int64)
         log.succeeded(here, log.issue(here))
@@ -86,6 +90,8 @@ def test_sigkill_of_the_tester_loses_no_count(tmp_path: Path) -> None:
         assert log.cur.tolist() == [1] * 500 + [0] * 500
         assert log.min.tolist() == [1] * 300 + [0] * 700
         assert np.flatnonzero(log.doubtful).tolist() == list(range(300, 500))
+    with opened(path, "d", 512, 1000, Rule.CRUTEST, False) as kept:
+        assert kept.generation == 7
 
 
 def test_one_tester_at_a_time(tmp_path: Path) -> None:

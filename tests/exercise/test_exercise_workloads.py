@@ -274,10 +274,10 @@ async def test_samples_and_rates(autojump_clock: object) -> None:
         await runner.run(workloads.fill(plan()))
         await trio.sleep(2)
         nursery.cancel_scope.cancel()
-    assert runner.samples == [Sample(1.0, 2, LAYOUT.size_bytes), Sample(1.0, 0, 0)]
+    assert runner.samples == [Sample(1.0, 2, LAYOUT.size_bytes), Sample(1.0, 0, 0), Sample(0.5, 0, 0)]
     found = rates(runner.samples)
     assert found is not None
-    assert (found.iops_mean, found.iops_min, found.iops_max) == (1.0, 0.0, 2.0)
+    assert (found.iops_mean, found.iops_min, found.iops_max) == (0.8, 0.0, 2.0)
     assert rates([]) is None
 
 
