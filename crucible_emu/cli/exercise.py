@@ -238,7 +238,8 @@ def exercise(
                 subject.remember = lambda number: setattr(kept, "generation", number)
             await _exercise(wishes, subject, layout, log, client)
 
-    serving.run(main)
+    # A scenario brings about the very trouble that a warning would speak of.
+    serving.run(main, log_level="error" if workload in SCENARIOS else "warning")
 
 
 async def _exercise(wishes: Wishes, subject: Subject, layout: Layout, log: WriteLog, control: Control | None) -> None:

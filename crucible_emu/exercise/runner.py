@@ -4,7 +4,7 @@ What it is for: consecutive operations of one kind in a step become one :class:`
 compared, as rows of one array. No task or channel per request.
 
 What it guarantees: the log knows of a write before the disk does. A read is checked against the counts at the time when
-it was submitted, because a block device admits in order: later writes cannot show in it and earlier ones must. The
+it was submitted: a block device admits in order, so earlier writes must show in it; later ones may. The
 first wrong block ends the run with :class:`IntegrityError`; a request that fails ends it with its error, unless the
 runner ``goes_on``.
 """
@@ -23,7 +23,7 @@ from crucible_emu.errors import UsageError
 from crucible_emu.exercise.content import Blocks, Counts, Rows, fill
 from crucible_emu.exercise.rates import Sample
 from crucible_emu.exercise.workloads import Operation, Step
-from crucible_emu.exercise.write_log import Mark, WriteLog, WrongBlock
+from crucible_emu.exercise.write_log import Expectation, Mark, WriteLog, WrongBlock
 
 SAMPLES_MAX = 100_000
 NO_BLOCKS: Blocks = np.zeros(0, np.int64)
@@ -71,6 +71,7 @@ class _Group:
     mark: list[Mark]
     requests: int
     pending: int
+    expected: Expectation | None = None
     failed: list[Request] = field(default_factory=list)
 
 
@@ -193,6 +194,7 @@ class Runner:
         """Requests for blocks of which no two are the same."""
         blocks: Blocks = np.concatenate([np.arange(each.first, each.first + each.blocks) for each in operations])
         rows = np.empty((len(blocks), self._block_size), np.uint8)
+        expected: Expectation | None = None
         if kind is Kind.WRITE:
             counts = self.log.issue(blocks)
             fill(rows, blocks, counts, self.log.rule)
@@ -207,8 +209,9 @@ class Runner:
             fill(rows, blocks, counts + certain.astype(np.uint32), self.log.rule)
             blocks, counts = blocks[fresh], counts[fresh]
         else:
-            counts = self.log.cur[blocks]
-        group = _Group(kind, blocks, counts, rows, [], len(operations), len(operations))
+            expected = self.log.expect(blocks, in_range=self.in_range)
+            counts = expected.cur
+        group = _Group(kind, blocks, counts, rows, [], len(operations), len(operations), expected=expected)
         flat = rows.reshape(-1).data
         requests, at = [], 0
         for each in operations:
@@ -250,7 +253,9 @@ class Runner:
                 self.log.commit(group.mark)
         elif group.kind is Kind.READ:
             self.statistics.checked_blocks += int(good.sum())
-            wrong = self.log.check(group.blocks[good], group.rows[good], group.counts[good], in_range=self.in_range)
+            assert group.expected is not None
+            expected = Expectation(group.expected.low[good], group.expected.cur[good])
+            wrong = self.log.check(group.blocks[good], group.rows[good], expected)
             if wrong is not None and not isinstance(self._error, IntegrityError):
                 self._error = IntegrityError(wrong)
         else:

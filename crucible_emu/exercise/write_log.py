@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,6 +47,13 @@ class WrongBlock:
         else:
             wanted = f"one of writes {self.minimum} to {self.current}"
         return f"block {self.block} is wrong: expected {wanted}, found {self.found}"
+
+
+class Expectation(NamedTuple):
+    """What a read may find: counts from ``low`` to ``cur``, uint32[blocks] each, equal where there is no doubt."""
+
+    low: Counts
+    cur: Counts
 
 
 Mark = tuple[Blocks, Counts]
@@ -122,51 +130,53 @@ class WriteLog:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def check(
-        self, blocks: Blocks, rows: Rows, counts: Counts | None = None, *, in_range: bool = False
-    ) -> WrongBlock | None:
+    def expect(self, blocks: Blocks, *, in_range: bool = False) -> Expectation:
+        """What a read of ``blocks`` that is submitted now may find. ``in_range``: any count from ``min`` on."""
+        cur, low = self.cur[blocks], self.min[blocks]
+        return Expectation(low if in_range else np.where(self.doubtful[blocks], low, cur), cur)
+
+    def check(self, blocks: Blocks, rows: Rows, expected: Expectation | None = None) -> WrongBlock | None:
         """The first of ``blocks`` whose row is not right, ``None`` where all are.
 
-        ``counts``: those at the time when the read was submitted; by default the current ones. ``in_range``: accept
-        any count from ``min`` on for every block. Where doubt is resolved, ``cur`` is lowered to what was found,
-        unless the block was written since.
+        ``expected``: as :meth:`expect` had it when the read was submitted; by default as it has it now. What was
+        written since may be there as well: a read that one replica failed is tried on another, and finds what that one
+        holds by then. Where doubt is resolved, ``cur`` is lowered to what was found, unless it was written since.
         """
-        expected = self.cur[blocks] if counts is None else counts
-        right = equal_rows(rows, made(blocks, expected, rows.shape[1], self.rule))
+        if expected is None:
+            expected = self.expect(blocks)
+        low, counts = expected
+        right = equal_rows(rows, made(blocks, counts, rows.shape[1], self.rule))
+        certain = right & self.doubtful[blocks]
+        if certain.any():
+            self.doubtful[blocks[certain & (self.cur[blocks] == counts)]] = False
         if not self.blank:
-            right |= expected == 0
-        if not right.all():
-            loose = ~right & (self.doubtful[blocks] | in_range)
-            if loose.any():
-                right[loose] = self._resolve(blocks[loose], rows[loose], expected[loose])
-        elif self.doubtful[blocks].any():
-            self.doubtful[blocks[self.cur[blocks] == expected]] = False
+            right |= counts == 0
+        if right.all():
+            return None
+        others = ~right
+        right[others] = self._resolve(blocks[others], rows[others], low[others], counts[others])
         wrong = np.flatnonzero(~right)
         if not len(wrong):
             return None
         at = int(wrong[0])
-        return self._wrong(int(blocks[at]), rows[at], int(expected[at]), in_range)
+        block, current = int(blocks[at]), int(counts[at])
+        return WrongBlock(block, int(low[at]), current, self._describe(block, rows[at], current))
 
-    def _resolve(self, blocks: Blocks, rows: Rows, expected: Counts) -> Mask:
-        """Which rows hold one of the counts that may be there; the log takes it for what is there."""
-        said = counts_in(rows, expected, self.rule)
-        low = self.min[blocks].astype(np.int64)
-        known = (said >= np.maximum(low, 1)) & (said <= expected)
+    def _resolve(self, blocks: Blocks, rows: Rows, low: Counts, counts: Counts) -> Mask:
+        """Which rows hold a count from ``low`` to the newest; the log takes it for what is there."""
+        newest = np.maximum(counts, self.cur[blocks])
+        said = counts_in(rows, newest, self.rule)
+        known = (said >= np.maximum(low, 1)) & (said <= newest)
         candidates = np.where(known, said, 0).astype(np.uint32)
         fits = known & equal_rows(rows, made(blocks, candidates, rows.shape[1], self.rule))
         # Never durably written: it may be as it was before the log began.
         before = ~fits & (low == 0) & (~rows.any(axis=1) if self.blank else np.ones(len(rows), np.bool_))
         candidates[before] = 0
         fits |= before
-        settled = fits & (self.cur[blocks] == expected)
+        settled = fits & (low < counts) & (self.cur[blocks] == counts)
         self.cur[blocks[settled]] = candidates[settled]
         self.doubtful[blocks[settled]] = False
         return fits
-
-    def _wrong(self, block: int, row: Rows, expected: int, in_range: bool) -> WrongBlock:
-        loose = bool(self.doubtful[block]) or in_range
-        low = int(self.min[block]) if loose else expected
-        return WrongBlock(block, low, expected, self._describe(block, row, expected))
 
     def _describe(self, block: int, row: Rows, expected: int) -> str:
         """In words what a row holds: zeros, another write of this block, another block, or where it differs."""

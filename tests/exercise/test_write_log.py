@@ -149,7 +149,7 @@ def test_doubt_accepts_the_range_and_its_edges(base: int, rule: Rule) -> None:
 def test_range_for_every_block_as_the_real_tester_has_it() -> None:
     log = written(9, minimum=4)
     assert log.check(blocks(1), rows_of(log, 1, 5)) is not None
-    assert log.check(blocks(1), rows_of(log, 1, 5), in_range=True) is None
+    assert log.check(blocks(1), rows_of(log, 1, 5), log.expect(blocks(1), in_range=True)) is None
     assert log.cur[1] == 5
 
 
@@ -176,9 +176,31 @@ def test_a_row_of_zeros_may_be_a_content_of_the_real_rule() -> None:
 def test_race_a_write_issued_while_a_doubtful_block_is_read_keeps_its_count() -> None:
     log = written(5, minimum=3)
     log.doubt()
-    counts = log.cur[blocks(0)]
+    expected = log.expect(blocks(0))
     log.issue(blocks(0))
-    assert log.check(blocks(0), rows_of(log, 0, 4), counts) is None
+    assert log.check(blocks(0), rows_of(log, 0, 4), expected) is None
+    assert log.cur[0] == 6
+
+
+def test_race_a_read_that_is_tried_on_another_replica_finds_a_later_write() -> None:
+    log = written(8)
+    expected = log.expect(blocks(1))
+    log.issue(blocks(1))
+    for count, right in ((7, False), (8, True), (9, True), (10, False)):
+        assert (log.check(blocks(1), rows_of(log, 1, count), expected) is None) is right
+    assert log.cur[1] == 9
+
+
+def test_race_two_reads_of_a_doubtful_block() -> None:
+    """The first to come back settles the doubt; the block is written and flushed before the second does."""
+    log = written(7, minimum=4)
+    log.doubt()
+    first, second = log.expect(blocks(0)), log.expect(blocks(0))
+    assert log.check(blocks(0), rows_of(log, 0, 5), first) is None
+    log.succeeded(blocks(0), log.issue(blocks(0)))
+    log.commit(log.flush_begins())
+    assert (log.cur[0], log.min[0]) == (6, 6)
+    assert log.check(blocks(0), rows_of(log, 0, 5), second) is None
     assert log.cur[0] == 6
 
 
@@ -250,7 +272,7 @@ def test_verify_file_and_back() -> None:
     other.load(log.dumps(), "f")
     assert (other.cur.tolist(), other.min.tolist()) == (log.cur.tolist(), log.min.tolist())
     assert other.check(blocks(0), rows_of(log, 0, 8)) is not None
-    assert other.check(blocks(0), rows_of(log, 0, 299), in_range=True) is None
+    assert other.check(blocks(0), rows_of(log, 0, 299), other.expect(blocks(0), in_range=True)) is None
 
 
 @pytest.mark.parametrize(
