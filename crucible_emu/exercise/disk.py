@@ -7,7 +7,7 @@ two activations of one :class:`Subject` have the same.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
@@ -48,7 +48,7 @@ class Subject:
         for _ in range(TRIES_MAX):
             entered = False
             try:
-                async with attach.attach(self.next_request(), timeout_s=self.timeout_s) as device:
+                async with self._in_service() as device:
                     entered = True
                     yield device
                     return
@@ -58,6 +58,15 @@ class Subject:
                     raise
                 self.generation = max(self.generation, actual + 1)
         raise errors.IoError(f"others raised the generation {TRIES_MAX} times meanwhile: the disk is in use")
+
+    def _in_service(self) -> AbstractAsyncContextManager[BlockDevice]:
+        request = self.next_request()
+        try:
+            region = attach.region_of(request)
+        except errors.UsageError:
+            return attach.attach(request, timeout_s=self.timeout_s)
+        # A tester stops replicas and starts them again, and need not wait ten seconds for each.
+        return attach.in_service(attach.build(region, reconnect_delay_s=RECONNECT_DELAY_S), timeout_s=self.timeout_s)
 
     # -- a single region set, whose replicas can be looked at and replaced ------------------------------------------
 

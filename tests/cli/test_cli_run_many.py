@@ -8,13 +8,12 @@ import os
 import signal
 import socket
 import stat
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from command_rig import Command, one_sentence, outcome, pattern, refusal, running, unix_uri
+from command_rig import END_S, Command, one_sentence, outcome, pattern, refusal, running, unix_uri
+from many_rig import SMALL, free_base, wait_until
 from nbd_plain_client import PlainClient
 
 from crucible_emu.nbd import protocol as p
@@ -22,40 +21,12 @@ from crucible_emu.supervisor import layout
 from crucible_emu.volume import vcr
 
 KEY = base64.b64encode(bytes(range(32))).decode()
-SMALL = ("--create", "--extent-size", 16, "--extent-count", 4, "--control", "127.0.0.1:0", "--json")
-WAIT_S = 30
-
-
-def free_base(count: int = 3) -> int:
-    """A port base whose data and repair ports are free now."""
-    for base in range(20100, 40000, 97):
-        ports = [port + above for port in range(base, base + 10 * count, 10) for above in (0, 4000)]
-        if all(is_free(port) for port in ports):
-            return base
-    raise AssertionError("no ports are free")
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def call(command: Command, method: str, path: str) -> Any:
     answer = httpx2.request(method, command.ready["control"] + path, trust_env=False)
     assert answer.status_code in (200, 204), answer.text
     return answer.json() if answer.status_code == 200 else None
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for other processes."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:
@@ -137,7 +108,7 @@ def test_shutdown_over_http_and_an_encrypted_disk(tmp_path: Path) -> None:
         assert call(many, "GET", "/regioncount") == 4  # the fourth is a spare
         assert call(many, "GET", "/vcr")["sub_volumes"][0]["gen"] > region_set.gen
         call(many, "POST", "/shutdown")
-        assert many.process.wait(WAIT_S) == 0
+        assert many.process.wait(END_S) == 0
 
 
 def test_a_port_in_use_is_one_sentence_and_nothing_stays_running(tmp_path: Path) -> None:
