@@ -177,6 +177,7 @@ class UpstairsCore(Dispatcher):
         self.report("info", "replica is too far behind to be replayed to", client=client.index)
         self.move(client, ClientEvent.FELL_BEHIND)
         self.skip_jobs(client)
+        self.try_waiting_reads()
 
     def move(
         self, client: Client, event: ClientEvent, reason: StopReason | None = None, *, replayable: bool = False
@@ -195,6 +196,7 @@ class UpstairsCore(Dispatcher):
             return
         self._progressing = True
         try:
+            self.try_waiting_reads()
             self.check_live_repair()
             if self.repair is not None:
                 self.repair.advance()

@@ -155,10 +155,6 @@ class Dispatcher(ABC):
         """A client's state has changed."""
         self._accepting = sum(client.state.accepts_io for client in self.clients)
         self.readers = [client.index for client in self.clients if client.state.phase is Phase.ACTIVE]
-        if self._waiting_reads:
-            waiting, self._waiting_reads = self._waiting_reads, []
-            for job in waiting:
-                self._try_read(job, None)
 
     def admission_error(self, kind: JobKind) -> errors.CrucibleError | None:
         """Why a job of ``kind`` cannot be taken now, or ``None`` (§5.3). *Safety*: refuses what could not be kept."""
@@ -389,6 +385,13 @@ class Dispatcher(ABC):
         self._actions.append(Answer(job.handle, error))
         self.check(job)
 
+    def try_waiting_reads(self) -> None:
+        """A replica came back, or is not expected back any more."""
+        if self._waiting_reads:
+            waiting, self._waiting_reads = self._waiting_reads, []
+            for job in waiting:
+                self._try_read(job, None)
+
     def skip_jobs(self, client: Client) -> None:
         """What the client has in progress will not be done by it: skip it and answer what can be answered (§6.5)."""
         for job in self.jobs:
@@ -423,6 +426,7 @@ class Dispatcher(ABC):
             job.replayed = True
             self.jobs.restart(job, client.index)
             self.send(client.index, job)
+        self.try_waiting_reads()
 
     def forget_history(self) -> None:
         """All replicas hold the same bytes and nothing is under way: nothing from before is owed to anybody."""

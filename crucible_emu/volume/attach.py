@@ -28,6 +28,9 @@ from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.tcp_link import TcpAddress, TcpConnector
 from crucible_emu.volume.vcr import CrucibleOpts, RegionRequest, VolumeConstructionRequest, VolumeRequest, parse_address
 
+FAREWELL_TIMEOUT_S = 15.0
+"""How long leaving a disk waits for replicas that are away, so that its last flush need not fail."""
+
 
 def region_of(request: VolumeConstructionRequest) -> RegionRequest:
     """The one region set of ``request``. Raises :class:`UsageError` where it is more than that."""
@@ -104,12 +107,28 @@ async def in_service(
         finally:
             with trio.CancelScope(shield=True):
                 if upstairs.active:
-                    try:
-                        # Asked for by itself because its failure must be heard: it is the last chance to say so.
-                        await guest.flush()
-                    finally:
-                        await upstairs.deactivate()
+                    await _leave(guest)
             nursery.cancel_scope.cancel()
+
+
+async def _leave(guest: Guest) -> None:
+    """Flush and deactivate. Raises what the flush failed with: it is the last chance to say so."""
+    async with trio.open_nursery() as nursery:
+        flushed = trio.Event()
+
+        async def flush() -> None:
+            try:
+                await guest.flush()
+            finally:
+                flushed.set()
+
+        nursery.start_soon(flush)
+        with trio.move_on_after(FAREWELL_TIMEOUT_S):
+            await flushed.wait()
+        # *Liveness*: a flush that waits for replicas which do not come back is failed by this.
+        with trio.CancelScope(shield=True):
+            if guest.upstairs.active:
+                await guest.upstairs.deactivate()
 
 
 @asynccontextmanager
