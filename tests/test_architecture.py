@@ -52,7 +52,7 @@ DRIVERS = {
     ),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
-    *(f"crucible_emu.exercise.{name}" for name in ("journal", "runner")),
+    *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
 }
 OUTSIDE_WORLD = {
     *("trio", "asyncio", "anyio", "threading", "subprocess", "socket", "select", "os", "time", "secrets"),

@@ -70,7 +70,7 @@ follows from its number and count, so every read can be checked. After a crash o
 
   crucible-emu exercise demo /tmp/disk.json --count 5000 --depth 64
 
-  crucible-emu exercise replace --control http://127.0.0.1:9998
+  crucible-emu exercise replace /tmp/disk.json --control http://127.0.0.1:9998
 
   crucible-emu exercise rand-write /tmp/disk.json --depth 16 --time 10 --json
 

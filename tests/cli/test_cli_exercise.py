@@ -25,10 +25,10 @@ KEY = base64.b64encode(bytes(range(32))).decode()
 
 
 @contextmanager
-def many(folder: Path, *options: object) -> Iterator[tuple[Command, Path]]:
-    """Four Downstairs, and the file that describes the disk of the first three."""
+def many(folder: Path, *options: object, count: int = 3) -> Iterator[tuple[Command, Path]]:
+    """Downstairs, and the file that describes the disk of the first three."""
     file = folder / "disk.json"
-    arguments = (folder / "ds", *SMALL, "--count", 4, "--vcr", file, "--port-base", free_base(4), *options)
+    arguments = (folder / "ds", *SMALL, "--count", count, "--vcr", file, "--port-base", free_base(4), *options)
     with running("downstairs", "run-many", *arguments) as command:
         yield command, file
 
@@ -52,19 +52,17 @@ def test_tester_killed_with_sigkill_and_a_replica_too_then_verify(tmp_path: Path
         filled = exercise("fill", file, "--blank")
         assert (filled["ok"], filled["writes"], filled["checked_blocks"]) == (True, 1, BLOCKS)
         arguments = ["exercise", "rand-write", str(file), "--depth", "32", "--time", "60"]
-        for _ in range(2):
-            before = int(counts(journal).sum())
-            tester = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            wait_until(lambda before=before: int(counts(journal).sum()) > before + 500)  # type: ignore[misc]
-            httpx2.post(f"{command.ready['control']}/stop/cid/0", trust_env=False)
-            tester.kill()
-            tester.communicate()
-            httpx2.post(f"{command.ready['control']}/start/cid/0", trust_env=False)
-            assert journal.read_bytes()[IN_USE_AT] == 1
-            # A minimum that no flush has reached stays; the range above it is what verify accepts, block by block.
-            found = exercise("verify", file)
-            assert (found["ok"], found["checked_blocks"], found["doubtful_blocks"]) == (True, BLOCKS, 0)
-            assert journal.read_bytes()[IN_USE_AT] == 0
+        tester = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wait_until(lambda: int(counts(journal).sum()) > BLOCKS + 500)
+        httpx2.post(f"{command.ready['control']}/stop/cid/0", trust_env=False)
+        tester.kill()
+        tester.communicate()
+        httpx2.post(f"{command.ready['control']}/start/cid/0", trust_env=False)
+        assert journal.read_bytes()[IN_USE_AT] == 1
+        # The range from what a flush had reached is what verify accepts, block by block.
+        found = exercise("verify", file)
+        assert (found["ok"], found["checked_blocks"], found["doubtful_blocks"]) == (True, BLOCKS, 0)
+        assert journal.read_bytes()[IN_USE_AT] == 0
         # Nothing is in doubt any more, so this is strict.
         assert exercise("rand-verify", file)["ok"]
         command.end_well()
@@ -96,7 +94,7 @@ def test_the_first_wrong_block_is_one_sentence_and_exit_code_1(tmp_path: Path) -
 def test_workloads_that_leave_at_once_and_scenarios_over_the_control_api(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text(KEY)
-    with many(tmp_path, "--encrypt", key) as (command, _):
+    with many(tmp_path, "--encrypt", key, count=4) as (command, _):
         disk = ("--control", command.ready["control"], "--key", key, "--journal", tmp_path / "j")
         assert exercise("fill", *disk)["ok"]
         for name in ("dirty", "repair"):
