@@ -97,6 +97,8 @@ def run(
         faithful=faithful,
     )
     read_only, sync_policy = _read_only(mode), _sync_policy(policy)
+    if until_eof and sys.stdin is None:
+        raise UsageError("--until-eof waits for the end of standard input, which is closed: leave it open")
 
     async def main() -> None:
         with Region.open(directory, read_only=read_only, policy=sync_policy) as region:
@@ -123,9 +125,13 @@ async def _end_of_input(server_scope: trio.CancelScope) -> None:
     """Cancel ``server_scope`` when standard input ends. What comes in before that is thrown away."""
     descriptor = sys.stdin.fileno()
     while True:
-        await trio.lowlevel.wait_readable(descriptor)
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        except PermissionError:
+            pass  # a file, /dev/null for one: always readable
         if not os.read(descriptor, 4096):
             break
+        await trio.lowlevel.checkpoint()
     server_scope.cancel()
 
 

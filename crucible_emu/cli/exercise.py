@@ -23,10 +23,11 @@ import trio
 import typer
 
 from crucible_emu.cli import serving
+from crucible_emu.cli.main import sentence_for
 from crucible_emu.cli.new_paths import new_file
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import format_size, parse_extent_size
-from crucible_emu.errors import UsageError
+from crucible_emu.errors import CrucibleError, RemoteError, UsageError
 from crucible_emu.exercise import workloads
 from crucible_emu.exercise.content import Rule
 from crucible_emu.exercise.control import Control, connected
@@ -123,17 +124,18 @@ class Run:
                 setattr(total, name, getattr(total, name) + value)
         return total
 
-    def summary(self, wrong: IntegrityError | None) -> dict[str, Any]:
+    def summary(self, wrong: IntegrityError | None, error: str | None = None) -> dict[str, Any]:
         found = rates(self.samples)
         return {
             "workload": self.wishes.workload,
-            "ok": wrong is None,
+            "ok": wrong is None and error is None,
             "seed": self.wishes.seed,
             "seconds": round(time.monotonic() - self.began_s, 3),
             **asdict(self.totals),
             "doubtful_blocks": int(self.setting.log.doubtful.sum()),
             "rates": None if found is None else found.as_json(),
             "wrong_block": None if wrong is None else asdict(wrong.wrong),
+            "error": error,
         }
 
     def report(self, wrong: IntegrityError | None) -> None:
@@ -268,9 +270,11 @@ async def _exercise(wishes: Wishes, subject: Subject, layout: Layout, log: Write
             await _scenario(run)
         else:
             await _workload(run)
-    except (IntegrityError, BaseExceptionGroup) as error:
+    except (IntegrityError, CrucibleError, RemoteError, BaseExceptionGroup) as error:
         wrong = integrity_error(error)
         if wrong is None:
+            if wishes.as_json:
+                print(json.dumps(run.summary(None, sentence_for(innermost(error)))), flush=True)
             raise
         _write_counts(run)
         run.report(wrong)
@@ -353,6 +357,13 @@ def integrity_error(error: BaseException) -> IntegrityError | None:
     if isinstance(error, BaseExceptionGroup):
         return next((found for each in error.exceptions if (found := integrity_error(each)) is not None), None)
     return None
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The one error inside groups of one; else the group."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _key(path: Path) -> str:

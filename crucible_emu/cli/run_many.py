@@ -149,10 +149,18 @@ class Reporter:
         port = self.fleet.members[change.cid].port
         if self.as_json:
             line = {"event": "state", "cid": change.cid, "state": change.state.value, "port": port, "pid": change.pid}
-            print(json.dumps({**line, "returncode": change.returncode}), flush=True)
+            self._say(json.dumps({**line, "returncode": change.returncode}))
             return
         process = f", process {change.pid}" if change.pid is not None else ""
-        print(f"Downstairs {change.cid} (port {port}): {change.state.value}{process}", flush=True)
+        self._say(f"Downstairs {change.cid} (port {port}): {change.state.value}{process}")
+
+    def _say(self, line: str) -> None:
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:
+            # Whoever read this has left (`| head -1`). That is no reason to end the Downstairs.
+            self.announced = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def ready(self, url: str, supervisor: Supervisor, disk: Disk, request_file: Path | None) -> None:
         """The ready line, with the document or the name of its file."""

@@ -137,7 +137,10 @@ def test_refusals_of_exercise(file: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_disk_that_nobody_serves_is_given_up(file: Path) -> None:
-    code, out, err = outcome("exercise", "fill", file, "--timeout", 0.5)
-    assert (code, out) == (1, "")
+    code, out, err = outcome("exercise", "fill", file, "--timeout", 0.5, "--json")
+    assert code == 1
+    facts = json.loads(out)
+    assert (facts["ok"], facts["wrong_block"], facts["reads"]) == (False, None, 0)
+    assert "no activation within 0.5 s" in facts["error"]
     assert "no activation within 0.5 s" in err.splitlines()[-1]
     assert (file.parent / "disk.json.journal").exists()

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from command_rig import END_S, Command, one_sentence, outcome, pattern, refusal,
 from many_rig import SMALL, free_base, wait_until
 from nbd_plain_client import PlainClient
 
+from crucible_emu.cli.supervised_disk import Disk
 from crucible_emu.nbd import protocol as p
 from crucible_emu.supervisor import layout
 from crucible_emu.volume import vcr
@@ -145,3 +147,42 @@ def test_refusals_of_run_many(tmp_path: Path, capsys: Any) -> None:
         assert code in (1, 2)
         assert words in sentence
     assert not (tmp_path / "none").exists()
+
+
+def test_every_three_regions_are_a_sub_volume(tmp_path: Path) -> None:
+    places = layout.places([tmp_path], 7, 9000)
+    layout.make_regions(places, block_size=512, blocks_per_extent=4, extent_count=2)
+    disk = Disk(layout.definitions(places), places, "::1", True, None)
+    first, second = disk.request(), disk.request()
+    assert first is not None and second is not None
+    targets = [each.opts.target for each in first.sub_volumes]  # type: ignore[union-attr]
+    assert targets == [tuple(f"[::1]:{port}" for port in ports) for ports in ((9000, 9010, 9020), (9030, 9040, 9050))]
+    assert [each.gen for each in second.sub_volumes] == [2, 2]  # type: ignore[union-attr]
+    assert all(each.opts.read_only for each in first.sub_volumes)  # type: ignore[union-attr]
+    assert vcr.parse(vcr.dumps(first)) == first
+    assert Disk(disk.definitions[:2], places[:2], "::1", False, None).request() is None
+
+
+def test_a_downstairs_ends_with_its_standard_input(tmp_path: Path) -> None:
+    (place,) = layout.places([tmp_path], 1, 9000)
+    layout.make_regions([place], block_size=512, blocks_per_extent=4, extent_count=2)
+    run = ("downstairs", "run", place.region, "--port", 0, "--repair-port", 0, "--until-eof", "--json")
+    with running(*run, stdin=subprocess.PIPE) as command:
+        assert command.process.stdin is not None
+        command.process.stdin.write("words that nobody reads\n")
+        command.process.stdin.close()
+        assert command.process.wait(END_S) == 0
+    with running(*run, stdin=subprocess.DEVNULL) as command:
+        assert command.process.wait(END_S) == 0
+
+
+def test_a_reader_that_leaves_does_not_end_the_downstairs(tmp_path: Path) -> None:
+    with running("downstairs", "run-many", tmp_path / "ds", *SMALL, "--port-base", free_base()) as many:
+        assert many.process.stdout is not None
+        many.process.stdout.close()
+        call(many, "POST", "/enablerestart/all")
+        call(many, "POST", "/stop/cid/0")
+        wait_until(lambda: call(many, "GET", "/state/cid/0") == "running")
+        assert call(many, "GET", "/allrunning")
+        many.process.send_signal(signal.SIGTERM)
+        assert many.process.wait(END_S) == 0
