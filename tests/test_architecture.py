@@ -16,12 +16,12 @@ PACKAGES = ("crucible_emu", "nexus", "bench")
 LINES_MAX = 600
 
 FLOORS = (
-    {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs"},
+    {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs", "statistics"},
     {"wire", "region"},
     {"downstairs"},
     {"upstairs"},
     {"volume"},
-    {"nbd", "pantry", "agent", "client"},
+    {"nbd", "control", "pantry", "agent", "client"},
     {"sim"},
     {"cli"},
     {"__main__"},
@@ -35,7 +35,7 @@ ABOVE_ALL = len(FLOORS)
 NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "crucible_emu.volume"}
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
 
-DECIDING = ("crucible_emu.wire", "crucible_emu.downstairs", "crucible_emu.upstairs", "crucible_emu.nbd")
+DECIDING = tuple(f"crucible_emu.{name}" for name in ("wire", "downstairs", "upstairs", "nbd", "control"))
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
     *(
@@ -51,6 +51,7 @@ DRIVERS = {
         for name in ("driver", "gathered_read", "guest", "healing", "local_link", "tcp_link", "zeroing")
     ),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
+    *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
 }
 OUTSIDE_WORLD = {
     *("trio", "asyncio", "anyio", "threading", "subprocess", "socket", "select", "os", "time", "secrets"),

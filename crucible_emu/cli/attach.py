@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from crucible_emu.cli import serving
+from crucible_emu.control import observing
 from crucible_emu.errors import UsageError
 from crucible_emu.volume import attach as attaching
 from crucible_emu.volume import vcr
@@ -25,6 +26,8 @@ def attach(
     read_only: Annotated[bool, typer.Option("--read-only", help="Let no client write.")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) for nbds addresses.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key (PEM) of that certificate.")] = None,
+    control: Annotated[str | None, serving.CONTROL] = None,
+    notify: Annotated[str | None, serving.NOTIFY] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
     """Attach to the three Downstairs that VCR.json names and serve the disk over NBD.
@@ -45,7 +48,10 @@ def attach(
     door.facts["targets"] = list(region.opts.target)
 
     async def main() -> None:
-        async with attaching.attach(wanted, timeout_s=timeout) as guest:
+        async with (
+            observing(control, notify) as door.observation,
+            attaching.attach(wanted, timeout_s=timeout, observe=door.observation.watch) as guest,
+        ):
             await serving.serve_until_told(guest, door)
 
     serving.run(main)

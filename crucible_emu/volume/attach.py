@@ -10,7 +10,7 @@ refused with a sentence; they are valid documents, but this version does not bui
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -27,6 +27,9 @@ from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.tcp_link import TcpAddress, TcpConnector
 from crucible_emu.volume.vcr import CrucibleOpts, RegionRequest, VolumeConstructionRequest, VolumeRequest, parse_address
+
+Observe = Callable[[Upstairs, str | None], None]
+"""Told of each Upstairs that was built, before it runs, and of the control address that its request names."""
 
 FAREWELL_TIMEOUT_S = 15.0
 """How long leaving a disk waits for replicas that are away, so that its last flush need not fail."""
@@ -62,7 +65,9 @@ def tls_context(opts: CrucibleOpts) -> ssl.SSLContext | None:
     return context
 
 
-def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_S) -> Upstairs:
+def build(
+    request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_S, observe: Observe | None = None
+) -> Upstairs:
     """An Upstairs for the region set, not yet running. Raises :class:`UsageError`."""
     opts = request.opts
     session_id = uuid4()
@@ -82,7 +87,7 @@ def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_
         return TcpConnector(address, opts.id, session_id, tls=tls, server_name=f"downstairs{client}" if tls else None)
 
     identity = Identity(opts.id, session_id, cipher is not None, opts.read_only)
-    return Upstairs(
+    upstairs = Upstairs(
         UpstairsCore(identity, request.gen, definition),
         [connector_for(client, target) for client, target in enumerate(opts.target)],
         cipher=cipher,
@@ -90,6 +95,9 @@ def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_
         reconnect_delay_s=reconnect_delay_s,
         connector_for=connector_for,
     )
+    if observe is not None:
+        observe(upstairs, opts.control)
+    return upstairs
 
 
 @asynccontextmanager
@@ -132,7 +140,9 @@ async def _leave(guest: Guest) -> None:
 
 
 @asynccontextmanager
-async def attach(request: VolumeConstructionRequest, *, timeout_s: float | None = None) -> AsyncIterator[Guest]:
+async def attach(
+    request: VolumeConstructionRequest, *, timeout_s: float | None = None, observe: Observe | None = None
+) -> AsyncIterator[Guest]:
     """The disk that ``request`` describes, active inside the block."""
-    async with in_service(build(region_of(request)), timeout_s=timeout_s) as guest:
+    async with in_service(build(region_of(request), observe=observe), timeout_s=timeout_s) as guest:
         yield guest

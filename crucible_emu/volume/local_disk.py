@@ -46,7 +46,7 @@ from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.local_link import LocalConnector
 from crucible_emu.upstairs.rules import CLIENTS
-from crucible_emu.volume.attach import in_service
+from crucible_emu.volume.attach import Observe, in_service
 
 DISK_FILE = "disk.json"
 KEY_CHECK_BYTES = 16
@@ -229,7 +229,11 @@ def _open_regions(directory: Path, disk: DiskFile) -> Iterator[list[Region]]:
 
 @asynccontextmanager
 async def open_disk(
-    directory: Path, *, cipher: Cipher | None = None, fill_from: Path | None = None
+    directory: Path,
+    *,
+    cipher: Cipher | None = None,
+    fill_from: Path | None = None,
+    observe: Observe | None = None,
 ) -> AsyncIterator[Guest]:
     """The disk in ``directory``, in service inside the block; its replicas are made equal first where they differ.
 
@@ -267,6 +271,9 @@ async def open_disk(
                 LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
             ]
             core = UpstairsCore(identity, disk.generation, disk.definitions[0])
-            async with in_service(Upstairs(core, connectors, cipher=cipher)) as guest:
+            upstairs = Upstairs(core, connectors, cipher=cipher)
+            if observe is not None:
+                observe(upstairs, None)
+            async with in_service(upstairs) as guest:
                 yield guest
             nursery.cancel_scope.cancel()
