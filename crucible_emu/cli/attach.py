@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crucible_emu.cli import serving
-from crucible_emu.control import observing
+from crucible_emu.control import observation
 from crucible_emu.errors import UsageError
 from crucible_emu.volume import attach as attaching
 from crucible_emu.volume import vcr
@@ -44,12 +44,13 @@ def attach(
     wanted = vcr.load(request)
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
     serving.check(door)
+    observation.check(control, notify)
     region = attaching.region_of(wanted)
     door.facts["targets"] = list(region.opts.target)
 
     async def main() -> None:
         async with (
-            observing(control, notify) as door.observation,
+            observation.observing(control, notify) as door.observation,
             attaching.attach(wanted, timeout_s=timeout, observe=door.observation.watch) as guest,
         ):
             await serving.serve_until_told(guest, door)

@@ -14,7 +14,7 @@ import typer
 from crucible_emu.cli import serving
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
-from crucible_emu.control import observing
+from crucible_emu.control import observation
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, check_block_size, size_for
 from crucible_emu.integrity import KEY_BYTES, Cipher
@@ -60,6 +60,7 @@ def serve(
     """
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
     serving.check(door)
+    observation.check(control, notify)
     disk = local_disk.read_disk_file(directory)
     if disk is None:
         _make(directory, size, image, block_size, extent_size, encrypt)
@@ -69,7 +70,7 @@ def serve(
     door.facts["regions"] = [str(local_disk.region_path(directory, client)) for client in range(3)]
 
     async def main() -> None:
-        async with observing(control, notify) as door.observation:
+        async with observation.observing(control, notify) as door.observation:
             watch = door.observation.watch
             async with local_disk.open_disk(directory, cipher=cipher, fill_from=image, observe=watch) as guest:
                 if image is not None:

@@ -23,7 +23,7 @@ import typer
 from crucible_emu import nbd
 from crucible_emu.blockio import BlockDevice
 from crucible_emu.cli.sizes import format_size
-from crucible_emu.control import Observation
+from crucible_emu.control.observation import Observation
 from crucible_emu.errors import UsageError
 
 DEFAULT_URI = "nbd://[::1]:10809/"
@@ -111,7 +111,7 @@ def announce(door: Door, device: BlockDevice, uris: list[str]) -> None:
             "block_size": device.block_size,
             "read_only": device.read_only or door.read_only,
             "pid": os.getpid(),
-            "control": controls,
+            **({"control": controls} if controls else {}),
             **door.facts,
         }
         print(json.dumps(ready), flush=True)

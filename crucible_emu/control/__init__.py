@@ -6,7 +6,3 @@
 ``notices``      what the control plane is told, and what waits to be told (pure)
 ``notifier``     the sender of those
 """
-
-from crucible_emu.control.observation import Observation, observing
-
-__all__ = ["Observation", "observing"]

@@ -4,9 +4,9 @@ What it is for: ``crucible-emu attach`` and ``serve`` open :func:`observing` bef
 :meth:`Observation.watch` to whatever builds it. Each Upstairs is watched from before it begins to activate, because a
 reconciliation is over when it is active.
 
-What it guarantees: an address that nobody can listen on is refused with a sentence before the disk is touched, or as
-soon as the request that names it is read. On leaving, what is still to be told to the control plane has two seconds;
-servers end after that. Nothing here is on the path of a block.
+What it guarantees: an address that nobody can listen on is refused with a sentence before the disk is used. On
+leaving, what is still to be told to the control plane has two seconds; servers end after that. Nothing here is on the
+path of a block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 import trio
 
 from crucible_emu.control.notices import Reporter
-from crucible_emu.control.notifier import Notifier
+from crucible_emu.control.notifier import Notifier, check_url
 from crucible_emu.downstairs.listening import listen_on_tcp
 from crucible_emu.errors import UsageError
 from crucible_emu.statistics import Snapshot
@@ -69,12 +69,25 @@ class Observation:
         self._nursery.start_soon(serve_control, control, listener)
 
 
+def check(control: str | None, notify: str | None) -> None:
+    """What can be known to be wrong with the arguments of :func:`observing`. Raises :class:`UsageError`."""
+    if control is not None:
+        split_address(control)
+    if notify is not None:
+        check_url(notify)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``ip:port`` or ``[ip]:port``, port 0 for any. Raises :class:`UsageError`."""
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5) or not host.strip("[]"):
+        raise UsageError(f"{address!r} is no address for {WHAT}: write ip:port, or [ip]:port for IPv6")
+    return host.strip("[]"), int(port)
+
+
 def listen_at(address: str) -> socket.socket:
     """A listening socket at ``ip:port`` or ``[ip]:port``; port 0: any. Raises :class:`UsageError`."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not (port.isascii() and port.isdecimal() and len(port) <= 5) or not host.strip("[]"):
-        raise UsageError(f"{address!r} is no address for {WHAT}: write ip:port, or [ip]:port for IPv6")
-    return listen_on_tcp(host.strip("[]"), int(port), WHAT)
+    return listen_on_tcp(*split_address(address), WHAT)
 
 
 def report(upstairs: Upstairs, notifier: Notifier) -> None:

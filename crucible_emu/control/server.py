@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from uuid import uuid4
 
 import trio
@@ -136,10 +137,11 @@ def _endpoint(answer: Callable[[Request, bytes], Response]) -> Callable[[Request
 async def _body(request: Request) -> bytes:
     """Raises :class:`UsageError` where it is too long; no more than that is ever held."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > BODY_BYTES_MAX:
-            raise UsageError(f"request body exceeded maximum size of {BODY_BYTES_MAX} bytes")
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > BODY_BYTES_MAX:
+                raise UsageError(f"request body exceeded maximum size of {BODY_BYTES_MAX} bytes")
     return body
 
 
