@@ -52,7 +52,8 @@ class Client:
     """What the Upstairs knows of one replica.
 
     ``last_flush``: the id of the newest flush that it acknowledged since the set was made equal. ``knows_from``: jobs
-    with lower ids were never sent over its connection. The counters are those of §15.2.
+    with lower ids were never sent over its connection. ``refusals``: how often in a row it closed the connection when
+    asked for the promotion. The other counters are those of §15.2.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Client:
         "last_flush",
         "live_repair_aborted",
         "live_repair_completed",
+        "refusals",
         "region_uuid",
         "repair_address",
         "replaced",
@@ -80,7 +82,7 @@ class Client:
         self.target = ""
         self.last_flush: int | None = None
         self.knows_from = 0
-        self.connected = self.replaced = self.ro_lr_skipped = 0
+        self.connected = self.replaced = self.ro_lr_skipped = self.refusals = 0
         self.live_repair_completed = self.live_repair_aborted = 0
         self.extents_repaired = self.extents_confirmed = 0
         self.index = index
@@ -212,6 +214,7 @@ class Dispatcher(ABC):
         # Asked anew at each try: what it waited for may lie before a flush that this client has finished, and a client
         # forgets what was before its last flush (wire-protocol.md §7.2).
         self._depend_on_writes(job)
+        job.asked_before = self.next_job_id
         self.jobs.restart(job, client)
         self.send(client, job)
 
@@ -329,14 +332,15 @@ class Dispatcher(ABC):
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
         if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
             return True
+        found = self.jobs.find(job_id)
+        if found is not None and found.kind is JobKind.READ:
+            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one
+            # that was sent anew, whatever its id, waits for the jobs made before that, so they must not wait for it.
+            return found.in_progress[client] != 0 and job.first_id >= found.asked_before
         # Safety: an id that was never sent over this connection would make its replica wait for ever. A job that is
         # gone meanwhile is done everywhere it was sent to, so nobody has to wait for it.
         if job_id < self.clients[client].knows_from:
             return False
-        found = self.jobs.find(job_id)
-        if found is not None and found.kind is JobKind.READ:
-            # A read that was tried elsewhere first has an old id, which a flush may have made this replica forget.
-            return bool(found.in_progress[client])
         return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
 
     @abstractmethod
