@@ -486,7 +486,8 @@ async def test_one_replica_may_fail_in_any_way_and_nobody_notices(
     fault: dict[str, float],
     seed: int,
 ) -> None:
-    for line in ("connection ended", "operation failed", "replica faulted", "reconciliation aborted"):
+    known = ("connection ended", "operation failed", "replica faulted", "reconciliation aborted", "live repair aborted")
+    for line in known:
         expect_log(line, at_least=0)
     directory, generation = fresh_disk(), 0
     try:
