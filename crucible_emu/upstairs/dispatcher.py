@@ -111,6 +111,8 @@ class Dispatcher(ABC):
         self.can_replay = True
         """Whether all that a replica may have missed since its last flush is still in the table."""
         self._waiting_reads: list[Job] = []
+        self._barriers: list[Job] = []
+        """Flushes and barriers that are not final, oldest first."""
         self._last_write = self._flushed_below = 0
         self._writes_lost = False
         # Who accepts work and who is read from, kept because every request asks and they hardly ever change.
@@ -258,6 +260,7 @@ class Dispatcher(ABC):
     def _start_barrier(self, job: Job) -> None:
         self.pending_barriers += 1
         self.finished_jobs = self.finished_bytes = 0
+        self._barriers.append(job)
         self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
@@ -317,10 +320,18 @@ class Dispatcher(ABC):
 
     def pruned_dependencies(self, job: Job, client: int) -> list[list[int]]:
         """The job's dependencies for one client: without the jobs that it was never sent (§6.3)."""
-        return [
-            [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
-            for wanted in job.dependencies or [[]]
-        ]
+        return [self._prune(wanted, job, client) for wanted in job.dependencies or [[]]]
+
+    def _prune(self, wanted: list[int], job: Job, client: int) -> list[int]:
+        sent = [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
+        if len(sent) < len(wanted):
+            # Safety: what is left out may itself have waited for a flush that the client has not done yet. Done before
+            # that flush, this job would be forgotten at it, and whatever waits for this job would wait for ever.
+            made_before = max(job.first_id, job.asked_before)
+            for barrier in reversed(self._barriers):
+                if barrier.first_id < made_before and barrier.in_progress[client]:
+                    return sorted({*sent, barrier.first_id})
+        return sent
 
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
         if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
@@ -437,6 +448,7 @@ class Dispatcher(ABC):
         """All replicas hold the same bytes and nothing is under way: nothing from before is owed to anybody."""
         self.jobs.clear()
         self.tracker.clear()
+        self._barriers.clear()
         self.can_replay = True
         self.pending_barriers = self.finished_jobs = self.finished_bytes = 0
         for client in self.clients:
@@ -471,6 +483,7 @@ class Dispatcher(ABC):
         """``job`` is final on all clients: forget it, or keep it for a client that may have to be sent it again."""
         if job.kind in RETIRING:
             self.pending_barriers -= 1
+            self._barriers.remove(job)
             self._retire(job)
         elif job.kind is JobKind.READ or not self.identity.remote:
             self.jobs.forget(job)

@@ -95,9 +95,7 @@ def forget_dependencies_of_writes(patch: pytest.MonkeyPatch) -> None:
 
 def forget_dependencies_of_flushes(patch: pytest.MonkeyPatch) -> None:
     real = Dispatcher._dependencies
-    patch.setattr(
-        Dispatcher, "_dependencies", lambda core, job: [[]] if job.kind is JobKind.FLUSH else real(core, job)
-    )
+    patch.setattr(Dispatcher, "_dependencies", lambda core, job: [[]] if job.kind is JobKind.FLUSH else real(core, job))
 
 
 def forget_dependencies_of_reads(patch: pytest.MonkeyPatch) -> None:
@@ -160,9 +158,11 @@ def make_replicas_equal_to_the_oldest(patch: pytest.MonkeyPatch) -> None:
 
 
 def repair_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(LiveRepair, "_fetch", lambda repair, fetch_id, close_id: repair._submit(
-        JobKind.EXTENT_NO_OP, fetch_id, [close_id]
-    ))
+    patch.setattr(
+        LiveRepair,
+        "_fetch",
+        lambda repair, fetch_id, close_id: repair._submit(JobKind.EXTENT_NO_OP, fetch_id, [close_id]),
+    )
 
 
 def send_no_writes_to_what_is_repaired(patch: pytest.MonkeyPatch) -> None:

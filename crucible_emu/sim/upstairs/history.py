@@ -42,7 +42,7 @@ BLOCK_SIZE = 512
 TROUBLES = ("drop", "refuse", "stall", "power", "kill", "slow", "errors", "damage", "blackout")
 GUEST = ("io", "io", "io", "io", "flush", "snapshot", "beside repair")
 WAITS = ("moment", "moment", "moment", "while", "long")
-PERSON = ("activate", "deactivate", "crash", "takeover", "destroy", "replace")
+PERSON = ("activate", "deactivate", "crash", "crash in replay", "takeover", "destroy", "replace")
 
 
 class History:
@@ -109,9 +109,7 @@ class History:
         """A new Upstairs over the set, not yet active."""
         self.generation += self.world.rng.choice((1, 1, 3))
         number = len(self.sides) + 1
-        side = GuestSide(
-            self.world, self.registers, self.places, self.generation, number, self._flush_interval_s
-        )
+        side = GuestSide(self.world, self.registers, self.places, self.generation, number, self._flush_interval_s)
         self.sides.append(side)
         await self._nursery.start(side.run)
 
@@ -315,6 +313,16 @@ class History:
             await self._moment()
             await self._activate()
 
+    async def _crash_in_replay(self) -> None:
+        """Wait for a replica that is away to be replayed to, and crash in the middle of it."""
+        side = self.side
+        if any(client.state.connecting and client.state.mode is Mode.OFFLINE for client in side.core.clients):
+            side.replay_begins = trio.Event()
+            with trio.move_on_after(REPAIR_BEGINS_WITHIN_S):
+                await side.replay_begins.wait()
+            await trio.sleep(self.world.rng.choice((0.001, 0.003, 0.005, 0.01)))
+            await self._crash()
+
     async def _takeover(self) -> None:
         """Another Upstairs activates the same disk; the one before must find itself disabled."""
         if self.side.state is UpstairsState.ACTIVE and not self._busy:
@@ -336,7 +344,9 @@ class History:
             self.lost = victim
             self.world.say(f"  {victim} loses its data")
             victim.crash(lose_power=True)
-            victim.storage = victim.backup.copy() if victim.backup and rng.random() < 0.7 else Storage(victim.definition)
+            victim.storage = (
+                victim.backup.copy() if victim.backup and rng.random() < 0.7 else Storage(victim.definition)
+            )
             self.world.after(rng.choice((0.05, 5.0)), victim.restart)
         elif not self.lost:
             victim = self._victim()
@@ -386,6 +396,7 @@ class History:
         "activate": _activate,
         "deactivate": _deactivate,
         "crash": _crash,
+        "crash in replay": _crash_in_replay,
         "takeover": _takeover,
         "destroy": _destroy,
         "replace": _replace,
@@ -457,7 +468,9 @@ class History:
         await self._until(self._all_answered, deadline, "the last reads are not answered")
         await trio.sleep(2 * self._flush_interval_s + 1)
         if len(side.core.jobs):
-            self.world.violation(f"{len(side.core.jobs)} jobs are left after the last flush: {list(side.core.jobs)[:3]}")
+            self.world.violation(
+                f"{len(side.core.jobs)} jobs are left after the last flush: {list(side.core.jobs)[:3]}"
+            )
         await side.upstairs.deactivate()
         first, *others = [place.storage for place in self.places]
         for place, storage in zip(self.places[1:], others):

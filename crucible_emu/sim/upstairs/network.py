@@ -202,7 +202,9 @@ def short(message: m.Message) -> str:
     name = type(message).__name__
     match message:
         case m.Write() | m.WriteUnwritten():
-            values = [int.from_bytes(bytes(message.data[at : at + 8]), "little") for at in range(0, len(message.data), 512)]
+            values = [
+                int.from_bytes(bytes(message.data[at : at + 8]), "little") for at in range(0, len(message.data), 512)
+            ]
             return f"{name} {message.job_id} after {list(message.dependencies)}: {message.start} = {values}"
         case m.ReadRequest():
             return f"{name} {message.job_id} after {list(message.dependencies)}: {message.start}+{message.count}"
@@ -219,5 +221,7 @@ def short(message: m.Message) -> str:
         case m.JobReply():
             return f"{name} {message.job_id} {getattr(message, 'result', getattr(message, 'error', ''))}"
         case m.ExtentVersions():
-            return f"{name} {message.gen_numbers.tolist()} {message.flush_numbers.tolist()} {message.dirty_bits.tolist()}"
+            return (
+                f"{name} {message.gen_numbers.tolist()} {message.flush_numbers.tolist()} {message.dirty_bits.tolist()}"
+            )
     return str(message)[:160]

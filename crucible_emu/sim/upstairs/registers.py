@@ -60,7 +60,11 @@ class _Register:
         """What may be left when all that was not flushed is in doubt."""
         found = set(self.floor)
         for op, value in self.log:
-            if op is not None and op.outcome is not Outcome.REFUSED and not (op.unwritten and NEVER_WRITTEN not in found):
+            if (
+                op is not None
+                and op.outcome is not Outcome.REFUSED
+                and not (op.unwritten and NEVER_WRITTEN not in found)
+            ):
                 found.add(value)
         return frozenset(found)
 

@@ -26,7 +26,7 @@ from crucible_emu.upstairs.dispatcher import Client, Identity
 from crucible_emu.upstairs.driver import FlushHandle, Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.states import Phase, StopReason, UpstairsState
+from crucible_emu.upstairs.states import Mode, Phase, StopReason, UpstairsState
 
 WRITES = (Kind.WRITE, Kind.WRITE_UNWRITTEN, Kind.WRITE_ZEROES)
 NEVER_OUR_FAULT = (
@@ -112,6 +112,7 @@ class GuestSide:
         )
         self.upstairs.on_repair = self._repair_news
         self.repair_begins = trio.Event()
+        self.replay_begins = trio.Event()
         self.guest = Guest(self.upstairs)
 
     def __str__(self) -> str:
@@ -177,6 +178,8 @@ class GuestSide:
                 if Phase.LIVE_REPAIR in (client.state.phase, self._served[client.index]):
                     self._in_repair[client.index] = self.world.next_event()
                 self._served[client.index] = client.state.phase
+                if client.state.phase is Phase.ACTIVE and client.state.mode is Mode.OFFLINE:
+                    self.replay_begins.set()
                 replica.in_trouble(by_upstairs=True)
                 if self.world.trace is not None:
                     self.world.say(f"    {self} client {client.index} ({replica}): {client.state}")
@@ -188,9 +191,7 @@ class GuestSide:
     def repaired_since(self, check: Check) -> int:
         """How many replicas were under repair while a request was under way."""
         phases = [client.state.phase for client in self.core.clients]
-        return sum(
-            phase is Phase.LIVE_REPAIR or seen > check.began for phase, seen in zip(phases, self._in_repair)
-        )
+        return sum(phase is Phase.LIVE_REPAIR or seen > check.began for phase, seen in zip(phases, self._in_repair))
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
