@@ -161,6 +161,29 @@ def run(main: Callable[[], Any], *, log_level: str = "warning") -> None:
 
     async def tuned() -> None:
         async with tuned_process():
-            await main()
+            if await interrupted(main):
+                raise KeyboardInterrupt
 
     trio.run(tuned)
+
+
+async def interrupted(main: Callable[[], Any]) -> bool:
+    """Run ``main``; whether a signal ended it that nothing inside was waiting for.
+
+    A signal arrives as a cancellation at a checkpoint. Python's own way raises KeyboardInterrupt at any instruction,
+    also where a finalizer or a callback swallows it.
+    """
+    signalled = False
+
+    async def watch(signals: AsyncIterator[int]) -> None:
+        nonlocal signalled
+        await anext(signals)
+        signalled = True
+        nursery.cancel_scope.cancel()
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, signals)
+            await main()
+            nursery.cancel_scope.cancel()
+    return signalled

@@ -46,6 +46,9 @@ from crucible_emu.upstairs.states import (
 )
 from crucible_emu.wire import messages as m
 
+REFUSALS_MAX = 2
+"""After so many refused promotions in a row a replica counts as taken by another Upstairs."""
+
 
 class UpstairsCore(Dispatcher):
     """The state of one Upstairs; see the module's essay. Take what it wants done with :meth:`take_actions`."""
@@ -78,6 +81,8 @@ class UpstairsCore(Dispatcher):
         self.state = next_upstairs_state(self.state, UpstairsEvent.ACTIVATE)
         self.disabled_by = None
         self._activation = handle
+        for client in self.clients:
+            client.refusals = 0
         for client in self.clients:
             if client.state.phase is Phase.WAIT_CONNECT:
                 self.move(client, ClientEvent.ACTIVATION_REQUESTED)
@@ -135,6 +140,8 @@ class UpstairsCore(Dispatcher):
             return
         level = "info" if client.stop_requested else "warning"
         self.report(level, "connection ended", client=index, state=str(client.state), why=why)
+        if client.state.phase is Phase.WAIT_FOR_PROMOTE:
+            client.refusals += 1
         was_reconciling = client.state.phase is Phase.RECONCILE
         self._come_to_rest(client)
         if client.state.mode is Mode.OFFLINE:
@@ -145,7 +152,21 @@ class UpstairsCore(Dispatcher):
             self.skip_jobs(client)
         if was_reconciling or any(other.state.phase is Phase.RECONCILE for other in self.clients):
             self.abort_reconciliation(f"client {index}: {why}")
+        self._check_refusals()
         self.progress()
+
+    def _check_refusals(self) -> None:
+        """*Liveness*: a Downstairs that serves an Upstairs with a higher generation closes the connection and says
+        nothing (§4.4). When two have done so again and again, waiting longer is of no use."""
+        refusing = [client.index for client in self.clients if client.refusals >= REFUSALS_MAX]
+        if self.state is UpstairsState.GO_ACTIVE and len(refusing) >= 2:
+            names = " and ".join(map(str, refusing))
+            self.disable(
+                errors.IoError(
+                    f"replicas {names} refuse generation {self.generation}: another Upstairs with one at least "
+                    "as high is active; activate with a higher one to take over"
+                )
+            )
 
     def _come_to_rest(self, client: Client) -> None:
         replayable = self.identity.remote and self.can_replay and self.repair is None
@@ -166,7 +187,7 @@ class UpstairsCore(Dispatcher):
         if connected:
             client.stop_requested = True
             self._actions.append(Hangup(client.index, client.connection_id))
-            if reason in FAULTS:
+            if reason in FAULTS and reason is not StopReason.OFFLINE_DEACTIVATED:
                 self.report("warning", "replica faulted", client=client.index, reason=reason.value)
             self.skip_jobs(client)
         else:
@@ -317,8 +338,8 @@ class UpstairsCore(Dispatcher):
 
     def _reconcile(self, collation: Collation, event: ClientEvent) -> None:
         """Make the replicas equal where they differ; they join when they are."""
-        # *Safety*: one above the number that a mended extent is stamped with. With the same number (§4.2), an extent that
-        # only one replica flushed before a crash would look like the mended one on the others, and differ from it.
+        # *Safety*: one above the number that a mended extent is stamped with. With the same number (§4.2), an extent
+        # that only one replica flushed before a crash would look like the mended one on the others, and differ from it.
         self.next_flush = max(self.next_flush, collation.max_flush + bool(collation.mends))
         if not collation.mends:
             self._all_joined()
@@ -360,8 +381,8 @@ class UpstairsCore(Dispatcher):
         address = self.clients[work.mend.source].repair_address
         assert address is not None
         self._tell_reconciliation("progress", work)
-        # *Safety*: not above our own generation, which later flushes carry: they must not look older than this. (It would
-        # be where all replicas were away while the disk was in service, and hold our own generation already.)
+        # *Safety*: not above our own generation, which later flushes carry: they must not look older than this. (It
+        # would be where all replicas were away while the disk was in service, and hold our own generation already.)
         generation = min(self._collation.max_gen, self.generation)
         message = reconciliation_message(work, self._collation.max_flush, generation, address)
         for client in clients:

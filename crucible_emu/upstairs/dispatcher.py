@@ -50,7 +50,8 @@ class Client:
     """What the Upstairs knows of one replica.
 
     ``last_flush``: the id of the newest flush that it acknowledged since the set was made equal. ``knows_from``: jobs
-    with lower ids were never sent over its connection. The counters are those of §15.2.
+    with lower ids were never sent over its connection. ``refusals``: how often in a row it closed the connection when
+    asked for the promotion. The other counters are those of §15.2.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Client:
         "last_flush",
         "live_repair_aborted",
         "live_repair_completed",
+        "refusals",
         "region_uuid",
         "repair_address",
         "replaced",
@@ -78,7 +80,7 @@ class Client:
         self.target = ""
         self.last_flush: int | None = None
         self.knows_from = 0
-        self.connected = self.replaced = self.ro_lr_skipped = 0
+        self.connected = self.replaced = self.ro_lr_skipped = self.refusals = 0
         self.live_repair_completed = self.live_repair_aborted = 0
         self.extents_repaired = self.extents_confirmed = 0
         self.index = index
@@ -338,8 +340,8 @@ class Dispatcher(ABC):
             return True
         found = self.jobs.find(job_id)
         if found is not None and found.kind is JobKind.READ:
-            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one that
-            # was sent anew, whatever its id, waits for the jobs made before that, so they must not wait for it.
+            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one
+            # that was sent anew, whatever its id, waits for the jobs made before, so they must not wait for it.
             return found.in_progress[client] != 0 and job.first_id >= found.asked_before
         # Safety: an id that was never sent over this connection would make its replica wait for ever. A job that is
         # gone meanwhile is done everywhere it was sent to, so nobody has to wait for it.

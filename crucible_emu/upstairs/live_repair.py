@@ -115,9 +115,11 @@ class LiveRepair:
     def advance(self) -> None:
         """Go on as far as what is awaited is final; a step may be final as soon as it is sent."""
         core = self._core
-        while core.repair is self and self._awaited is not None and self._awaited.complete:
+        while core.repair is self and self._awaited is not None:
             if not self.aborted and self._must_abort(self._awaited):
                 self._abort()
+            if not self._awaited.complete:
+                return
             self._next_stage()
 
     def _must_abort(self, step: Job) -> bool:

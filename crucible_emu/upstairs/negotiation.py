@@ -82,6 +82,7 @@ def _you_are_now_active(core: UpstairsCore, client: Client, message: m.YouAreNow
         _refuse_settings(core, client, StopReason.INCOMPATIBLE_SESSION, detail)
         return
     core.move(client, ClientEvent.NOW_ACTIVE)
+    client.refusals = 0
     core.send(client.index, m.RegionInfoPlease())
 
 
