@@ -63,7 +63,7 @@ def test_a_flush_waits_for_a_read_that_was_sent_anew_after_a_replay() -> None:
 
 
 def test_a_repair_that_waits_for_a_source_begins_when_one_is_replayed_to() -> None:
-    """One replica is ready for repair while the others are away; they come back by a replay and nothing else happens."""
+    """One replica is ready for repair while the others are away; one comes back by a replay, nothing else happens."""
     rig = Rig().active()
     rig.fault(0)
     rig.drop(1)
@@ -76,6 +76,26 @@ def test_a_repair_that_waits_for_a_source_begins_when_one_is_replayed_to() -> No
     rig.connect(away)
     rig.run()
     assert phases(rig)[:2] == [Phase.LIVE_REPAIR, Phase.ACTIVE]
+
+
+def test_a_job_whose_writes_were_skipped_waits_for_the_flush_before_them() -> None:
+    """On the replica under repair the close of an extent has nothing to wait for, its writes were skipped. Done before
+    a flush that is on its way there it would be forgotten at that flush, and the repair would wait for it for ever."""
+    rig = Rig().active()
+    rig.fault(0)
+    for client in (1, 2):
+        rig.answer(client)
+    for replica in rig.replicas:
+        replica.answers_repairs = False
+    rig.reconnect()
+    assert phases(rig)[0] is Phase.LIVE_REPAIR
+    rig.flush("flush")
+    flush_id = rig.replicas[1].jobs[-1].first_id
+    beyond = rig.write(30)
+    after = rig.write(30)
+    assert beyond.skipped[0]
+    assert rig.dependencies(after, 1) == [beyond.first_id]
+    assert rig.dependencies(after, 0) == [flush_id]
 
 
 def test_a_read_that_waits_is_answered_when_a_deactivation_gives_up_on_its_replica() -> None:

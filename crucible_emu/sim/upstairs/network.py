@@ -30,7 +30,7 @@ NOTICED_LATE_S = (0.0, 0.001, 0.005, 0.02, 3.0, 12.0)
 class _Way:
     """One direction of a wire: messages arrive in the order in which they were sent."""
 
-    __slots__ = ("last", "lost_from", "sent", "arrived")
+    __slots__ = ("arrived", "last", "lost_from", "sent")
 
     def __init__(self) -> None:
         self.last = 0.0
@@ -202,9 +202,8 @@ def short(message: m.Message) -> str:
     name = type(message).__name__
     match message:
         case m.Write() | m.WriteUnwritten():
-            values = [
-                int.from_bytes(bytes(message.data[at : at + 8]), "little") for at in range(0, len(message.data), 512)
-            ]
+            heads = range(0, len(message.data), len(message.data) // len(message.contexts))
+            values = [int.from_bytes(bytes(message.data[at : at + 8]), "little") for at in heads]
             return f"{name} {message.job_id} after {list(message.dependencies)}: {message.start} = {values}"
         case m.ReadRequest():
             return f"{name} {message.job_id} after {list(message.dependencies)}: {message.start}+{message.count}"

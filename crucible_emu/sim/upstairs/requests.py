@@ -157,7 +157,8 @@ class GuestSide:
 
     @property
     def state(self) -> UpstairsState:
-        return self.core.state
+        """That of the core; one that has crashed is in no state."""
+        return UpstairsState.INITIALIZING if self.scope.cancel_called else self.core.state
 
     def all_active(self) -> bool:
         clients = self.core.clients
