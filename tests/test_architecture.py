@@ -35,7 +35,10 @@ ABOVE_ALL = len(FLOORS)
 NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "crucible_emu.volume"}
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
 
-DECIDING = ("crucible_emu.wire", "crucible_emu.downstairs", "crucible_emu.upstairs", "crucible_emu.nbd")
+DECIDING = (
+    *("crucible_emu.wire", "crucible_emu.downstairs", "crucible_emu.upstairs"),
+    *("crucible_emu.volume", "crucible_emu.nbd"),
+)
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
     *(
@@ -50,6 +53,11 @@ DRIVERS = {
         f"crucible_emu.upstairs.{name}"
         for name in ("driver", "gathered_read", "guest", "healing", "local_link", "tcp_link", "zeroing")
     ),
+    *(
+        f"crucible_emu.volume.{name}"
+        for name in ("attach", "backend", "construction", "image", "local_disk", "local_file", "pseudo_file")
+    ),
+    *(f"crucible_emu.volume.{name}" for name in ("region_set", "scrub", "url", "volume")),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
 }
 OUTSIDE_WORLD = {
