@@ -326,7 +326,7 @@ class Dispatcher(ABC):
 
     def _prune(self, wanted: list[int], job: Job, client: int) -> list[int]:
         sent = [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
-        if len(sent) < len(wanted):
+        if len(sent) < len(wanted) and any(self._was_skipped(each) for each in wanted if each not in sent):
             # Safety: what is left out may itself have waited for a flush that the client has not done yet. Done before
             # that flush, this job would be forgotten at it, and whatever waits for this job would wait for ever.
             made_before = max(job.first_id, job.asked_before)
@@ -334,6 +334,11 @@ class Dispatcher(ABC):
                 if barrier.first_id < made_before and barrier.in_progress[client]:
                     return sorted({*sent, barrier.first_id})
         return sent
+
+    def _was_skipped(self, job_id: int) -> bool:
+        """Whether a job that was left out held the order of those around it; a read never does alone."""
+        found = self.jobs.find(job_id)
+        return found is not None and found.kind is not JobKind.READ
 
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
         if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
