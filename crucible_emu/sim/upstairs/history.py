@@ -293,14 +293,14 @@ class History:
             await self._moment()
 
     async def _deactivation(self, side: GuestSide) -> None:
-        began, all_active = self.world.next_event(), side.all_active()
+        began, all_there = self.world.next_event(), side.all_active() and side.all_connected()
         try:
             await side.upstairs.deactivate()
         except (errors.NoLongerActive, errors.UpstairsInactive) as error:
             self.world.say(f"  {side} not deactivated: {error}")
             return
         held = self.registers.held_by([place.storage for place in self.places])
-        undisturbed = all_active and all(place.faults < began for place in self.places)
+        undisturbed = all_there and all(place.faults < began for place in self.places)
         self.world.say(f"  {side} is inactive; {held} replicas hold everything")
         if undisturbed and held < 3:
             self.world.violation(f"{side} is deactivated undisturbed, and only {held} replicas hold everything")

@@ -164,6 +164,11 @@ class GuestSide:
         clients = self.core.clients
         return self.state is UpstairsState.ACTIVE and all(client.state.phase is Phase.ACTIVE for client in clients)
 
+    def all_connected(self) -> bool:
+        """Whether no connection has ended, at either end, be it that the core has not heard of it yet."""
+        wires = [connector.wire for connector in self.connectors]
+        return all(wire is not None and wire.near_open and wire.connection.open for wire in wires)
+
     def storages(self) -> list[Storage]:
         return [downstairs.storage for downstairs in self.world.downstairs]
 
