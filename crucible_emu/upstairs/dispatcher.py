@@ -303,6 +303,10 @@ class Dispatcher(ABC):
     def fall_behind(self, client: Client) -> None:
         """Give up replaying to ``client``, which is away: it is to be repaired when it comes back."""
 
+    def flush_under_way(self, client: Client) -> bool:
+        """Whether a client was sent a flush that it has not answered."""
+        return any(job.kind in FLUSHES and job.in_progress[client.index] for job in self._barriers)
+
     def owes_too_much(self, client: Client) -> bool:
         """Whether a client that is away is too far behind, or cannot be replayed to at all (§6.12)."""
         return (
