@@ -13,6 +13,8 @@ from crucible_emu.downstairs.promotion import ACCEPTED
 from crucible_emu.downstairs.session import TRANSITIONS as SESSION_TRANSITIONS
 from crucible_emu.downstairs.session import Row as SessionRow
 from crucible_emu.downstairs.session import State as SessionState
+from crucible_emu.supervisor.states import TRANSITIONS as PROCESS_TRANSITIONS
+from crucible_emu.supervisor.states import ProcessState
 from crucible_emu.upstairs.rules import RULES
 from crucible_emu.upstairs.states import (
     ANY_MODE,
@@ -127,6 +129,32 @@ def _downstairs() -> list[str]:
     ]
 
 
+def _process() -> list[str]:
+    """The section about a Downstairs process under ``run-many``."""
+    return [
+        "## A Downstairs process under run-many",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {ProcessState.STOPPED.value}",
+        *(
+            f"    {before.value} --> {to.after.value} : {event.name.lower()}"
+            for (before, event), to in PROCESS_TRANSITIONS.items()
+        ),
+        "```",
+        "",
+        "| in | when | then | and |",
+        "|---|---|---|---|",
+        *(
+            f"| {before.value} | {event.value} | {to.after.value} | {to.doing.value} |"
+            for (before, event), to in PROCESS_TRANSITIONS.items()
+        ),
+        "",
+        "What is not listed changes nothing.",
+        "",
+    ]
+
+
 def render() -> str:
     """The whole document."""
     lines = [
@@ -173,6 +201,7 @@ def render() -> str:
         ),
         "",
         *_downstairs(),
+        *_process(),
     ]
     return "\n".join(lines)
 

@@ -18,10 +18,10 @@ LINES_MAX = 600
 FLOORS = (
     {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs"},
     {"wire", "region"},
-    {"downstairs"},
+    {"downstairs", "supervisor"},
     {"upstairs"},
     {"volume"},
-    {"nbd", "pantry", "agent", "client"},
+    {"nbd", "exercise", "pantry", "agent", "client"},
     {"sim"},
     {"cli"},
     {"__main__"},
@@ -35,9 +35,8 @@ ABOVE_ALL = len(FLOORS)
 NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "crucible_emu.volume"}
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
 
-DECIDING = (
-    *("crucible_emu.wire", "crucible_emu.downstairs", "crucible_emu.upstairs"),
-    *("crucible_emu.volume", "crucible_emu.nbd"),
+DECIDING = tuple(
+    f"crucible_emu.{name}" for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "supervisor", "exercise")
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
@@ -55,10 +54,12 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.volume.{name}"
-        for name in ("attach", "backend", "construction", "image", "local_disk", "local_file", "pseudo_file")
+        for name in ("attach", "backend", "construction", "image", "kept_running", "local_disk", "local_file")
     ),
-    *(f"crucible_emu.volume.{name}" for name in ("region_set", "scrub", "url", "volume")),
+    *(f"crucible_emu.volume.{name}" for name in ("pseudo_file", "region_set", "scrub", "url", "volume")),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
+    *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
+    *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
 }
 OUTSIDE_WORLD = {
     *("trio", "asyncio", "anyio", "threading", "subprocess", "socket", "select", "os", "time", "secrets"),

@@ -1,4 +1,4 @@
-"""``crucible-emu downstairs``: one region behind one address, for any Upstairs that speaks the protocol.
+"""``crucible-emu downstairs run``: one region behind one address, for any Upstairs that speaks the protocol.
 
 What it guarantees: the first line of standard output appears when the region can be reached, and says where; with
 ``--json`` it is one object for a supervisor to read. SIGINT and SIGTERM end in order (connections are cut, what was
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ import trio
 import typer
 
 from crucible_emu.cli import serving
+from crucible_emu.cli.run_many import run_many
 from crucible_emu.downstairs import tls
 from crucible_emu.downstairs.faults import REAL_ERROR_PROBABILITY, Faults
 from crucible_emu.downstairs.server import DownstairsServer, ServerOptions
@@ -64,6 +66,10 @@ def run(
     faithful: Annotated[
         bool, typer.Option("--faithful", help="Report a failed job and try again, as the real program does.")
     ] = False,
+    until_eof: Annotated[
+        bool,
+        typer.Option("--until-eof", help="End as well when standard input ends: with its parent."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
     """Serve the region in DIR until SIGINT or SIGTERM.
@@ -91,21 +97,42 @@ def run(
         faithful=faithful,
     )
     read_only, sync_policy = _read_only(mode), _sync_policy(policy)
+    if until_eof and sys.stdin is None:
+        raise UsageError("--until-eof waits for the end of standard input, which is closed: leave it open")
 
     async def main() -> None:
         with Region.open(directory, read_only=read_only, policy=sync_policy) as region:
-            await _serve(DownstairsServer(region, options), as_json)
+            await _serve(DownstairsServer(region, options), as_json, until_eof)
 
     serving.run(main)
 
 
-async def _serve(server: DownstairsServer, as_json: bool) -> None:
+app.command()(run_many)
+
+
+async def _serve(server: DownstairsServer, as_json: bool, until_eof: bool) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
             _announce(server, as_json)
+            if until_eof:
+                nursery.start_soon(_end_of_input, nursery.cancel_scope)
             await anext(signals)
             nursery.cancel_scope.cancel()
+
+
+async def _end_of_input(server_scope: trio.CancelScope) -> None:
+    """Cancel ``server_scope`` when standard input ends. What comes in before that is thrown away."""
+    descriptor = sys.stdin.fileno()
+    while True:
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        except PermissionError:
+            pass  # a file, /dev/null for one: always readable
+        if not os.read(descriptor, 4096):
+            break
+        await trio.lowlevel.checkpoint()
+    server_scope.cancel()
 
 
 def _announce(server: DownstairsServer, as_json: bool) -> None:

@@ -26,7 +26,8 @@ GROUPS: dict[str, str] = {
     "demo": "See the whole thing work on this machine.",
     "serve": "Serve a disk over NBD.",
     "attach": "Serve the disk that a VCR describes.",
-    "downstairs": "Run Downstairs.",
+    "downstairs": "Run Downstairs, one or many.",
+    "exercise": "Write to a disk and check what comes back.",
     "region": "Make, fill, look at and check region directories.",
 }
 """Every group and the line that ``--help`` shows for it. What is not installed is not listed."""

@@ -103,7 +103,7 @@ def _make(
         if size is None:
             wanted = size_for(length, blocks_of, per_extent)
     if encrypt is not None and not encrypt.exists():
-        _make_key(encrypt)
+        make_key(encrypt)
     if encrypt is not None:
         read_key(encrypt)
     local_disk.create(
@@ -146,7 +146,8 @@ def read_key(path: Path) -> Cipher:
         raise UsageError(f"the key file {path} is not usable: {error}") from None
 
 
-def _make_key(path: Path) -> None:
+def make_key(path: Path) -> None:
+    """Make the new file ``path`` with a new key in it. Raises :class:`UsageError`."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:

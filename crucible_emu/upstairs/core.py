@@ -58,7 +58,7 @@ class UpstairsCore(Dispatcher):
         self.reconciliation: Reconciliation | None = None
         self.reconciled_extents = self.reconciliations_aborted = 0
         self.repair: LiveRepair | None = None
-        self.repairs_begun = self.activations = 0
+        self.repairs_begun = self.repairs_failed = self.activations = 0
         self.disabled_by: errors.CrucibleError | None = None
         self._collation = Collation(1, 1, ())
         self._activation: Any = None
@@ -337,7 +337,9 @@ class UpstairsCore(Dispatcher):
             client.last_flush = None
             self.move(client, ClientEvent.LIVE_REPAIR_STARTED)
         self.repairs_begun += 1
-        self.repair = LiveRepair(self, self.repairs_begun, self.clients[max(self.readers)], ready)
+        # *Liveness*: what one source holds may be damaged, and is refused then; another one is asked the next time.
+        source = self.readers[-1 - self.repairs_failed % len(self.readers)]
+        self.repair = LiveRepair(self, self.repairs_begun, self.clients[source], ready)
         self.repair.begin()
 
     def _reconcile(self, collation: Collation, event: ClientEvent) -> None:

@@ -16,6 +16,7 @@ from crucible_emu.upstairs.driver import RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.volume.backend import Backend
 from crucible_emu.volume.construction import build, construct
+from crucible_emu.volume.kept_running import kept_running
 from crucible_emu.volume.region_set import RegionSet
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from crucible_emu.volume.volume import Volume
@@ -29,15 +30,13 @@ B = TypeVar("B", bound=Backend)
 async def active(backend: B, *, generation: int | None = None, timeout_s: float | None = None) -> AsyncIterator[B]:
     """``backend``, running and active inside the block. Leaving it flushes and deactivates, also when cancelled; a
     flush that fails then is raised."""
-    async with trio.open_nursery() as nursery:
-        await nursery.start(backend.run)
+    async with kept_running(backend.run):
         await backend.activate(generation, timeout_s)
         try:
             yield backend
         finally:
             with trio.CancelScope(shield=True):
                 await backend.leave_service()
-            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -25,7 +25,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
-import trio
 
 from crucible_emu.downstairs.local import LocalDownstairs
 from crucible_emu.errors import UsageError
@@ -47,6 +46,7 @@ from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.local_link import LocalConnector
 from crucible_emu.upstairs.rules import CLIENTS
 from crucible_emu.volume.attach import in_service
+from crucible_emu.volume.kept_running import kept_running
 
 DISK_FILE = "disk.json"
 KEY_CHECK_BYTES = 16
@@ -259,14 +259,13 @@ async def open_disk(
         disk = replace(disk, generation=max(disk.generation, stored) + 1)
         _write_disk_file(directory, disk)
         identity = Identity(disk.id, uuid4(), encrypted, remote=False)
-        async with trio.open_nursery() as nursery:
-            downstairs = [LocalDownstairs(region) for region in regions]
-            for one in downstairs:
-                await nursery.start(one.run)
-            connectors: list[Connector] = [
-                LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
-            ]
-            core = UpstairsCore(identity, disk.generation, disk.definitions[0])
-            async with in_service(Upstairs(core, connectors, cipher=cipher)) as guest:
-                yield guest
-            nursery.cancel_scope.cancel()
+        downstairs = [LocalDownstairs(region) for region in regions]
+        connectors: list[Connector] = [
+            LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
+        ]
+        core = UpstairsCore(identity, disk.generation, disk.definitions[0])
+        async with (
+            kept_running(*(one.run for one in downstairs)),
+            in_service(Upstairs(core, connectors, cipher=cipher)) as guest,
+        ):
+            yield guest

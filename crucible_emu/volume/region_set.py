@@ -66,17 +66,23 @@ class RegionSet(Backend):
     def __init__(self, upstairs: Upstairs, backend_id: UUID | None = None) -> None:
         self.upstairs = upstairs
         self.guest = Guest(upstairs)
+        self._running = False
         super().__init__(self.guest, backend_id or upstairs.core.identity.upstairs_id)
 
     @property
     def active(self) -> bool:
-        return self.upstairs.active
+        # *Liveness*: without its tasks nothing that is asked of it would ever end.
+        return self.upstairs.active and self._running
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.upstairs.run)
-            nursery.start_soon(self.guest.run)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.upstairs.run)
+                nursery.start_soon(self.guest.run)
+                self._running = True
+                task_status.started()
+        finally:
+            self._running = False
 
     async def activate(self, generation: int | None = None, timeout_s: float | None = None) -> None:
         upstairs = self.upstairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -34,11 +34,12 @@ from image_server import image_server
 from volume_rig import BLOCK, Modelled, Op, Outstanding, batches
 
 from crucible_emu import errors
-from crucible_emu.blockio import Allocation, Kind, Request
+from crucible_emu.blockio import Allocation, BlockDevice, Kind, Request
 from crucible_emu.downstairs.faults import Faults
 from crucible_emu.region import Region
 from crucible_emu.upstairs import dispatcher as dispatcher_module
 from crucible_emu.upstairs import guest as guest_module
+from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.volume import scrub as scrub_module
 from crucible_emu.volume.attach import attach
@@ -385,6 +386,45 @@ async def test_a_region_set_that_is_not_there_takes_the_others_out_again(
         # The same generation would be refused if something had been written, and wait if it were still active.
         async with attached(parts[0]) as alone:
             assert await everything(alone) == bytes(SIZE)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_a_disk_whose_user_is_cancelled_is_flushed(fresh_disk: Fresh, remote: bool) -> None:
+    """The tasks that drive it outlive the cancellation until it has left service."""
+    directory = fresh_disk()
+    async with AsyncExitStack() as stack:
+        way: AbstractAsyncContextManager[BlockDevice] = open_disk(directory)
+        if remote:
+            way = attached(request_of(await stack.enter_async_context(served(directory))))
+        with trio.fail_after(30), trio.CancelScope() as scope:
+            async with way as disk:
+                await write(disk, 0, of(5))
+                scope.cancel()
+                await trio.sleep_forever()
+    assert scope.cancelled_caught
+    for path in replicas(directory):
+        with Region.open(path, read_only=True) as region:
+            generations, _, dirty = region.extent_versions()
+            assert generations[0] == 1 and not dirty[0]
+
+
+async def test_a_defect_in_a_task_of_the_disk_ends_it_and_is_raised(
+    fresh_disk: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not hang in a last flush that nobody would carry out."""
+    go_on = trio.Event()
+
+    async def fail(upstairs: Upstairs) -> None:
+        await go_on.wait()
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Upstairs, "_flush_when_idle", fail)
+    async with served(fresh_disk()) as servers:
+        with trio.fail_after(30), pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
+            async with attached(request_of(servers)) as volume:
+                await write(volume, 0, of(5))
+                go_on.set()
+                await trio.sleep_forever()
 
 
 async def test_race_of_a_cancellation_with_an_activation(fresh_disk: Fresh, expect_log: ExpectLog) -> None:
