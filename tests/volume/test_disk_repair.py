@@ -134,7 +134,7 @@ async def test_a_replica_that_owes_too_much_is_repaired(tmp_path: Path, expect_l
 async def test_a_downstairs_that_was_killed_is_sent_what_it_lost(
     tmp_path: Path, expect_log: ExpectLog, lost: int
 ) -> None:
-    """Its un-flushed writes were in memory and are gone; the Upstairs still has them. Where a flush was under way, it is
+    """Its un-flushed writes were in memory and are gone; the Upstairs has them. Where a flush was under way, it is
     repaired instead of replayed to."""
     paths = make_regions(tmp_path)
     expect_log("connection ended")
