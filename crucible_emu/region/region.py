@@ -413,7 +413,9 @@ class Region:
             repair_files.settle_leftovers(self._storage, self.path, extent_id, extents.layout, False)
         except OSError as error:
             raise explain(error, "reopening the extent", layout.extent_path(self.path, extent_id)) from error
-        extents.load([extent_id])
+        # *Optimisation*: what was closed clean is on the disk already, and a repair syncs what it puts in its place.
+        written_since = extents.dirty[extent_id] or extents.unsynced[extent_id] or extents.suspect[extent_id]
+        extents.load([extent_id], durable=not written_since)
         with self._lock:
             self._contexts.forget(self._blocks_of(extent_id))
             extents.closed[extent_id] = False
