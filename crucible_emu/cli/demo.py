@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from crucible_emu.cli import serving
 from crucible_emu.cli.demonstration import source as sources
-from crucible_emu.cli.demonstration.story import VICTIM, Verdict, tell_story
+from crucible_emu.cli.demonstration.story import REPLACED, VICTIM, Verdict, tell_story
 from crucible_emu.cli.sizes import format_size
 from crucible_emu.errors import UsageError
 
@@ -38,8 +38,9 @@ def demo(
     """Copy a real image through a mirrored disk, kill a replica half-way, and prove that nothing was lost.
 
     Makes an ext4 image from files of this machine (or takes yours), starts three Downstairs processes, writes the image
-    with a real NBD client, kills one Downstairs with SIGKILL in the middle, reads everything back, and compares BLAKE3
-    digests. Exit code 0 only when the digests prove it.
+    with a real NBD client and kills one Downstairs with SIGKILL in the middle. It returns and gets what it missed;
+    another one is replaced by an empty region. Everything is read back and compared with BLAKE3. Then a disk is layered
+    on top of the image, changed, and made independent of it. Exit code 0 only when the digests prove it.
     """
     started = time.monotonic()
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
@@ -64,8 +65,9 @@ def demo(
     verdict = verdicts[0]
     tell(f"Read back: BLAKE3 {verdict.read_back_blake3}")
     for client, found in enumerate(verdict.region_digests):
-        behind = "behind: it was killed" if client in verdict.behind else "holds everything"
-        tell(f"Replica {client}: {found[:32]}…  {behind}")
+        fate = {VICTIM: "was killed and healed", REPLACED: "is new"}.get(client, "was there all the time")
+        tell(f"Replica {client}: {found[:32]}…  {fate}")
+    tell(f"On top:    BLAKE3 {verdict.layered_blake3}, the image with one block changed")
     show(_conclusion(verdict))
     if keep is not None:
         tell(f"Regions, VCR and copies are in {keep}")
@@ -75,6 +77,8 @@ def demo(
             "source_blake3": verdict.source_blake3,
             "read_back_blake3": verdict.read_back_blake3,
             "region_digests": list(verdict.region_digests),
+            "expected_blake3": verdict.expected_blake3,
+            "layered_blake3": verdict.layered_blake3,
             "seconds": round(time.monotonic() - started, 3),
         }
         print(json.dumps(outcome), flush=True)
@@ -84,10 +88,12 @@ def demo(
 
 def _conclusion(verdict: Verdict) -> str:
     if verdict.ok:
-        return f"[bold green]Proved:[/] every byte came back, and replica {VICTIM} alone is behind"
+        return "[bold green]Proved:[/] every byte came back, and all three replicas hold the same"
     if verdict.source_blake3 != verdict.read_back_blake3:
         return "[bold red]Not proved:[/] what was read back is not the image"
-    return f"[bold red]Not proved:[/] the replicas that are behind are {verdict.behind}, not [{VICTIM}]"
+    if not verdict.replicas_equal:
+        return "[bold red]Not proved:[/] the three replicas differ"
+    return "[bold red]Not proved:[/] the disk on top is not the image with its change"
 
 
 @contextlib.contextmanager

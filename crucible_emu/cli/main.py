@@ -25,7 +25,7 @@ from crucible_emu import __version__, errors
 GROUPS: dict[str, str] = {
     "demo": "See the whole thing work on this machine.",
     "serve": "Serve a disk over NBD.",
-    "attach": "Attach to a disk of three Downstairs.",
+    "attach": "Serve the disk that a VCR describes.",
     "downstairs": "Run Downstairs, one or many.",
     "exercise": "Write to a disk and check what comes back.",
     "region": "Make, fill, look at and check region directories.",

@@ -86,7 +86,7 @@ class Subject:
     def _in_service(self) -> AbstractAsyncContextManager[BlockDevice]:
         request = self.next_request()
         try:
-            region = attach.region_of(request)
+            region = single_region(request)
         except errors.UsageError:
             return attach.attach(request, timeout_s=self.timeout_s)
         # A tester stops replicas and starts them again, and need not wait ten seconds for each.
@@ -96,11 +96,11 @@ class Subject:
 
     def region(self) -> vcr.RegionRequest:
         """Raises :class:`errors.UsageError` where the disk is more than one region set."""
-        return attach.region_of(self.request)
+        return single_region(self.request)
 
     def upstairs(self) -> Upstairs:
         """An Upstairs that is not running yet."""
-        return attach.build(attach.region_of(self.next_request()), reconnect_delay_s=RECONNECT_DELAY_S)
+        return attach.build(single_region(self.next_request()), reconnect_delay_s=RECONNECT_DELAY_S)
 
     @asynccontextmanager
     async def serve(self, upstairs: Upstairs) -> AsyncIterator[Guest]:
@@ -116,6 +116,15 @@ class Subject:
         region = self.region()
         target = tuple(new if each == old else each for each in region.opts.target)
         self.request = region.model_copy(update={"opts": region.opts.model_copy(update={"target": target})})
+
+
+def single_region(request: vcr.VolumeConstructionRequest) -> vcr.RegionRequest:
+    """The one region set of ``request``. Raises :class:`errors.UsageError` where the disk is more than that."""
+    if isinstance(request, vcr.RegionRequest):
+        return request
+    if isinstance(request, vcr.VolumeRequest) and request.read_only_parent is None and len(request.sub_volumes) == 1:
+        return single_region(request.sub_volumes[0])
+    raise errors.UsageError("this works on a disk of one region set only: name a VCR of that shape")
 
 
 def generation_of(request: vcr.VolumeConstructionRequest) -> int:

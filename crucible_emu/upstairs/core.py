@@ -46,6 +46,9 @@ from crucible_emu.upstairs.states import (
 )
 from crucible_emu.wire import messages as m
 
+REFUSALS_MAX = 2
+"""After so many refused promotions in a row a replica counts as taken by another Upstairs."""
+
 
 class UpstairsCore(Dispatcher):
     """The state of one Upstairs; see the module's essay. Take what it wants done with :meth:`take_actions`."""
@@ -55,7 +58,7 @@ class UpstairsCore(Dispatcher):
         self.reconciliation: Reconciliation | None = None
         self.reconciled_extents = self.reconciliations_aborted = 0
         self.repair: LiveRepair | None = None
-        self.repairs_begun = self.activations = 0
+        self.repairs_begun = self.repairs_failed = self.activations = 0
         self.disabled_by: errors.CrucibleError | None = None
         self._collation = Collation(1, 1, ())
         self._activation: Any = None
@@ -78,6 +81,8 @@ class UpstairsCore(Dispatcher):
         self.state = next_upstairs_state(self.state, UpstairsEvent.ACTIVATE)
         self.disabled_by = None
         self._activation = handle
+        for client in self.clients:
+            client.refusals = 0
         for client in self.clients:
             if client.state.phase is Phase.WAIT_CONNECT:
                 self.move(client, ClientEvent.ACTIVATION_REQUESTED)
@@ -135,6 +140,8 @@ class UpstairsCore(Dispatcher):
             return
         level = "info" if client.stop_requested else "warning"
         self.report(level, "connection ended", client=index, state=str(client.state), why=why)
+        if client.state.phase is Phase.WAIT_FOR_PROMOTE:
+            client.refusals += 1
         was_reconciling = client.state.phase is Phase.RECONCILE
         self._come_to_rest(client)
         if client.state.mode is Mode.OFFLINE:
@@ -145,7 +152,21 @@ class UpstairsCore(Dispatcher):
             self.skip_jobs(client)
         if was_reconciling or any(other.state.phase is Phase.RECONCILE for other in self.clients):
             self.abort_reconciliation(f"client {index}: {why}")
+        self._check_refusals()
         self.progress()
+
+    def _check_refusals(self) -> None:
+        """*Liveness*: a Downstairs that serves an Upstairs with a higher generation closes the connection and says
+        nothing (§4.4). When two have done so again and again, waiting longer is of no use."""
+        refusing = [client.index for client in self.clients if client.refusals >= REFUSALS_MAX]
+        if self.state is UpstairsState.GO_ACTIVE and len(refusing) >= 2:
+            names = " and ".join(map(str, refusing))
+            self.disable(
+                errors.IoError(
+                    f"replicas {names} refuse generation {self.generation}: another Upstairs with one at least "
+                    "as high is active; activate with a higher one to take over"
+                )
+            )
 
     def _come_to_rest(self, client: Client) -> None:
         replayable = self.identity.remote and self.can_replay and self.repair is None
@@ -166,7 +187,7 @@ class UpstairsCore(Dispatcher):
         if connected:
             client.stop_requested = True
             self._actions.append(Hangup(client.index, client.connection_id))
-            if reason in FAULTS:
+            if reason in FAULTS and reason is not StopReason.OFFLINE_DEACTIVATED:
                 self.report("warning", "replica faulted", client=client.index, reason=reason.value)
             self.skip_jobs(client)
         else:
@@ -212,6 +233,7 @@ class UpstairsCore(Dispatcher):
                 self.stop_client(client, StopReason.OFFLINE_DEACTIVATED)
             if not client.state.parked and not self.jobs.jobs_in_progress[client.index]:
                 self.stop_client(client, StopReason.DEACTIVATED)
+        self.try_waiting_reads()  # nobody is expected back any more
         if all(client.state.parked for client in self.clients):
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATED)
             self.forget_history()
@@ -311,12 +333,16 @@ class UpstairsCore(Dispatcher):
             client.last_flush = None
             self.move(client, ClientEvent.LIVE_REPAIR_STARTED)
         self.repairs_begun += 1
-        self.repair = LiveRepair(self, self.repairs_begun, self.clients[max(self.readers)], ready)
+        # *Liveness*: what one source holds may be damaged, and is refused then; another one is asked the next time.
+        source = self.readers[-1 - self.repairs_failed % len(self.readers)]
+        self.repair = LiveRepair(self, self.repairs_begun, self.clients[source], ready)
         self.repair.begin()
 
     def _reconcile(self, collation: Collation, event: ClientEvent) -> None:
         """Make the replicas equal where they differ; they join when they are."""
-        self.next_flush = max(self.next_flush, collation.max_flush)
+        # *Safety*: one above the number that a mended extent is stamped with. With the same number (§4.2), an extent
+        # that only one replica flushed before a crash would look like the mended one on the others, and differ from it.
+        self.next_flush = max(self.next_flush, collation.max_flush + bool(collation.mends))
         if not collation.mends:
             self._all_joined()
             return
@@ -357,7 +383,10 @@ class UpstairsCore(Dispatcher):
         address = self.clients[work.mend.source].repair_address
         assert address is not None
         self._tell_reconciliation("progress", work)
-        message = reconciliation_message(work, self._collation.max_flush, self._collation.max_gen, address)
+        # *Safety*: not above our own generation, which later flushes carry: they must not look older than this. (It
+        # would be where all replicas were away while the disk was in service, and hold our own generation already.)
+        generation = min(self._collation.max_gen, self.generation)
+        message = reconciliation_message(work, self._collation.max_flush, generation, address)
         for client in clients:
             self.send(client, message)
 

@@ -12,6 +12,7 @@ of its ids, so that a replica which was away for a while can be sent all that it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from crucible_emu.upstairs.jobs import FIRST_JOB_ID, Job, JobTable
 from crucible_emu.upstairs.reconciliation import ExtentVersions
 from crucible_emu.upstairs.rules import CLIENTS, FLUSHES, RETIRING, RULES, WRITES, Dispatch, JobKind, dispatch
 from crucible_emu.upstairs.states import INITIAL_CLIENT_STATE, ClientState, Phase, StopReason, UpstairsState
+from crucible_emu.upstairs.summary import COMPLETED_MAX, RetiredJob, retired
 from crucible_emu.wire import messages as m
 
 FINISHED_JOBS_MAX = 10_000
@@ -50,7 +52,8 @@ class Client:
     """What the Upstairs knows of one replica.
 
     ``last_flush``: the id of the newest flush that it acknowledged since the set was made equal. ``knows_from``: jobs
-    with lower ids were never sent over its connection. The counters are those of §15.2.
+    with lower ids were never sent over its connection. ``refusals``: how often in a row it closed the connection when
+    asked for the promotion. The other counters are those of §15.2.
     """
 
     __slots__ = (
@@ -64,6 +67,7 @@ class Client:
         "last_flush",
         "live_repair_aborted",
         "live_repair_completed",
+        "refusals",
         "region_uuid",
         "repair_address",
         "replaced",
@@ -78,7 +82,7 @@ class Client:
         self.target = ""
         self.last_flush: int | None = None
         self.knows_from = 0
-        self.connected = self.replaced = self.ro_lr_skipped = 0
+        self.connected = self.replaced = self.ro_lr_skipped = self.refusals = 0
         self.live_repair_completed = self.live_repair_aborted = 0
         self.extents_repaired = self.extents_confirmed = 0
         self.index = index
@@ -108,6 +112,9 @@ class Dispatcher(ABC):
         self.pending_barriers = 0
         self.finished_jobs = 0
         self.finished_bytes = 0
+        self.acknowledged = dict.fromkeys(JobKind, 0)
+        """Jobs whose outcome is known to whoever waits; writes, which are taken at admission, are counted there."""
+        self.completed: deque[RetiredJob] = deque(maxlen=COMPLETED_MAX)
         self.can_replay = True
         """Whether all that a replica may have missed since its last flush is still in the table."""
         self._waiting_reads: list[Job] = []
@@ -207,6 +214,7 @@ class Dispatcher(ABC):
         # Asked anew at each try: what it waited for may lie before a flush that this client has finished, and a client
         # forgets what was before its last flush (wire-protocol.md §7.2).
         self._depend_on_writes(job)
+        job.asked_before = self.next_job_id
         self.jobs.restart(job, client)
         self.send(client, job)
 
@@ -324,11 +332,15 @@ class Dispatcher(ABC):
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
         if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
             return True
+        found = self.jobs.find(job_id)
+        if found is not None and found.kind is JobKind.READ:
+            # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one
+            # that was sent anew, whatever its id, waits for the jobs made before that, so they must not wait for it.
+            return found.in_progress[client] != 0 and job.first_id >= found.asked_before
         # Safety: an id that was never sent over this connection would make its replica wait for ever. A job that is
         # gone meanwhile is done everywhere it was sent to, so nobody has to wait for it.
         if job_id < self.clients[client].knows_from:
             return False
-        found = self.jobs.find(job_id)
         return found is not None and not found.skipped[client] >> (job_id - found.first_id) & 1
 
     @abstractmethod
@@ -381,6 +393,7 @@ class Dispatcher(ABC):
             self._waiting_reads.append(job)
             return
         job.acked = True
+        self.acknowledged[job.kind] += 1
         error = error or job.error or errors.IoError("3 out of 3 downstairs failed to complete this IO")
         self._actions.append(Answer(job.handle, error))
         self.check(job)
@@ -449,6 +462,7 @@ class Dispatcher(ABC):
             needed = 3 if self.state is UpstairsState.DEACTIVATING and job.kind is JobKind.FLUSH else rule.done_for_ack
             if (needed is not None and done >= needed) or complete:
                 job.acked = True
+                self.acknowledged[job.kind] += 1
                 failed = sum(mask != 0 for mask in job.failed)
                 if done < self._done_min(rule.done_min) or failed > rule.errors_max:
                     job.error = errors.IoError(f"{3 - done} out of 3 downstairs failed to complete this IO")
@@ -469,6 +483,8 @@ class Dispatcher(ABC):
             self._retire(job)
         elif job.kind is JobKind.READ or not self.identity.remote:
             self.jobs.forget(job)
+            if self.identity.remote:
+                self.completed.append(retired(job))
         elif not job.retained:
             job.retained = True
             self.finished_jobs += job.count
@@ -484,11 +500,15 @@ class Dispatcher(ABC):
         """A flush or barrier is final everywhere, and with it all that it depended on (§6.8)."""
         if not self.identity.remote:
             self.jobs.forget(barrier)
+            self.completed.append(retired(barrier))
             return
+        forgotten: deque[Job] = deque(maxlen=COMPLETED_MAX)
         for job in self.jobs:
             if job.first_id > barrier.first_id:
                 break
             if job.complete and job.acked:
                 self.jobs.forget(job)
+                forgotten.append(job)
+        self.completed.extend(map(retired, forgotten))
         # *Safety*: after a barrier, what a replica did not flush is nowhere but on the others.
         self.can_replay = barrier.kind in FLUSHES

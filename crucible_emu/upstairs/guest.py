@@ -269,8 +269,11 @@ class Guest:
             self._write_beside_repair(self._core.repair, kind, list(zip(starts, lengths)), rows, contexts)
         self.upstairs.perform()
         statistics = self.upstairs.statistics
-        statistics.writes += len(spans)
-        statistics.written_bytes += rows.size
+        if kind is JobKind.WRITE:
+            statistics.writes += len(spans)
+            statistics.written_bytes += rows.size
+        else:
+            statistics.writes_unwritten += len(spans)
 
     def _write_job(
         self,

@@ -59,8 +59,10 @@ class Healer:
 
     def damaged(self, damage: Damage) -> None:
         """Remember to heal what ``damage`` names."""
-        if damage.start in self._queued or self._guest.read_only or self._span is not None:
+        if damage.start in self._queued or self._guest.read_only:
             return
+        if self._span is not None and damage.count == 1 and damage.start == self._span[0]:
+            return  # found by the healing itself
         try:
             self._in.send_nowait((damage.client, damage.start, damage.count))
         except trio.WouldBlock:

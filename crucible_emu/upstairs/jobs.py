@@ -30,11 +30,13 @@ class Job:
     ``starts`` and ``lengths`` in blocks, one per operation. Writes carry ``blocks`` int64[n], ``rows`` uint8[n, block
     size] and ``contexts`` of all their blocks, operation after operation. ``dependencies``: one list per operation.
     ``handle`` belongs to whoever submitted the job. ``error``: what it was acknowledged with. ``retained``: final on
-    all clients, kept for a replay. ``replayed``: sent again to a client that came back.
+    all clients, kept for a replay. ``replayed``: sent again to a client that came back. ``asked_before``: of a read,
+    the id from which on jobs were made after it was last sent.
     """
 
     __slots__ = (
         "acked",
+        "asked_before",
         "blocks",
         "contexts",
         "count",
@@ -78,6 +80,7 @@ class Job:
         self.gen_number = 0
         self.snapshot: str | None = None
         self.acked = False
+        self.asked_before = 0
         self.error: CrucibleError | None = None
         self.retained = False
         self.replayed = False

@@ -115,9 +115,11 @@ class LiveRepair:
     def advance(self) -> None:
         """Go on as far as what is awaited is final; a step may be final as soon as it is sent."""
         core = self._core
-        while core.repair is self and self._awaited is not None and self._awaited.complete:
+        while core.repair is self and self._awaited is not None:
             if not self.aborted and self._must_abort(self._awaited):
                 self._abort()
+            if not self._awaited.complete:
+                return
             self._next_stage()
 
     def _must_abort(self, step: Job) -> bool:
@@ -231,6 +233,7 @@ class LiveRepair:
     def _abort(self) -> None:
         """Give up on the clients under repair, and go on with no-ops: others may wait for the ids (§8.7)."""
         self.aborted = True
+        self._core.repairs_failed += 1
         for client in self._core.clients:
             client.live_repair_aborted += 1
         self._core.report("warning", "live repair aborted", extent=self.extent_id, number=self.number)
@@ -243,6 +246,7 @@ class LiveRepair:
         core.repair = None
         self._tell("finish", self.extent_id + 1)
         if not self.aborted:
+            core.repairs_failed = 0
             for client in self.clients:
                 if client.state.phase is Phase.LIVE_REPAIR:
                     client.live_repair_completed += 1

@@ -82,6 +82,7 @@ def _you_are_now_active(core: UpstairsCore, client: Client, message: m.YouAreNow
         _refuse_settings(core, client, StopReason.INCOMPATIBLE_SESSION, detail)
         return
     core.move(client, ClientEvent.NOW_ACTIVE)
+    client.refusals = 0
     core.send(client.index, m.RegionInfoPlease())
 
 
@@ -116,6 +117,7 @@ def _region_info(core: UpstairsCore, client: Client, message: m.RegionInfo) -> N
     else:
         core.report("info", "replica is back and gets what it missed", client=client.index)
         core.replay(client)
+        core.progress()  # another replica may have waited for one to be repaired from
 
 
 def _incompatible(core: UpstairsCore, client: Client, message: m.RegionInfo) -> str | None:

@@ -238,6 +238,8 @@ CLIENT_TRANSITIONS: tuple[ClientTransition, ...] = (
         upstairs=_UPSTAIRS_OPEN,
         replayable=False,
     ),
+    # The real program keeps mode New here and then waits for a quorum that nobody else waits for.
+    ClientTransition(_E.STOPPED, _phases(_P.RECONCILE), _P.START, to_mode=_M.FAULTED, upstairs=frozenset({_U.ACTIVE})),
     ClientTransition(_E.STOPPED, CONNECTING, _P.START, upstairs=_UPSTAIRS_OPEN),
     ClientTransition(_E.STOPPED, CONNECTING, _P.WAIT_CONNECT),
     ClientTransition(

@@ -25,7 +25,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
-import trio
 
 from crucible_emu.downstairs.local import LocalDownstairs
 from crucible_emu.errors import UsageError
@@ -47,6 +46,8 @@ from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.local_link import LocalConnector
 from crucible_emu.upstairs.rules import CLIENTS
 from crucible_emu.volume.attach import in_service
+from crucible_emu.volume.construction import Observe
+from crucible_emu.volume.kept_running import kept_running
 
 DISK_FILE = "disk.json"
 KEY_CHECK_BYTES = 16
@@ -229,7 +230,11 @@ def _open_regions(directory: Path, disk: DiskFile) -> Iterator[list[Region]]:
 
 @asynccontextmanager
 async def open_disk(
-    directory: Path, *, cipher: Cipher | None = None, fill_from: Path | None = None
+    directory: Path,
+    *,
+    cipher: Cipher | None = None,
+    fill_from: Path | None = None,
+    observe: Observe | None = None,
 ) -> AsyncIterator[Guest]:
     """The disk in ``directory``, in service inside the block; its replicas are made equal first where they differ.
 
@@ -259,14 +264,13 @@ async def open_disk(
         disk = replace(disk, generation=max(disk.generation, stored) + 1)
         _write_disk_file(directory, disk)
         identity = Identity(disk.id, uuid4(), encrypted, remote=False)
-        async with trio.open_nursery() as nursery:
-            downstairs = [LocalDownstairs(region) for region in regions]
-            for one in downstairs:
-                await nursery.start(one.run)
-            connectors: list[Connector] = [
-                LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
-            ]
-            core = UpstairsCore(identity, disk.generation, disk.definitions[0])
-            async with in_service(Upstairs(core, connectors, cipher=cipher)) as guest:
-                yield guest
-            nursery.cancel_scope.cancel()
+        downstairs = [LocalDownstairs(region) for region in regions]
+        connectors: list[Connector] = [
+            LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
+        ]
+        core = UpstairsCore(identity, disk.generation, disk.definitions[0])
+        upstairs = Upstairs(core, connectors, cipher=cipher)
+        if observe is not None:
+            observe(upstairs, None)
+        async with kept_running(*(one.run for one in downstairs)), in_service(upstairs) as guest:
+            yield guest

@@ -120,6 +120,13 @@ VolumeConstructionRequest = Annotated[
 VolumeRequest.model_rebuild()
 
 
+def targets(request: VolumeConstructionRequest) -> list[str]:
+    """The addresses of all Downstairs of the sub-volumes, in order; those of read-only parents are not among them."""
+    if isinstance(request, VolumeRequest):
+        return [address for part in request.sub_volumes for address in targets(part)]
+    return list(request.opts.target) if isinstance(request, RegionRequest) else []
+
+
 class _Document(BaseModel):
     request: VolumeConstructionRequest
 

@@ -145,6 +145,43 @@ def test_a_disk_over_three_processes(tmp_path: Path, place: Place) -> None:
     assert len({region_digest(view).region for view in views}) == 1
 
 
+def test_a_disk_over_an_image_is_scrubbed_in_the_background(tmp_path: Path, place: Place) -> None:
+    """Attached over a file, scrubbed, ended; attached once more without it, it holds the same."""
+    image = tmp_path / "image.raw"
+    image.write_bytes(pattern(SIZE // 2))
+    expected = pattern(SIZE // 2) + bytes(SIZE // 2)
+    with downstairs(make_regions(tmp_path)) as (_, targets):
+        document = request(targets, 1)
+        parent = {"type": "file", "id": DISK, "block_size": BLOCK, "path": str(image)}
+        place.write({**document, "read_only_parent": parent})
+        with running(*place.attach("--json", "--timeout", 20, "--scrub")) as command:
+            assert command.ready["size_bytes"] == SIZE and command.ready["targets"] == targets
+            assert command.process.stderr is not None
+            events = iter(lambda: json.loads(command.process.stderr.readline())["event"], None)  # type: ignore[union-attr]
+            assert "scrub done: the disk needs no parent any more" in events
+            assert command.talk(read_all) == expected
+            assert command.end()[0] == 0
+        place.write(request(targets, 2))
+        with running(*place.attach("--json", "--timeout", 20)) as command:
+            assert command.talk(read_all) == expected
+            command.end_well()
+
+
+def test_a_scrub_that_fails_leaves_the_disk_in_service(tmp_path: Path, place: Place) -> None:
+    image, data = tmp_path / "image.raw", tmp_path / "data.raw"
+    for path in (image, data):
+        path.write_bytes(pattern(SIZE))
+    parts = [{"type": "file", "id": DISK, "block_size": BLOCK, "path": str(path)} for path in (data, image)]
+    members = {"type": "volume", "id": DISK, "block_size": BLOCK}
+    place.write({**members, "sub_volumes": parts[:1], "read_only_parent": parts[1]})
+    with running(*place.attach("--json", "--scrub")) as command:
+        assert command.process.stderr is not None
+        said = json.loads(command.process.stderr.readline())
+        assert said["event"] == "scrub failed: the disk still needs its parent" and "written" in said["error"]
+        assert command.talk(read_all) == pattern(SIZE)
+        assert command.end()[0] == 0
+
+
 def test_an_activation_that_waits_can_be_interrupted(place: Place) -> None:
     """Nobody listens at the targets, and no time was given: Ctrl-C ends it without a traceback."""
     place.write(request([f"127.0.0.1:{free_port()}" for _ in range(3)], 1, key=KEY))
@@ -181,11 +218,13 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "a name for an address": (request(["localhost:1", *TARGETS[1:]], 1), "'localhost:1' is not an address"),
     "a target twice": (request([TARGETS[0], *TARGETS[:2]], 1), "twice"),
     "a bad key": (request(TARGETS, 1, key=KEY[:-8]), "key"),
-    "a read-only parent": ({**request(TARGETS, 1), "read_only_parent": request(TARGETS, 1)}, "read-only parent"),
-    "two sub-volumes": (
-        {**request(TARGETS, 1), "sub_volumes": request(TARGETS, 1)["sub_volumes"] * 2},
-        "2 sub-volumes",
+    "blocks of two sizes": ({**request(TARGETS, 1), "block_size": 512}, "blocks of 4096 bytes"),
+    "nothing in it": ({**request(TARGETS, 1), "sub_volumes": []}, "neither a sub-volume nor a read-only parent"),
+    "a file that is not there": (
+        {**request(TARGETS, 1), "read_only_parent": {"type": "file", "id": DISK, "block_size": BLOCK, "path": "/no"}},
+        "cannot open the file /no: no such file",
     ),
+    "a url that is none": ({"type": "url", "id": DISK, "block_size": BLOCK, "url": "ftp://x/"}, "http or https"),
     "TLS without its files": (request(TARGETS, 1, cert_pem="/none.pem"), "all three"),
     "a generation below zero": (request(TARGETS, -1), "gen"),
 }

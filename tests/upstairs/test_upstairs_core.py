@@ -249,7 +249,7 @@ def test_three_lost_replicas_are_reconciled_and_go_on() -> None:
     rig.reconnect()
     assert phases(rig) == [Phase.ACTIVE] * 3
     assert [type(message) for message in rig.replicas[0].repairs] == [m.ExtentClose, m.ExtentRepair, m.ExtentReopen]
-    assert rig.core.next_flush == 10
+    assert rig.core.next_flush == 11
 
 
 def lose_all(rig: Rig) -> None:
@@ -382,7 +382,7 @@ def test_a_dirty_extent_is_mended_in_four_steps() -> None:
         m.ExtentRepair(2, 1, 1, address, (0, 2)),
         m.ExtentReopen(3, 1),
     ]
-    assert rig.core.next_flush == 6
+    assert rig.core.next_flush == 7
 
 
 def test_an_extent_error_aborts_and_the_activation_goes_on_after_reconnecting() -> None:

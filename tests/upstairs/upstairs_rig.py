@@ -153,7 +153,11 @@ class Rig:
         while again:
             again = False
             for message in list(replica.live):
-                needed = {job_id for job_id in message.dependencies if job_id in self.live_ids()}
+                needed = {
+                    job_id
+                    for job_id in message.dependencies
+                    if job_id in self.live_ids() or self.core.is_of_repair(job_id)
+                }
                 if needed <= replica.completed and message in replica.live:
                     replica.live.remove(message)
                     replica.lived.append(message)

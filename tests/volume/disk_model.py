@@ -98,8 +98,8 @@ class Model:
     before_zeroes: dict[int, tuple[list[Request], bytes]] = field(default_factory=dict)
     """For each block with large zeroes on their way: the requests, and what was there before them."""
     expected: list[tuple[Request, list[set[bytes]]]] = field(default_factory=list)
-    answered: set[int] = field(default_factory=set)
-    """Of the requests in ``expected``, by identity: the completed ones."""
+    answered: dict[int, Request] = field(default_factory=dict)
+    """The completed requests, by identity."""
 
     def __post_init__(self) -> None:
         self.blocks = [bytes(self.block_size)] * BLOCKS
@@ -160,7 +160,7 @@ class Model:
     def completed(self, requests: list[Request]) -> None:
         """These are done: what they zeroed is zeros from now on."""
         done = {id(request) for request in requests}
-        self.answered |= done
+        self.answered |= {id(request): request for request in requests}
         for block, (pending, _) in list(self.before_zeroes.items()):
             if not done.isdisjoint(map(id, pending)):
                 del self.before_zeroes[block]

@@ -12,6 +12,7 @@ import trio
 from disk_rig import (
     KEY,
     Batch,
+    damage,
     digests,
     everything,
     failures,
@@ -171,6 +172,34 @@ async def test_a_downstairs_is_replaced_while_the_guest_writes(
         with pytest.raises(errors.ReplaceRequestInvalid, match="are in use"):
             replace(servers.members[1].target, spare.target)
         assert await everything(disk) == guest.content
+    whole(paths[1:])
+
+
+async def test_a_source_with_a_damaged_block_is_refused_and_another_one_asked(
+    tmp_path: Path, expect_log: ExpectLog
+) -> None:
+    """A repair verifies what it fetches before it replaces anything."""
+    paths = make_regions(tmp_path, count=4)
+    async with region_set(paths[:3]) as servers, servers.disk() as disk:
+        await write(disk, 0, pattern(disk.size_bytes))
+    damage(paths[2], 9)
+    expect_log("connection ended", at_least=0)
+    expect_log("replica faulted client=0")
+    expect_log("live repair aborted extent=1")
+    expect_log("operation failed on a replica client=0 job=ExtentLiveRepair")
+    expect_log("work failed", at_least=1)
+    expect_log("damaged block client=2", at_least=1)
+    expect_log("operation failed on a replica client=2 job=Read", at_least=1)
+    async with region_set(paths[:3]) as servers:
+        servers.paths.append(paths[3])
+        async with servers.disk(2) as disk:
+            spare = await servers.start(3)
+            disk.upstairs.replace_downstairs(servers.members[0].target, spare.target)
+            await until(lambda: all_active(disk))
+            assert await everything(disk) == pattern(disk.size_bytes)
+            await disk.read_blocks(9, 1, memoryview(bytearray(512)), 2)
+            await until(lambda: disk.healer.idle)
+            await flush(disk)
     whole(paths[1:])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -346,41 +345,13 @@ def test_a_key_that_is_none_is_refused_when_the_disk_is_built_and_not_shown(key:
 # -- what can be built ------------------------------------------------------------------------------------------------
 
 
-def parents() -> dict[str, Any]:
-    return {
-        "a url by itself": (
-            {"type": "url", "id": region()["opts"]["id"], "block_size": 512, "url": "http://x/"},
-            "url",
-        ),
-        "a file by itself": ({"type": "file", "id": region()["opts"]["id"], "block_size": 512, "path": "/x"}, "file"),
-        "a read-only parent": (volume(region(), read_only_parent=region()), "read-only parent"),
-        "no sub-volume": (volume(), "0 sub-volumes"),
-        "two sub-volumes": (volume(region(), region()), "2 sub-volumes"),
-        "a file as sub-volume": (
-            volume({"type": "file", "id": region()["opts"]["id"], "block_size": 512, "path": "/x"}),
-            "file",
-        ),
-        "a parent further down": (volume(volume(region(), read_only_parent=region())), "read-only parent"),
-    }
-
-
-@pytest.mark.parametrize("name", parents())
-def test_requests_that_are_more_than_a_region_are_refused(name: str) -> None:
-    members, word = parents()[name]
-    with pytest.raises(UsageError, match=word) as refused:
-        attach.region_of(parse(members))
-    one_sentence(refused.value)
-
-
-def test_a_region_and_volumes_around_it_can_be_built() -> None:
-    wanted = parse(region())
-    wrappings: list[Callable[[], Any]] = [
-        lambda: parse(region()),
-        lambda: parse(volume(region())),
-        lambda: parse(volume(volume(region()))),
-    ]
-    for request in wrappings:
-        assert attach.region_of(request()) == wanted
+def test_the_targets_of_a_document_are_those_of_its_sub_volumes() -> None:
+    other = ["127.0.0.2:1", "127.0.0.2:2", "127.0.0.2:3"]
+    mine = region()["opts"]["target"]
+    assert vcr.targets(parse(region())) == mine
+    tree = volume(volume(region(opts_target=other)), region(), read_only_parent=region(opts_target=mine[::-1]))
+    assert vcr.targets(parse(tree)) == other + mine
+    assert vcr.targets(parse({"type": "file", "id": tree["id"], "block_size": 512, "path": "/x"})) == []
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ class DownstairsProcess:
     region: Path
     process: trio.Process
     target: str
+    port: int
 
     def kill(self) -> None:
         """SIGKILL: no goodbye, no flush."""
@@ -37,14 +38,14 @@ class DownstairsProcess:
 
 
 @asynccontextmanager
-async def all_downstairs(regions: list[Path]) -> AsyncIterator[list[DownstairsProcess]]:
+async def all_downstairs(regions: list[Path], *, read_only: bool = False) -> AsyncIterator[list[DownstairsProcess]]:
     """A Downstairs for each directory, started side by side, all ready; ended with the block."""
     running: dict[Path, DownstairsProcess] = {}
     async with trio.open_nursery() as nursery:
         ready, leave = [trio.Event() for _ in regions], trio.Event()
 
         async def one(region: Path, is_ready: trio.Event) -> None:
-            async with downstairs(region) as process:
+            async with downstairs(region, read_only=read_only) as process:
                 running[region] = process
                 is_ready.set()
                 await leave.wait()
@@ -60,21 +61,29 @@ async def all_downstairs(regions: list[Path]) -> AsyncIterator[list[DownstairsPr
 
 
 @asynccontextmanager
-async def downstairs(region: Path) -> AsyncIterator[DownstairsProcess]:
-    """A Downstairs for the directory ``region`` on a free loopback port, ready; ended with the block."""
+async def downstairs(region: Path, *, port: int = 0, read_only: bool = False) -> AsyncIterator[DownstairsProcess]:
+    """A Downstairs for the directory ``region`` on loopback, ready; ended with the block. ``port`` 0: any free one."""
     command = [sys.executable, "-m", "crucible_emu", "downstairs", "run", str(region), "--json"]
-    command += ["--address", "127.0.0.1", "--port", "0", "--repair-port", "0"]
+    command += ["--address", "127.0.0.1", "--port", str(port), "--repair-port", "0"]
+    command += ["--mode", "ro" if read_only else "rw"]
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(_run, command)
         try:
             ready = await _first_line(process, region)
-            yield DownstairsProcess(region, process, f"{ready['address']}:{ready['port']}")
+            yield DownstairsProcess(region, process, f"{ready['address']}:{ready['port']}", int(str(ready["port"])))
         finally:
             if process.returncode is None:
                 process.terminate()
                 with trio.CancelScope(shield=True), trio.move_on_after(5):
                     await process.wait()
             nursery.cancel_scope.cancel()
+
+
+async def keep_downstairs(region: Path, port: int = 0, *, task_status: trio.TaskStatus[DownstairsProcess]) -> None:
+    """A Downstairs as a task: started with ``nursery.start``, ended when the nursery is cancelled."""
+    async with downstairs(region, port=port) as process:
+        task_status.started(process)
+        await trio.sleep_forever()
 
 
 async def _run(command: list[str], *, task_status: trio.TaskStatus[trio.Process]) -> None:

@@ -1,8 +1,9 @@
 """What the demonstration does, step by step, and the proof at its end.
 
 Three Downstairs processes, one Upstairs, a real NBD client. While the client writes the image, one Downstairs is killed
-with SIGKILL; the disk goes on with two. Then everything is read back and compared with BLAKE3, and the region digests
-show which replica is behind. The verdict is computed from these digests, never assumed.
+with SIGKILL; the disk goes on with two. The killed one returns and gets what it missed; another is replaced for good by
+an empty region. Then everything is read back and compared with BLAKE3, and the three region digests must be equal. At
+last a disk is layered on top of the image (``layers``). The verdict is computed from these digests, never assumed.
 """
 
 from __future__ import annotations
@@ -12,107 +13,104 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import uuid4
 
 import trio
 from blake3 import blake3
 
 from crucible_emu import nbd
 from crucible_emu.blockio import Allocation, BlockDevice, Completed, Kind, Request
-from crucible_emu.cli.demonstration.processes import Client, all_downstairs, installed_client, run_client
+from crucible_emu.cli.demonstration.healing import Healing
+from crucible_emu.cli.demonstration.layers import tell_of_layers
+from crucible_emu.cli.demonstration.processes import (
+    Client,
+    DownstairsProcess,
+    all_downstairs,
+    installed_client,
+    keep_downstairs,
+    run_client,
+)
+from crucible_emu.cli.demonstration.regions import Tell, definition_for, make_regions, request_for
 from crucible_emu.cli.demonstration.source import Source
 from crucible_emu.cli.sizes import format_size
 from crucible_emu.errors import IoError
-from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, RegionDefinition, cut_into_extents, size_for
-from crucible_emu.region import Region
+from crucible_emu.geometry import BLOCK_SIZE_DEFAULT
 from crucible_emu.region.digest import region_digest
 from crucible_emu.region.view import RegionView
-from crucible_emu.upstairs.guest import Guest
 from crucible_emu.volume import vcr
 from crucible_emu.volume.attach import attach
 from crucible_emu.volume.image import copy_in, digest
 
-VICTIM = 1
-Tell = Callable[[str], None]
+VICTIM, REPLACED = 1, 2
+RECONNECT_DELAY_S = 0.2
+"""The real ten seconds between two attempts would be most of the story."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was measured, and whether it proves what was promised."""
+    """What was measured, and whether it proves what was promised.
+
+    ``region_digests``: of the three replicas at the end. ``layered_blake3``: of the disk on top of the image, which was
+    written to at one place; ``expected_blake3``: of a copy of the image with the same change.
+    """
 
     source_blake3: str
     read_back_blake3: str
     region_digests: tuple[str, str, str]
+    expected_blake3: str
+    layered_blake3: str
 
     @property
-    def survivors_equal(self) -> bool:
-        survivors = {digest for client, digest in enumerate(self.region_digests) if client != VICTIM}
-        return len(survivors) == 1
-
-    @property
-    def behind(self) -> list[int]:
-        """The replicas that do not hold what the survivors hold."""
-        good = self.region_digests[0]
-        return [client for client, found in enumerate(self.region_digests) if found != good]
+    def replicas_equal(self) -> bool:
+        return len(set(self.region_digests)) == 1
 
     @property
     def ok(self) -> bool:
-        return self.source_blake3 == self.read_back_blake3 and self.survivors_equal and self.behind == [VICTIM]
-
-
-def make_regions(folder: Path, length: int) -> tuple[RegionDefinition, list[Path]]:
-    """Three empty regions for an image of ``length`` bytes."""
-    size_bytes = size_for(length, BLOCK_SIZE_DEFAULT)
-    blocks_per_extent, extent_count = cut_into_extents(size_bytes, BLOCK_SIZE_DEFAULT)
-    paths = []
-    for client in range(3):
-        definition = RegionDefinition(BLOCK_SIZE_DEFAULT, blocks_per_extent, extent_count, uuid4())
-        paths.append(folder / f"region-{client}")
-        Region.create(paths[-1], definition).close()
-    return definition, paths
-
-
-def request_for(definition: RegionDefinition, targets: list[str], gen: int) -> vcr.VolumeRequest:
-    """The volume construction request of a disk over these Downstairs."""
-    disk_id = uuid4()
-    opts = vcr.CrucibleOpts(id=disk_id, target=tuple(targets))
-    region = vcr.RegionRequest(
-        type="region",
-        block_size=definition.block_size,
-        blocks_per_extent=definition.blocks_per_extent,
-        extent_count=definition.extent_count,
-        opts=opts,
-        gen=gen,
-    )
-    return vcr.VolumeRequest(type="volume", id=disk_id, block_size=definition.block_size, sub_volumes=(region,))
+        return (
+            self.source_blake3 == self.read_back_blake3
+            and self.replicas_equal
+            and self.expected_blake3 == self.layered_blake3
+        )
 
 
 async def tell_story(source: Source, folder: Path, tell: Tell) -> Verdict:
     """Everything but the image; ``folder`` holds regions and copies."""
-    definition, regions = make_regions(folder, source.length)
+    definition = definition_for(source.length)
+    regions = make_regions(folder, ["region-0", "region-1", "region-2"], definition)
     extents = "1 extent" if definition.extent_count == 1 else f"{definition.extent_count} extents"
     tell(f"Three regions of {extents}, {format_size(definition.size_bytes)} each, every block with its hash")
     client = installed_client()
     out = folder / "read-back.raw"
-    async with AsyncExitStack() as stack:
+    # The processes that come later must outlive the disk, so they are tasks of a nursery around it.
+    async with trio.open_nursery() as processes, AsyncExitStack() as stack:
+        stack.callback(processes.cancel_scope.cancel)
         mirrors = await stack.enter_async_context(all_downstairs(regions))
         tell(f"Three Downstairs processes: {', '.join(mirror.target for mirror in mirrors)}")
         request = request_for(definition, [mirror.target for mirror in mirrors], gen=1)
-        (folder / "vcr.json").write_text(vcr.dumps(request), encoding="utf-8")
-        guest = await stack.enter_async_context(attach(request, timeout_s=20))
+        volume = await stack.enter_async_context(attach(request, timeout_s=20, reconnect_delay_s=RECONNECT_DELAY_S))
         half = source.data_bytes // 2
 
         def kill() -> None:
             mirrors[VICTIM].kill()
             tell(f"... SIGKILL to Downstairs {VICTIM} after {format_size(half)}: the disk goes on with two")
 
-        device = Tripwire(guest, half, kill)
+        device = Tripwire(volume, half, kill)
         uri = await _serve(stack, device, folder)
         tell(f"One disk over all three, at {uri}")
         await _write(whole_blocks(source, folder), device, client, uri, tell)
+        healing = Healing(volume, tell)
+        await processes.start(keep_downstairs, regions[VICTIM], mirrors[VICTIM].port)
+        await healing.returned(VICTIM)
+        (spare,) = make_regions(folder, ["region-3"], definition)
+        new: DownstairsProcess = await processes.start(keep_downstairs, spare)
+        await healing.replaced(REPLACED, mirrors[REPLACED].target, new.target)
+        mirrors[REPLACED].kill()
+        regions[REPLACED] = spare
+        targets = [new.target if client == REPLACED else mirror.target for client, mirror in enumerate(mirrors)]
+        (folder / "vcr.json").write_text(vcr.dumps(request_for(definition, targets, gen=2)), encoding="utf-8")
         read_back = await _read_back(source, device, client, uri, out, tell)
-    digests = [region_digest(RegionView.open(region)).region for region in regions]
-    return Verdict(source.blake3, read_back, (digests[0], digests[1], digests[2]))
+    first, second, third = (region_digest(RegionView.open(region)).region for region in regions)
+    expected, layered = await tell_of_layers(source, definition, regions, folder, tell)
+    return Verdict(source.blake3, read_back, (first, second, third), expected, layered)
 
 
 def whole_blocks(source: Source, folder: Path) -> Source:
@@ -130,7 +128,7 @@ def whole_blocks(source: Source, folder: Path) -> Source:
 class Tripwire:
     """A block device that calls ``action`` once, in the middle of the work: when ``after_bytes`` were written."""
 
-    def __init__(self, device: Guest, after_bytes: int, action: Callable[[], None]) -> None:
+    def __init__(self, device: BlockDevice, after_bytes: int, action: Callable[[], None]) -> None:
         self._device = device
         self._left = after_bytes
         self._action: Callable[[], None] | None = action
