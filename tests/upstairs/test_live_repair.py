@@ -458,3 +458,32 @@ def test_replacing_while_the_replicas_are_reconciled_begins_again() -> None:
     assert rig.answers["activate"] is None
     assert phases(rig) == ACTIVE
     assert rig.core.reconciliations_aborted == 1
+
+
+# -- many extents -----------------------------------------------------------------------------------------------------
+
+MANY = 10_000
+
+
+def test_ten_thousand_extents_are_repaired_one_after_the_other() -> None:
+    rig = Rig(RegionDefinition(512, 1, MANY, UUID(int=9)))
+    rig.active()
+    rig.fault(1)
+    for client in (0, 2):
+        rig.replicas[client].gen[::100] = 1
+        rig.replicas[client].flush[::100] = 3
+    rig.reconnect()
+    rig.answer_all()
+    assert phases(rig) == ACTIVE
+    client = rig.core.clients[1]
+    assert (client.extents_repaired, client.extents_confirmed) == (MANY // 100, MANY - MANY // 100)
+    assert len(rig.core.jobs) == 0
+    assert len(rig.core.tracker) <= 2
+
+
+def test_ten_thousand_extents_are_reconciled() -> None:
+    rig = Rig(RegionDefinition(512, 1, MANY, UUID(int=9)))
+    rig.replicas[2].dirty[:] = True
+    rig.activate()
+    assert rig.answers["activate"] is None
+    assert rig.core.reconciled_extents == MANY
