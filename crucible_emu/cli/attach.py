@@ -62,6 +62,7 @@ def attach(
             attaching.attach(wanted, timeout_s=timeout, observe=door.observation.watch) as volume,
             trio.open_nursery() as nursery,
         ):
+            door.observation.volume_info = volume.volume_info
             if scrub:
                 nursery.start_soon(scrub_in_background, volume)
             await serving.serve_until_told(volume, door)

@@ -80,8 +80,9 @@ def _of_upstairs(upstairs: Upstairs, labels: Labels) -> Iterator[Sample]:
     core = upstairs.core
     for name, value in upstairs_counters(upstairs).items():
         yield f"upstairs_{name}", labels, value, True
+    counters = upstairs.statistics.snapshot().counters
     for name in ("writes_unwritten", "damaged_reads", "healed_blocks"):
-        yield f"upstairs_{name}", labels, getattr(upstairs.statistics, name), True
+        yield f"upstairs_{name}", labels, counters[name], True
     yield "upstairs_reconciliations_aborted", labels, core.reconciliations_aborted, True
     yield "upstairs_jobs_tracked", labels, len(core.jobs), False
     yield "upstairs_active", labels, int(upstairs.active), False

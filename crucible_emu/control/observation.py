@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import trio
+from pydantic import BaseModel
 
 from crucible_emu.control.notices import Reporter
 from crucible_emu.control.notifier import Notifier, check_url
@@ -40,6 +41,8 @@ class Observation:
         self.upstairs: list[Upstairs] = []
         self.snapshots: list[Callable[[], Snapshot]] = []
         """What else the metrics show: the snapshot methods of an NBD server's statistics, for one."""
+        self.volume_info: Callable[[], BaseModel] | None = None
+        """Says what the disk is made of, once there is a volume."""
         self.urls: list[str] = []
         self._nursery = nursery
         self._notifier = notifier
@@ -65,8 +68,11 @@ class Observation:
         listener = listen_at(address)
         host, port = listener.getsockname()[:2]
         self.urls.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-        control = Control(self.upstairs if upstairs is None else upstairs, self.snapshots)
+        control = Control(self.upstairs if upstairs is None else upstairs, self.snapshots, self._ask_volume)
         self._nursery.start_soon(serve_control, control, listener)
+
+    def _ask_volume(self) -> BaseModel | None:
+        return None if self.volume_info is None else self.volume_info()
 
 
 def check(control: str | None, notify: str | None) -> None:

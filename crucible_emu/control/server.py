@@ -1,18 +1,20 @@
 """The control API over HTTP: what the real Upstairs answers, and a few paths of ours (upstairs-volume.md §15.3).
 
 What it is for: ``GET /info`` and ``GET /work`` are the real API, for the tools that know it. Ours are ``GET /trace``
-(the tracing record), ``GET /metrics`` (Prometheus) and ``POST /replace``, with which a Downstairs is put in place of
-another while the disk is in use. A disk of several region sets answers for the first one, or for the one that
-``?upstairs=`` names.
+(the tracing record), ``GET /metrics`` (Prometheus), ``GET /volume-info`` (§12.4) and ``POST /replace``, with which a
+Downstairs is put in place of another while the disk is in use. A disk of several region sets answers for the first
+one, or for the one that ``?upstairs=`` names.
 
 What it guarantees: a body has at most 1024 bytes. What cannot be meant is answered 400 with a sentence in the real
 servers' envelope (``message``, ``request_id``); nothing that a client sends here reaches the path of a block. There is
-no authentication, as in the real one: the address is chosen by whoever starts the disk.
+no authentication, as in the real one: the address is chosen by whoever starts the disk. Only a web page is refused,
+which a browser on that machine may be made to load.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -21,6 +23,7 @@ from uuid import uuid4
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -39,13 +42,23 @@ HEAD_BYTES_MAX = 8192
 CLOSE_S_MAX = 1.0
 KEEP_ALIVE_S = 30.0
 
+HTTP_LOG = logging.getLogger(f"{__name__}.http")
+HTTP_LOG.setLevel(logging.WARNING)  # else it greets, and speaks of keys that do something else here
+
 
 class Control:
-    """What the API does, for all of ``upstairs`` (the list may grow). ``snapshots``: what else ``/metrics`` shows."""
+    """What the API does, for all of ``upstairs`` (the list may grow). ``snapshots``: what else ``/metrics`` shows.
+    ``volume_info``: answers what the disk is made of, or ``None`` while that is not known."""
 
-    def __init__(self, upstairs: Sequence[Upstairs], snapshots: Sequence[Callable[[], Snapshot]] = ()) -> None:
+    def __init__(
+        self,
+        upstairs: Sequence[Upstairs],
+        snapshots: Sequence[Callable[[], Snapshot]] = (),
+        volume_info: Callable[[], BaseModel | None] = lambda: None,
+    ) -> None:
         self._upstairs = upstairs
         self._snapshots = snapshots
+        self._volume_info = volume_info
 
     def info(self, request: Request, _body: bytes) -> Response:
         return JSONResponse(status.info(self._named(request).core))
@@ -60,8 +73,16 @@ class Control:
     def metrics(self, request: Request, _body: bytes) -> Response:
         return Response(metrics.text(self._upstairs, self._snapshots), headers={"content-type": metrics.CONTENT_TYPE})
 
+    def volume_info(self, request: Request, _body: bytes) -> Response:
+        found = self._volume_info()
+        if found is None:
+            raise UsageError("nothing is known here of a volume: the disk is being attached yet, or is none")
+        return JSONResponse(found.model_dump(mode="json"))
+
     def replace(self, request: Request, body: bytes) -> Response:
         """``{"old": address, "new": address}`` to ``{"result": ...}``, one of the five words of §9."""
+        if "origin" in request.headers:
+            raise UsageError("a web page may not replace a Downstairs: the request has an Origin")
         old, new = replacement(body)
         upstairs = self._named(request) if "upstairs" in request.query_params else self._with_target(old, new)
         return JSONResponse({"result": upstairs.replace_downstairs(old, new).value})
@@ -114,6 +135,7 @@ def application(control: Control) -> Starlette:
         Route("/work", _endpoint(control.work), methods=["GET"]),
         Route("/trace", _endpoint(control.trace), methods=["GET"]),
         Route("/metrics", _endpoint(control.metrics), methods=["GET"]),
+        Route("/volume-info", _endpoint(control.volume_info), methods=["GET"]),
         Route("/replace", _endpoint(control.replace), methods=["POST"]),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
@@ -161,7 +183,7 @@ async def serve_control(control: Control, listener: socket.socket) -> None:
     """Answer on ``listener``, which is taken over, until cancelled."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None  # a line of its own for each start; what goes wrong is raised
+    config.errorlog = HTTP_LOG  # by default, a handler and a format of its own
     config.graceful_timeout = CLOSE_S_MAX
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.h11_max_incomplete_size = HEAD_BYTES_MAX

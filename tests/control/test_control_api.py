@@ -128,6 +128,12 @@ async def test_the_tracing_record_has_the_delays() -> None:
         assert (await http.get("/trace")).json()["ds_delay_us"] == [0, 3, 4]
 
 
+async def test_volume_info_of_what_is_no_volume_yet() -> None:
+    async with client_of(upstairs_of(Rig())) as http:
+        answer = await http.get("/volume-info")
+    assert answer.status_code == 400 and "nothing is known here of a volume" in answer.json()["message"]
+
+
 # -- bad requests -----------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +160,16 @@ async def test_bad_requests_are_answered_with_a_sentence(
     assert answer.json().keys() == {"message", "request_id"}
     assert words in answer.json()["message"]
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
+async def test_a_web_page_cannot_replace_a_downstairs() -> None:
+    """A browser that visits a page of somebody else sends its forms anywhere, and says where they come from."""
+    rig = Rig().active()
+    async with client_of(upstairs_of(rig)) as http:
+        body = {"old": USED[1], "new": NEW}
+        answer = await http.post("/replace", json=body, headers={"origin": "https://elsewhere.example"})
+    assert answer.status_code == 400 and "web page" in answer.json()["message"]
+    assert rig.core.clients[1].target == USED[1]
 
 
 def test_a_body_of_exactly_the_limit_is_read() -> None:

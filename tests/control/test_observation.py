@@ -130,6 +130,17 @@ async def test_a_body_that_is_too_long_is_refused_and_the_next_request_is_answer
         assert (await http.get("/metrics")).status_code == 200
 
 
+async def test_a_defect_in_an_answer_is_logged_and_the_server_lives_on(expect_log: Any) -> None:
+    def broken() -> Any:
+        raise RuntimeError("a defect")
+
+    async with observing(ANYWHERE) as observation, httpx2.AsyncClient(base_url=observation.urls[0]) as http:
+        observation.volume_info = broken
+        expect_log("a defect")
+        assert (await http.get("/volume-info")).status_code == 500
+        assert (await http.get("/metrics")).status_code == 200
+
+
 @pytest.mark.parametrize("address", ["", "7777", "127.0.0.1", "127.0.0.1:", ":80", "127.0.0.1:x", "127.0.0.1:999999"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="control API"):
@@ -195,6 +206,8 @@ def test_attach_answers_where_the_request_and_where_the_option_says(tmp_path: Pa
             assert line.startswith("Control API: http://127.0.0.1:")
             url = line.split()[2].removesuffix("/info")
             assert fetch(f"{url}/info") == fetch(f"http://{asked}/info")
+            (part,) = json.loads(fetch(f"{url}/volume-info"))["volume"]["sub_volumes"]
+            assert [found["target_addr"] for found in part["upstairs"]["targets"]] == targets
             command.end_well()
         taken = socket.create_server(("127.0.0.1", int(asked.rpartition(":")[2])))
         with taken:
