@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upstairs_rig import SESSION, UPSTAIRS, Rig
 
+from crucible_emu import errors
 from crucible_emu.control.notices import (
     ATTEMPTS_MAX,
     HIGH_MAX,
@@ -183,6 +184,29 @@ def test_an_aborted_repair_says_so_and_names_whom_it_began_with() -> None:
     (end,) = [reporter.repair(news) for news in rig.news if news.what == "finish"]
     assert end.body["aborted"] is True
     assert end.body["repairs"] == told[0].body["repairs"] == under_repair(1)
+
+
+def test_a_reconciliation_that_a_disable_cuts_short_is_told_as_aborted() -> None:
+    rig = Rig(generation=9)
+    rig.replicas[2].gen[1] = 4
+    rig.replicas[0].answers_repairs = False
+    rig.activate()
+    rig.core.abandon(errors.IoError("changed my mind"))
+    rig.run()
+    assert [news.what for news in rig.news] == ["start", "progress", "progress", "finish"]
+    assert rig.news[-1].aborted
+
+
+def test_a_live_repair_that_a_takeover_cuts_short_is_told_as_aborted() -> None:
+    rig = Rig().active()
+    rig.fault(1)
+    rig.replicas[0].answers_repairs = False
+    rig.reconnect()
+    rig.core.disable(errors.NoLongerActive())
+    rig.run()
+    assert [news.what for news in rig.news] == ["start", "progress", "finish"]
+    assert rig.news[-1].aborted
+    assert rig.core.clients[1].live_repair_aborted == 1
 
 
 def test_runs_and_sessions_have_ids_of_their_own() -> None:
