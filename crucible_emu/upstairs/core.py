@@ -263,6 +263,10 @@ class UpstairsCore(Dispatcher):
         self.report("warning", "disk disabled", error=str(error))
         self.state = next_upstairs_state(self.state, UpstairsEvent.DISABLE)
         self.disabled_by = error
+        if self.reconciliation is not None:
+            self._tell_reconciliation("finish", self.reconciliation, aborted=True)
+        if self.repair is not None:
+            self.repair.dropped()
         self.reconciliation = self.repair = None
         self.all_were_away()
         for waiter in (self._activation, self._deactivation):

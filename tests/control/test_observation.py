@@ -120,6 +120,16 @@ async def test_region_sets_that_name_one_address_share_it(tmp_path: Path) -> Non
         assert 'crucible_upstairs_active{region_set="1"' in text
 
 
+async def test_the_option_and_the_request_may_name_one_address(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    async with region_set(make_regions(tmp_path)) as servers, observing(address) as observation:
+        observation.watch(servers.upstairs(), address)
+        assert observation.urls == [f"http://{address}"]
+        async with httpx2.AsyncClient() as http:
+            text = (await http.get(f"http://{address}/metrics")).text
+        assert text.count("crucible_upstairs_active{") == 1
+
+
 @pytest.mark.parametrize(("method", "size"), [("GET", BODY_BYTES_MAX + 1), ("POST", 3_000_000)])
 async def test_a_body_that_is_too_long_is_refused_and_the_next_request_is_answered(method: str, size: int) -> None:
     async with observing(ANYWHERE) as observation, httpx2.AsyncClient(base_url=observation.urls[0]) as http:
