@@ -12,6 +12,7 @@ of its ids, so that a replica which was away for a while can be sent all that it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from crucible_emu.upstairs.jobs import FIRST_JOB_ID, Job, JobTable
 from crucible_emu.upstairs.reconciliation import ExtentVersions
 from crucible_emu.upstairs.rules import CLIENTS, FLUSHES, RETIRING, RULES, WRITES, Dispatch, JobKind, dispatch
 from crucible_emu.upstairs.states import INITIAL_CLIENT_STATE, ClientState, Phase, StopReason, UpstairsState
+from crucible_emu.upstairs.summary import COMPLETED_MAX, RetiredJob, retired
 from crucible_emu.wire import messages as m
 
 FINISHED_JOBS_MAX = 10_000
@@ -110,6 +112,9 @@ class Dispatcher(ABC):
         self.pending_barriers = 0
         self.finished_jobs = 0
         self.finished_bytes = 0
+        self.acknowledged = dict.fromkeys(JobKind, 0)
+        """Jobs whose outcome is known to whoever waits; writes, which are taken at admission, are counted there."""
+        self.completed: deque[RetiredJob] = deque(maxlen=COMPLETED_MAX)
         self.can_replay = True
         """Whether all that a replica may have missed since its last flush is still in the table."""
         self._waiting_reads: list[Job] = []
@@ -408,6 +413,7 @@ class Dispatcher(ABC):
             self._waiting_reads.append(job)
             return
         job.acked = True
+        self.acknowledged[job.kind] += 1
         error = error or job.error or errors.IoError("3 out of 3 downstairs failed to complete this IO")
         self._actions.append(Answer(job.handle, error))
         self.check(job)
@@ -477,6 +483,7 @@ class Dispatcher(ABC):
             needed = 3 if self.state is UpstairsState.DEACTIVATING and job.kind is JobKind.FLUSH else rule.done_for_ack
             if (needed is not None and done >= needed) or complete:
                 job.acked = True
+                self.acknowledged[job.kind] += 1
                 failed = sum(mask != 0 for mask in job.failed)
                 if done < self._done_min(rule.done_min) or failed > rule.errors_max:
                     job.error = errors.IoError(f"{3 - done} out of 3 downstairs failed to complete this IO")
@@ -498,6 +505,8 @@ class Dispatcher(ABC):
             self._retire(job)
         elif job.kind is JobKind.READ or not self.identity.remote:
             self.jobs.forget(job)
+            if self.identity.remote:
+                self.completed.append(retired(job))
         elif not job.retained:
             job.retained = True
             self.finished_jobs += job.count
@@ -513,11 +522,15 @@ class Dispatcher(ABC):
         """A flush or barrier is final everywhere, and with it all that it depended on (§6.8)."""
         if not self.identity.remote:
             self.jobs.forget(barrier)
+            self.completed.append(retired(barrier))
             return
+        forgotten: deque[Job] = deque(maxlen=COMPLETED_MAX)
         for job in self.jobs:
             if job.first_id > barrier.first_id:
                 break
             if job.complete and job.acked:
                 self.jobs.forget(job)
+                forgotten.append(job)
+        self.completed.extend(map(retired, forgotten))
         # *Safety*: after a barrier, what a replica did not flush is nowhere but on the others.
         self.can_replay = barrier.kind in FLUSHES
