@@ -240,6 +240,7 @@ class UpstairsCore(Dispatcher):
         self.try_waiting_reads()  # nobody is expected back any more
         if all(client.state.parked for client in self.clients):
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATED)
+            self.all_were_away()  # where the last flush failed: what it did not cover is nowhere for sure
             self.forget_history()
             handle, self._deactivation = self._deactivation, None
             self._actions.append(Answer(handle, None))

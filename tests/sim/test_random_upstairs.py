@@ -231,7 +231,7 @@ BROKEN: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     deactivate_without_a_flush: 40,
     read_from_replicas_under_repair: 80,
     forget_what_a_replay_needs: 300,
-    limit_no_flush: 200,
+    limit_no_flush: 300,
 }
 """What is broken, and within how many seeds it must be found."""
 
