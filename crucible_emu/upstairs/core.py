@@ -64,6 +64,9 @@ class UpstairsCore(Dispatcher):
         self._activation: Any = None
         self._deactivation: Any = None
         self._progressing = False
+        self._stamped = False
+        """Whether a reconciliation of this activation has stamped extents with our generation, so that it is no sign
+        of another Upstairs when it is found in them."""
 
     # -- requests of the guest about the disk as a whole --------------------------------------------------------------
 
@@ -80,6 +83,7 @@ class UpstairsCore(Dispatcher):
             self.generation = generation
         self.state = next_upstairs_state(self.state, UpstairsEvent.ACTIVATE)
         self.disabled_by = None
+        self._stamped = False
         self._activation = handle
         for client in self.clients:
             client.refusals = 0
@@ -306,7 +310,7 @@ class UpstairsCore(Dispatcher):
         detail: errors.NegotiationDetail | None = None
         if self.generation == 0:
             detail = errors.GenerationZeroIsIllegal()
-        elif self.generation < collation.max_gen:
+        elif self.generation < collation.max_gen - self._stamped:
             detail = errors.GenerationNumberTooLow(self.generation, collation.max_gen)
         if detail is not None:
             self.disable(errors.NegotiationError(detail))
@@ -358,6 +362,7 @@ class UpstairsCore(Dispatcher):
         self.report("info", "reconciliation begins", extents=len(collation.mends))
         for client in self.clients:
             self.move(client, event)
+        self._stamped = collation.max_gen >= self.generation
         self._collation = collation
         self.repairs_begun += 1
         self.reconciliation = Reconciliation(collation.mends)
