@@ -25,9 +25,10 @@ from typing import Any
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.upstairs.actions import Answer, Connect, Hangup, RepairNews
-from crucible_emu.upstairs.dispatcher import Client, Dispatcher, Identity
+from crucible_emu.upstairs.dispatcher import Dispatcher
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.live_repair import LiveRepair
+from crucible_emu.upstairs.members import Client, Identity
 from crucible_emu.upstairs.negotiation import HANDLERS
 from crucible_emu.upstairs.reconciliation import Collation, Reconciliation, Step, collate
 from crucible_emu.upstairs.replacement import ReplaceResult, decide

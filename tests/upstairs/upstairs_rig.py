@@ -15,8 +15,8 @@ from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.upstairs import actions, negotiation
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.dispatcher import Identity
 from crucible_emu.upstairs.jobs import Job
+from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.wire import messages as m
 
