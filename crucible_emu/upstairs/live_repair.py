@@ -38,7 +38,7 @@ from crucible_emu.wire import messages as m
 
 if TYPE_CHECKING:
     from crucible_emu.upstairs.core import UpstairsCore
-    from crucible_emu.upstairs.dispatcher import Client
+    from crucible_emu.upstairs.members import Client
 
 Versions = tuple[int, int, bool]
 """Generation, flush number and dirtiness of one extent on one replica."""
