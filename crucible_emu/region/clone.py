@@ -113,7 +113,7 @@ async def copy_extent(
         if not await source.ready(extent_id):
             raise errors.RepairRequestError(f"extent {extent_id} was opened at the source while it was copied")
         await in_thread(download.commit)
-    await in_thread(lambda: replace(storage, region, extent_id, geometry))
+    await in_thread(lambda: replace(storage, region, extent_id, geometry, checked=True))
 
 
 def run_now(procedure: Coroutine[Any, Any, Result]) -> Result:
