@@ -183,7 +183,8 @@ def check_copy(storage: Storage, directory: Path, extent_id: int, geometry: Exte
 def replace(storage: Storage, region: Path, extent_id: int, geometry: ExtentLayout, *, checked: bool = False) -> None:
     """Put the copy in ``NNN.replace`` in place of the extent (§7.4); may be repeated from its start.
 
-    ``checked``: the caller has just checked it, and nothing lay between. Raises :class:`errors.RepairFilesInvalid`, and then nothing was touched.
+    ``checked``: the caller has just checked it, and nothing lay between. Raises :class:`errors.RepairFilesInvalid`, and
+    then nothing was touched.
     """
     extent = layout.extent_path(region, extent_id)
     source = sibling(extent, REPLACE)
