@@ -1,7 +1,7 @@
 """Write what is generated of the documents: ``python docs/generate.py``.
 
-``state-machines.md`` comes from the tables that the code runs, ``conformance.md`` from ``conformance.toml``. Tests compare
-the files with what this program would write, so that no diagram can differ from the code.
+``state-machines.md`` comes from the tables that the code runs, ``conformance.md`` from ``conformance.toml``. Tests
+compare the files with what this program would write, so that no diagram can differ from the code.
 """
 
 from __future__ import annotations
@@ -226,8 +226,9 @@ def render_conformance() -> str:
         "",
         "Made by `python docs/generate.py` from `docs/conformance.toml`; edit that.",
         "",
-        f"What the tests of the real project show, and which tests show it here: {len(rows)} behaviours, {shown} of them "
-        f"with tests, {len(rows) - shown} that make no sense here. On purpose different is what `docs/fidelity.md` lists.",
+        "What the tests of the real project show, and which tests show it here: "
+        f"{len(rows)} behaviours, {shown} of them with tests, {len(rows) - shown} that make no sense here. "
+        "`docs/fidelity.md` lists what is different on purpose.",
         "",
         "| section | behaviours | shown | not applicable |",
         "|---|---|---|---|",
