@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -20,6 +23,7 @@ import typer
 from rich.console import Console
 
 from bench import fio, report, rounds
+from bench import repair as repairing
 from bench.flush import FlushError, flush
 from bench.lines import MIB, Line, choose
 from bench.subjects import OURS, PEER, REFERENCES, SUBJECTS, Absent, Server, Subject, find_program, running
@@ -132,6 +136,39 @@ def quick(
         report.write_json(json, report.records(outcome, PEER))
     if OURS in outcome.absent or outcome.failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    json: Annotated[Path | None, typer.Option(help="Write the records to this file as well.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long the undisturbed run measures.")] = 3.0,
+    turns: Annotated[int, typer.Option("--rounds", min=1, help="How many replacements, each on a new disk.")] = 3,
+    folder: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, writable=True, help="Where the disks' files go.")
+    ] = None,
+    size_mib: Annotated[int, typer.Option(min=64, help="The size of the disk.")] = 512,
+) -> None:
+    """Replace a Downstairs under fio: what the repair costs the guest, and how fast it is beside a plain copy."""
+    if find_program("fio") is None:
+        refuse("fio is not installed (Debian package fio); nothing can be measured without it.")
+    done: list[repairing.Round] = []
+    for number in range(turns):
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as home:
+            try:
+                found = repairing.run(Path(home), size_mib, seconds)
+            except (repairing.RepairError, fio.FioError) as problem:
+                typer.echo(f"bench: {problem}", err=True)
+                raise typer.Exit(1) from None
+        done.append(found)
+        typer.echo(
+            f"round {number + 1}: random write {found.write_iops:,.0f} a second, beside the repair "
+            f"{found.write_iops_beside:,.0f} ({found.write_ratio:.2f}); repair {found.repair_mib_s:,.0f} MiB/s, copy "
+            f"{found.copy_mib_s:,.0f} MiB/s ({found.repair_ratio:.2f})"
+        )
+    write, fetch = (statistics.median(values) for values in zip(*((r.write_ratio, r.repair_ratio) for r in done)))
+    typer.echo(f"medians: the guest keeps {write:.2f} of its write rate, the repair has {fetch:.2f} of a copy's rate")
+    if json is not None:
+        json.write_text(dumps([asdict(found) for found in done], indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ PACKAGES = ("crucible_emu", "nexus", "bench")
 LINES_MAX = 600
 
 FLOORS = (
-    {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs"},
+    {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs", "statistics"},
     {"wire", "region"},
     {"downstairs", "supervisor"},
     {"upstairs"},
     {"volume"},
-    {"nbd", "exercise", "pantry", "agent", "client"},
+    {"nbd", "control", "exercise", "pantry", "agent", "client"},
     {"sim"},
     {"cli"},
     {"__main__"},
@@ -36,7 +36,8 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
 
 DECIDING = tuple(
-    f"crucible_emu.{name}" for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "supervisor", "exercise")
+    f"crucible_emu.{name}"
+    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise")
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
@@ -58,6 +59,7 @@ DRIVERS = {
     ),
     *(f"crucible_emu.volume.{name}" for name in ("pseudo_file", "region_set", "scrub", "url", "volume")),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
+    *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
     *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
 }

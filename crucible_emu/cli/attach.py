@@ -9,6 +9,7 @@ import trio
 import typer
 
 from crucible_emu.cli import serving
+from crucible_emu.control import observation
 from crucible_emu.errors import CrucibleError, UsageError
 from crucible_emu.logs import get_logger
 from crucible_emu.volume import attach as attaching
@@ -32,6 +33,8 @@ def attach(
     ] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) for nbds addresses.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key (PEM) of that certificate.")] = None,
+    control: Annotated[str | None, serving.CONTROL] = None,
+    notify: Annotated[str | None, serving.NOTIFY] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
     """Serve the disk that VCR.json describes over NBD: sub-volumes, read-only parents, files and URLs, at any depth.
@@ -50,10 +53,16 @@ def attach(
     wanted = vcr.load(request)
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
     serving.check(door)
+    observation.check(control, notify)
     door.facts["targets"] = vcr.targets(wanted)
 
     async def main() -> None:
-        async with attaching.attach(wanted, timeout_s=timeout) as volume, trio.open_nursery() as nursery:
+        async with (
+            observation.observing(control, notify) as door.observation,
+            attaching.attach(wanted, timeout_s=timeout, observe=door.observation.watch) as volume,
+            trio.open_nursery() as nursery,
+        ):
+            door.observation.volume_info = volume.volume_info
             if scrub:
                 nursery.start_soon(scrub_in_background, volume)
             await serving.serve_until_told(volume, door)

@@ -11,19 +11,21 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import trio
 import typer
 
 from crucible_emu.cli import serving
-from crucible_emu.cli.main import sentence_for
+from crucible_emu.cli.main import FAILURE_EXIT, INTERRUPT_EXIT, sentence_for
 from crucible_emu.cli.new_paths import new_file
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import format_size, parse_extent_size
@@ -31,7 +33,7 @@ from crucible_emu.errors import CrucibleError, RemoteError, UsageError
 from crucible_emu.exercise import workloads
 from crucible_emu.exercise.content import Rule
 from crucible_emu.exercise.control import Control, connected
-from crucible_emu.exercise.disk import Subject
+from crucible_emu.exercise.disk import Interrupted, Subject
 from crucible_emu.exercise.journal import opened
 from crucible_emu.exercise.layout import Layout, layout_of
 from crucible_emu.exercise.rates import rates
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 DEPTH = 8
+E = TypeVar("E", bound=BaseException)
 TIME_S = 60.0
 SAMPLE_S = 1.0
 
@@ -217,17 +220,17 @@ def exercise(
     key_text = None if key is None else _key(key)
     place = journal or (None if request is None else request.with_name(f"{request.name}.journal"))
 
-    async def main() -> None:
+    async def work() -> int:
         if control is None:
             assert given is not None
-            await _with_disk(wishes, given, None)
-            return
+            return await _with_disk(wishes, given, None)
         async with connected(control) as client:
-            await _with_disk(wishes, given or await client.volume_request(key_text), client)
+            return await _with_disk(wishes, given or await client.volume_request(key_text), client)
 
-    async def _with_disk(wishes: Wishes, found: vcr.VolumeConstructionRequest, client: Control | None) -> None:
+    async def _with_disk(wishes: Wishes, found: vcr.VolumeConstructionRequest, client: Control | None) -> int:
         layout = layout_of(found)
         subject = Subject(found, generation=generation, timeout_s=timeout)
+        subjects.append(subject)
         with ExitStack() as stack:
             if place is None:
                 log = WriteLog.new(layout.block_count, rule=Rule(content), blank=blank)
@@ -238,14 +241,37 @@ def exercise(
                 log = kept.log
                 subject.generation = max(subject.generation, kept.generation + 1)
                 subject.remember = lambda number: setattr(kept, "generation", number)
-            await _exercise(wishes, subject, layout, log, client)
+            return await _exercise(wishes, subject, layout, log, client)
+
+    code, subjects = INTERRUPT_EXIT, list[Subject]()
+
+    async def main() -> None:
+        nonlocal code
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(_end_on_signal, signals, subjects, scope)
+                    code = await work()
+                nursery.cancel_scope.cancel()
 
     # A scenario brings about the very trouble that a warning would speak of.
     serving.run(main, log_level="error" if workload in SCENARIOS else "warning")
+    if code:
+        raise typer.Exit(code)
 
 
-async def _exercise(wishes: Wishes, subject: Subject, layout: Layout, log: WriteLog, control: Control | None) -> None:
-    """Run what was asked for, say what came of it, and leave with 1 where a block was wrong."""
+async def _end_on_signal(signals: AsyncIterator[int], subjects: list[Subject], scope: trio.CancelScope) -> None:
+    """The first signal ends the run in order: what is in flight is finished, and the disk is flushed. The second ends
+    the process; the journal stays marked as in use."""
+    await anext(signals)
+    if not any(subject.interrupt() for subject in subjects):
+        scope.cancel()
+    await anext(signals)
+    os._exit(INTERRUPT_EXIT)
+
+
+async def _exercise(wishes: Wishes, subject: Subject, layout: Layout, log: WriteLog, control: Control | None) -> int:
+    """Run what was asked for and say what came of it; the exit code, 1 where a block was wrong."""
     if wishes.verify_in is not None:
         log.load(wishes.verify_in.read_bytes(), str(wishes.verify_in))
     row = WORKLOADS.get(wishes.workload)
@@ -270,8 +296,10 @@ async def _exercise(wishes: Wishes, subject: Subject, layout: Layout, log: Write
             await _scenario(run)
         else:
             await _workload(run)
-    except (IntegrityError, CrucibleError, RemoteError, BaseExceptionGroup) as error:
-        wrong = integrity_error(error)
+    except (IntegrityError, Interrupted, CrucibleError, RemoteError, BaseExceptionGroup) as error:
+        wrong = contained(error, IntegrityError)
+        if wrong is None and contained(error, Interrupted) is not None:
+            return INTERRUPT_EXIT
         if wrong is None:
             if wishes.as_json:
                 print(json.dumps(run.summary(None, sentence_for(innermost(error)))), flush=True)
@@ -279,9 +307,10 @@ async def _exercise(wishes: Wishes, subject: Subject, layout: Layout, log: Write
         _write_counts(run)
         run.report(wrong)
         print(f"Error: {wrong}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        return FAILURE_EXIT
     _write_counts(run)
     run.report(None)
+    return 0
 
 
 async def _scenario(run: Run) -> None:
@@ -350,12 +379,12 @@ def _write_counts(run: Run) -> None:
             growing.write_text(run.setting.log.dumps(), encoding="utf-8")
 
 
-def integrity_error(error: BaseException) -> IntegrityError | None:
-    """The wrong block among what ended a run, however deep; ``None`` where nothing was wrong with any."""
-    if isinstance(error, IntegrityError):
+def contained(error: BaseException, wanted: type[E]) -> E | None:
+    """An error of that kind among what ended a run, however deep in groups; ``None`` where there is none."""
+    if isinstance(error, wanted):
         return error
     if isinstance(error, BaseExceptionGroup):
-        return next((found for each in error.exceptions if (found := integrity_error(each)) is not None), None)
+        return next((found for each in error.exceptions if (found := contained(each, wanted)) is not None), None)
     return None
 
 

@@ -14,6 +14,7 @@ import typer
 from crucible_emu.cli import serving
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
+from crucible_emu.control import observation
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, check_block_size, size_for
 from crucible_emu.integrity import KEY_BYTES, Cipher
@@ -42,6 +43,8 @@ def serve(
     read_only: Annotated[bool, typer.Option("--read-only", help="Let no client write.")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) for nbds addresses.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key (PEM) of that certificate.")] = None,
+    control: Annotated[str | None, serving.CONTROL] = None,
+    notify: Annotated[str | None, serving.NOTIFY] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
     """Serve a disk of three mirrored regions below DIR over NBD.
@@ -57,6 +60,7 @@ def serve(
     """
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
     serving.check(door)
+    observation.check(control, notify)
     disk = local_disk.read_disk_file(directory)
     if disk is None:
         _make(directory, size, image, block_size, extent_size, encrypt)
@@ -66,12 +70,14 @@ def serve(
     door.facts["regions"] = [str(local_disk.region_path(directory, client)) for client in range(3)]
 
     async def main() -> None:
-        async with local_disk.open_disk(directory, cipher=cipher, fill_from=image) as guest:
-            if image is not None:
-                with Progress("Copying the image in", image.stat().st_size, shown=not as_json) as progress:
-                    await copy_in(guest, image, progress)
-                local_disk.mark_filled(directory)
-            await serving.serve_until_told(guest, door)
+        async with observation.observing(control, notify) as door.observation:
+            watch = door.observation.watch
+            async with local_disk.open_disk(directory, cipher=cipher, fill_from=image, observe=watch) as guest:
+                if image is not None:
+                    with Progress("Copying the image in", image.stat().st_size, shown=not as_json) as progress:
+                        await copy_in(guest, image, progress)
+                    local_disk.mark_filled(directory)
+                await serving.serve_until_told(guest, door)
 
     serving.run(main)
 

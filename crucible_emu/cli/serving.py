@@ -18,16 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import typer
 
 from crucible_emu import nbd
 from crucible_emu.blockio import BlockDevice
 from crucible_emu.cli.sizes import format_size
+from crucible_emu.control.observation import Observation
 from crucible_emu.errors import UsageError
 
 DEFAULT_URI = "nbd://[::1]:10809/"
 
+CONTROL = typer.Option(
+    "--control", metavar="ADDR", help="Answer /info, /work, /metrics and POST /replace over HTTP at ip:port."
+)
+NOTIFY = typer.Option("--notify", metavar="URL", help="Tell this control plane (http://host:port) how repairs go.")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Door:
     """Where and how a disk is served. ``tls`` files are needed for ``nbds`` addresses."""
 
@@ -37,6 +44,8 @@ class Door:
     tls_key: Path | None = None
     as_json: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+    observation: Observation | None = None
+    """Who looks at the disk, and is shown the door as well."""
 
 
 def check(door: Door) -> None:
@@ -92,6 +101,7 @@ async def _listen(door: Door) -> tuple[list[nbd.Listener], list[str]]:
 
 def announce(door: Door, device: BlockDevice, uris: list[str]) -> None:
     """The ready line, and nothing else, on standard output."""
+    controls = [] if door.observation is None else door.observation.urls
     if door.as_json:
         ready = {
             "ready": True,
@@ -101,6 +111,7 @@ def announce(door: Door, device: BlockDevice, uris: list[str]) -> None:
             "block_size": device.block_size,
             "read_only": device.read_only or door.read_only,
             "pid": os.getpid(),
+            **({"control": controls} if controls else {}),
             **door.facts,
         }
         print(json.dumps(ready), flush=True)
@@ -108,6 +119,8 @@ def announce(door: Door, device: BlockDevice, uris: list[str]) -> None:
     print(f"Ready: a disk of {format_size(device.size_bytes)} at {uris[0]}", flush=True)
     for other in uris[1:]:
         print(f"       and at {other}", flush=True)
+    for url in controls:
+        print(f"Control API: {url}/info and {url}/metrics", flush=True)
     print("Ctrl-C flushes and leaves.", flush=True)
 
 
@@ -118,6 +131,8 @@ async def serve_until_told(device: BlockDevice, door: Door) -> None:
     name = nbd.parse_uri(uris[0]).export
     export = nbd.Export(device, "a mirrored disk", read_only=door.read_only)
     server = nbd.Server({name: export}, tls=tls, require_tls=tls is not None)
+    if door.observation is not None:
+        door.observation.snapshots.append(server.statistics.snapshot)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 

@@ -16,7 +16,7 @@ import contextlib
 import ipaddress
 import socket
 import ssl
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -97,9 +97,9 @@ class DownstairsServer:
     def statistics(self) -> dict[str, Any]:
         """Counts since the start, and what the region says of itself."""
         return {
-            **asdict(self.core.statistics),
+            **self.core.statistics.snapshot().as_dict(),
             "connections_open": len(self._connections),
-            "region": asdict(self.region.statistics()),
+            "region": self.region.statistics().snapshot().as_dict(),
         }
 
     def drop_connections(self) -> None:

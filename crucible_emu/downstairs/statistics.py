@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crucible_emu.downstairs.work import Kind, Work
+from crucible_emu.statistics import Snapshot, snapshot_of
 
 
 @dataclass(slots=True)
@@ -35,3 +36,6 @@ class Statistics:
             self.flushes += 1
         elif kind is Kind.REPAIR:
             self.extents_repaired += 1
+
+    def snapshot(self) -> Snapshot:
+        return snapshot_of("downstairs", self)

@@ -6,8 +6,8 @@ two activations of one :class:`Subject` have the same.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import trio
 
@@ -24,6 +24,10 @@ POLL_S = 0.02
 TRIES_MAX = 5
 
 
+class Interrupted(Exception):
+    """The run was ended from outside; the disk was left in order."""
+
+
 class Subject:
     """The disk of a volume construction request. ``timeout_s``: how long an activation may take."""
 
@@ -35,6 +39,23 @@ class Subject:
         self.timeout_s = timeout_s
         self.remember: Callable[[int], None] = lambda generation: None
         """Called with each generation before it is used."""
+        self._scopes: set[trio.CancelScope] = set()
+
+    def interrupt(self) -> bool:
+        """End every use of the disk that is in service, whose blocks then raise :class:`Interrupted`; whether there was
+        one. The block is cancelled and not the disk, whose connections are needed for its last flush."""
+        for scope in self._scopes:
+            scope.cancel()
+        return bool(self._scopes)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[trio.CancelScope]:
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield scope
+            finally:
+                self._scopes.discard(scope)
 
     def next_request(self) -> vcr.VolumeConstructionRequest:
         """The request with a generation that no activation of this object had."""
@@ -50,8 +71,11 @@ class Subject:
             try:
                 async with self._in_service() as device:
                     entered = True
-                    yield device
-                    return
+                    with self._interruptible() as scope:
+                        yield device
+                if scope.cancelled_caught:
+                    raise Interrupted
+                return
             except (errors.NegotiationError, BaseExceptionGroup) as error:
                 actual = None if entered else generation_in_use(error)
                 if actual is None:
@@ -82,7 +106,10 @@ class Subject:
     async def serve(self, upstairs: Upstairs) -> AsyncIterator[Guest]:
         """The disk of ``upstairs``, in service inside the block."""
         async with attach.in_service(upstairs, timeout_s=self.timeout_s) as guest:
-            yield guest
+            with self._interruptible() as scope:
+                yield guest
+        if scope.cancelled_caught:
+            raise Interrupted
 
     def replaced(self, old: str, new: str) -> None:
         """From now on the request names ``new`` instead of ``old``."""

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from crucible_emu.nbd.protocol import Command
+from crucible_emu.statistics import Snapshot, snapshot_of
 
 
 @dataclass(slots=True)
@@ -27,20 +28,15 @@ class Statistics:
     errors: Counter[str] = field(default_factory=Counter)
     batches: list[int] = field(default_factory=lambda: [0] * 16)
 
-    def as_json(self) -> dict[str, object]:
+    def snapshot(self) -> Snapshot:
         """The same with names for commands and sizes for batches."""
         known = {int(command): command.name for command in Command}
         requests: Counter[str] = Counter()
         for number, count in self.requests.items():
             requests[known.get(number, "unknown")] += count
-        return {
-            "connections": self.connections,
-            "connections_open": self.connections_open,
-            "connections_refused": self.connections_refused,
-            "tls_connections": self.tls_connections,
-            "read_bytes": self.read_bytes,
-            "written_bytes": self.written_bytes,
-            "requests": dict(sorted(requests.items())),
-            "errors": dict(sorted(self.errors.items())),
-            "batches": {f"<{1 << n}": count for n, count in enumerate(self.batches) if count},
+        tables = {
+            ("requests", "command"): dict(sorted(requests.items())),
+            ("errors", "error"): dict(sorted(self.errors.items())),
+            ("batches", "size"): {f"<{1 << n}": count for n, count in enumerate(self.batches) if count},
         }
+        return snapshot_of("nbd", self, levels=frozenset({"connections_open"}), tables=tables)

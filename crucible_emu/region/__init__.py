@@ -11,6 +11,7 @@
 ``reading``, ``writing``    the two halves of :class:`Region`
 ``scatter``     scattered blocks into few writes (pure)
 ``storage``     the disk as a parameter
+``statistics``  what a region says of itself
 
 Around it: ``view`` (looking without opening), ``verify``, ``dump``, ``digest``, ``extent_info``, ``transfer`` (images
 in and out), ``snapshot``, ``clone`` and ``repair_files`` (whole extents from another replica), ``file_copy``,
@@ -19,7 +20,8 @@ in and out), ``snapshot``, ``clone`` and ``repair_files`` (whole extents from an
 
 from crucible_emu.region.flush import FlushWork
 from crucible_emu.region.policy import SyncPolicy
-from crucible_emu.region.region import Region, RegionStatistics
+from crucible_emu.region.region import Region
+from crucible_emu.region.statistics import RegionStatistics
 from crucible_emu.region.storage import OsStorage, Storage
 
 __all__ = ["FlushWork", "OsStorage", "Region", "RegionStatistics", "Storage", "SyncPolicy"]

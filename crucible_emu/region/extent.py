@@ -149,17 +149,18 @@ class Extents:
         self.flushed_together_max = min(limit, FLUSHED_TOGETHER_MAX)
         self.descriptors = Descriptors(storage, path, os.O_RDONLY if read_only else os.O_RDWR, limit)
 
-    def load(self, extent_ids: Sequence[int]) -> None:
+    def load(self, extent_ids: Sequence[int], *, durable: bool = False) -> None:
         """Check and load these extents (§2.8); dirty ones are recovered.
 
         *Safety*: read-write, they are synced first. What an earlier process wrote may still be on its way to the disk,
-        and nothing is believed before it is there. Raises :class:`errors.IoError`, :class:`errors.BadMetadata`,
-        :class:`errors.BadContextSlot` or :class:`errors.MissingContextSlot` for the first that cannot be opened.
+        and nothing is believed before it is there; ``durable`` says that the caller knows it to be there. Raises
+        :class:`errors.IoError`, :class:`errors.BadMetadata`, :class:`errors.BadContextSlot` or
+        :class:`errors.MissingContextSlot` for the first that cannot be opened.
         """
         tails = np.zeros((len(extent_ids), TAIL_BYTES), np.uint8)
         for start in range(0, len(extent_ids), self.flushed_together_max):
             group = slice(start, start + self.flushed_together_max)
-            self._load_tails(extent_ids[group], tails[group])
+            self._load_tails(extent_ids[group], tails[group], sync=not (self.read_only or durable))
         ids = np.array(extent_ids, np.int64)
         records = np.ascontiguousarray(tails[:, : layout.METADATA_BYTES]).view(layout.METADATA)[:, 0]
         self._check_metadata(ids, records)
@@ -179,12 +180,12 @@ class Extents:
                 self.storage.close(descriptor)
             self.bits[extent_id] = np.packbits(active, bitorder="little")
 
-    def _load_tails(self, extent_ids: Sequence[int], tails: npt.NDArray[np.uint8]) -> None:
+    def _load_tails(self, extent_ids: Sequence[int], tails: npt.NDArray[np.uint8], *, sync: bool) -> None:
         descriptors: list[int] = []
         try:
             for extent_id in extent_ids:
                 descriptors.append(self._open_to_look(extent_id))
-            if not self.read_only:
+            if sync:
                 self.storage.sync_files(descriptors)
             for position, extent_id in enumerate(extent_ids):
                 self._load_tail(extent_id, descriptors[position], tails[position].data)

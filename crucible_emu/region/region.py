@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -47,6 +46,7 @@ from crucible_emu.region.policy import RULES, SyncPolicy
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.snapshot import take_snapshot
 from crucible_emu.region.staging import Staging
+from crucible_emu.region.statistics import RegionStatistics
 from crucible_emu.region.storage import OsStorage, Storage, explain
 from crucible_emu.region.writing import FEW_BLOCKS, Numbers, StagedWriter, Work, Writer
 
@@ -55,24 +55,6 @@ STAGED_BYTES_MAX = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAG
 of what is written again and again reaches the disk but once."""
 CONTEXT_BYTES_MAX = 128 * 1024 * 1024
 """Memory for contexts that could be read from the files again."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegionStatistics:
-    """What a region is doing, for logs and metrics. Sizes in bytes, the rest are counts."""
-
-    extents: int
-    extents_dirty: int
-    extents_closed: int
-    descriptors_open: int
-    staged_bytes: int
-    staged_bytes_max: int
-    context_bytes: int
-    blocks_written: int
-    blocks_flushed: int
-    flushes: int
-    flushes_failed: int
-    destages: int
 
 
 class Region:
@@ -431,7 +413,9 @@ class Region:
             repair_files.settle_leftovers(self._storage, self.path, extent_id, extents.layout, False)
         except OSError as error:
             raise explain(error, "reopening the extent", layout.extent_path(self.path, extent_id)) from error
-        extents.load([extent_id])
+        # *Optimisation*: what was closed clean is on the disk already, and a repair syncs what it puts in its place.
+        written_since = extents.dirty[extent_id] or extents.unsynced[extent_id] or extents.suspect[extent_id]
+        extents.load([extent_id], durable=not written_since)
         with self._lock:
             self._contexts.forget(self._blocks_of(extent_id))
             extents.closed[extent_id] = False

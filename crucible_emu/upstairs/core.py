@@ -169,7 +169,11 @@ class UpstairsCore(Dispatcher):
             )
 
     def _come_to_rest(self, client: Client) -> None:
-        replayable = self.identity.remote and self.can_replay and self.repair is None
+        # *Safety*: a replica that may have done a flush of which we do not know is not replayed to. It would do older
+        # writes again, over what that flush made durable, under the numbers of that flush; if we ended in the middle of
+        # it, its extents would be taken for as good as those of the others, or for better.
+        in_doubt = client.state.phase is Phase.ACTIVE and self.flush_under_way(client)
+        replayable = self.identity.remote and self.can_replay and self.repair is None and not in_doubt
         self.move(client, ClientEvent.STOPPED, replayable=replayable)
         client.connection_id += 1
         client.stop_requested = False

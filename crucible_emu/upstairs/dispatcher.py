@@ -12,6 +12,7 @@ of its ids, so that a replica which was away for a while can be sent all that it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from crucible_emu.upstairs.jobs import FIRST_JOB_ID, Job, JobTable
 from crucible_emu.upstairs.reconciliation import ExtentVersions
 from crucible_emu.upstairs.rules import CLIENTS, FLUSHES, RETIRING, RULES, WRITES, Dispatch, JobKind, dispatch
 from crucible_emu.upstairs.states import INITIAL_CLIENT_STATE, ClientState, Phase, StopReason, UpstairsState
+from crucible_emu.upstairs.summary import COMPLETED_MAX, RetiredJob, retired
 from crucible_emu.wire import messages as m
 
 FINISHED_JOBS_MAX = 10_000
@@ -110,9 +112,14 @@ class Dispatcher(ABC):
         self.pending_barriers = 0
         self.finished_jobs = 0
         self.finished_bytes = 0
+        self.acknowledged = dict.fromkeys(JobKind, 0)
+        """Jobs whose outcome is known to whoever waits; writes, which are taken at admission, are counted there."""
+        self.completed: deque[RetiredJob] = deque(maxlen=COMPLETED_MAX)
         self.can_replay = True
         """Whether all that a replica may have missed since its last flush is still in the table."""
         self._waiting_reads: list[Job] = []
+        self._barriers: list[Job] = []
+        """Flushes and barriers that are not final, oldest first."""
         self._last_write = self._flushed_below = 0
         self._writes_lost = False
         # Who accepts work and who is read from, kept because every request asks and they hardly ever change.
@@ -260,6 +267,7 @@ class Dispatcher(ABC):
     def _start_barrier(self, job: Job) -> None:
         self.pending_barriers += 1
         self.finished_jobs = self.finished_bytes = 0
+        self._barriers.append(job)
         self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
@@ -300,6 +308,10 @@ class Dispatcher(ABC):
     def fall_behind(self, client: Client) -> None:
         """Give up replaying to ``client``, which is away: it is to be repaired when it comes back."""
 
+    def flush_under_way(self, client: Client) -> bool:
+        """Whether a client was sent a flush that it has not answered."""
+        return any(job.kind in FLUSHES and job.in_progress[client.index] for job in self._barriers)
+
     def owes_too_much(self, client: Client) -> bool:
         """Whether a client that is away is too far behind, or cannot be replayed to at all (§6.12)."""
         return (
@@ -319,10 +331,23 @@ class Dispatcher(ABC):
 
     def pruned_dependencies(self, job: Job, client: int) -> list[list[int]]:
         """The job's dependencies for one client: without the jobs that it was never sent (§6.3)."""
-        return [
-            [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
-            for wanted in job.dependencies or [[]]
-        ]
+        return [self._prune(wanted, job, client) for wanted in job.dependencies or [[]]]
+
+    def _prune(self, wanted: list[int], job: Job, client: int) -> list[int]:
+        sent = [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
+        if len(sent) < len(wanted) and any(self._was_skipped(each) for each in wanted if each not in sent):
+            # Safety: what is left out may itself have waited for a flush that the client has not done yet. Done before
+            # that flush, this job would be forgotten at it, and whatever waits for this job would wait for ever.
+            made_before = max(job.first_id, job.asked_before)
+            for barrier in reversed(self._barriers):
+                if barrier.first_id < made_before and barrier.in_progress[client]:
+                    return sorted({*sent, barrier.first_id})
+        return sent
+
+    def _was_skipped(self, job_id: int) -> bool:
+        """Whether a job that was left out held the order of those around it; a read never does alone."""
+        found = self.jobs.find(job_id)
+        return found is not None and found.kind is not JobKind.READ
 
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
         if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
@@ -330,7 +355,7 @@ class Dispatcher(ABC):
         found = self.jobs.find(job_id)
         if found is not None and found.kind is JobKind.READ:
             # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one
-            # that was sent anew, whatever its id, waits for the jobs made before that, so they must not wait for it.
+            # that was sent anew, whatever its id, waits for the jobs made before, so they must not wait for it.
             return found.in_progress[client] != 0 and job.first_id >= found.asked_before
         # Safety: an id that was never sent over this connection would make its replica wait for ever. A job that is
         # gone meanwhile is done everywhere it was sent to, so nobody has to wait for it.
@@ -388,6 +413,7 @@ class Dispatcher(ABC):
             self._waiting_reads.append(job)
             return
         job.acked = True
+        self.acknowledged[job.kind] += 1
         error = error or job.error or errors.IoError("3 out of 3 downstairs failed to complete this IO")
         self._actions.append(Answer(job.handle, error))
         self.check(job)
@@ -439,6 +465,7 @@ class Dispatcher(ABC):
         """All replicas hold the same bytes and nothing is under way: nothing from before is owed to anybody."""
         self.jobs.clear()
         self.tracker.clear()
+        self._barriers.clear()
         self.can_replay = True
         self.pending_barriers = self.finished_jobs = self.finished_bytes = 0
         for client in self.clients:
@@ -456,6 +483,7 @@ class Dispatcher(ABC):
             needed = 3 if self.state is UpstairsState.DEACTIVATING and job.kind is JobKind.FLUSH else rule.done_for_ack
             if (needed is not None and done >= needed) or complete:
                 job.acked = True
+                self.acknowledged[job.kind] += 1
                 failed = sum(mask != 0 for mask in job.failed)
                 if done < self._done_min(rule.done_min) or failed > rule.errors_max:
                     job.error = errors.IoError(f"{3 - done} out of 3 downstairs failed to complete this IO")
@@ -473,9 +501,12 @@ class Dispatcher(ABC):
         """``job`` is final on all clients: forget it, or keep it for a client that may have to be sent it again."""
         if job.kind in RETIRING:
             self.pending_barriers -= 1
+            self._barriers.remove(job)
             self._retire(job)
         elif job.kind is JobKind.READ or not self.identity.remote:
             self.jobs.forget(job)
+            if self.identity.remote:
+                self.completed.append(retired(job))
         elif not job.retained:
             job.retained = True
             self.finished_jobs += job.count
@@ -491,11 +522,15 @@ class Dispatcher(ABC):
         """A flush or barrier is final everywhere, and with it all that it depended on (§6.8)."""
         if not self.identity.remote:
             self.jobs.forget(barrier)
+            self.completed.append(retired(barrier))
             return
+        forgotten: deque[Job] = deque(maxlen=COMPLETED_MAX)
         for job in self.jobs:
             if job.first_id > barrier.first_id:
                 break
             if job.complete and job.acked:
                 self.jobs.forget(job)
+                forgotten.append(job)
+        self.completed.extend(map(retired, forgotten))
         # *Safety*: after a barrier, what a replica did not flush is nowhere but on the others.
         self.can_replay = barrier.kind in FLUSHES

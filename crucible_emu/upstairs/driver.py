@@ -19,10 +19,12 @@ import trio
 from crucible_emu import errors
 from crucible_emu.integrity import BlockContexts, Cipher, open_blocks
 from crucible_emu.logs import get_logger
+from crucible_emu.statistics import Snapshot, snapshot_of
 from crucible_emu.upstairs import actions, negotiation
 from crucible_emu.upstairs.core import UpstairsCore
+from crucible_emu.upstairs.delay import NO_DELAYS, delays_us, matters
 from crucible_emu.upstairs.jobs import Job
-from crucible_emu.upstairs.links import Connector, Link
+from crucible_emu.upstairs.links import Connector, Link, PacedLink
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.wire import messages as m
@@ -89,11 +91,15 @@ class UpstairsStatistics:
 
     writes: int = 0
     written_bytes: int = 0
+    writes_unwritten: int = 0
     reads: int = 0
     read_bytes: int = 0
     flushes: int = 0
     damaged_reads: int = 0
     healed_blocks: int = 0
+
+    def snapshot(self) -> Snapshot:
+        return snapshot_of("upstairs", self)
 
 
 class Upstairs:
@@ -125,7 +131,10 @@ class Upstairs:
         self.on_progress: Callable[[], None] | None = None
         self.on_damage: Callable[[Damage], None] | None = None
         self.on_repair: Callable[[actions.RepairNews], None] | None = None
-        self._connectors = connectors
+        self.on_stopped: Callable[[int, str], None] | None = None
+        """Told the client and the reason when a connection has ended, before the core is."""
+        self.delays_us: tuple[int, ...] = NO_DELAYS
+        self.connectors = connectors
         self._connector_for = connector_for
         for client, connector in zip(core.clients, connectors):
             client.target = connector.target
@@ -174,7 +183,7 @@ class Upstairs:
         result = self.core.replace_downstairs(old, new)
         if result is ReplaceResult.STARTED:
             client = next(client.index for client in self.core.clients if client.target == new)
-            self._connectors[client] = self._connector_for(client, new)
+            self.connectors[client] = self._connector_for(client, new)
         self.perform()
         return result
 
@@ -208,8 +217,25 @@ class Upstairs:
                     self._DO[type(action)](self, action)
         finally:
             self._performing = False
+        if not self.in_process:
+            self._keep_in_step()
         if self.on_progress is not None:
             self.on_progress()
+
+    def _keep_in_step(self) -> None:
+        """Slow the connections of the faster replicas down where the slowest falls behind (§6.14)."""
+        jobs = self.core.jobs
+        if self.delays_us is NO_DELAYS and not matters(jobs.jobs_in_progress, jobs.bytes_in_progress):
+            return
+        # Those that may be read from are those that are active.
+        delays = delays_us(jobs.jobs_in_progress, jobs.bytes_in_progress, self.core.readers)
+        if delays == self.delays_us:
+            return
+        self.delays_us = delays if any(delays) else NO_DELAYS
+        links: list[object] = [*self.links]
+        for link, delay_us in zip(links, delays):
+            if isinstance(link, PacedLink):
+                link.delay_us = delay_us
 
     def _send(self, action: actions.Send) -> None:
         link = self.links[action.client]
@@ -273,8 +299,10 @@ class Upstairs:
         with scope:
             if action.again:
                 await trio.sleep(self.reconnect_delay_s)
-            why = await self._connectors[client].run(_Port(self, client, connection_id))
+            why = await self.connectors[client].run(_Port(self, client, connection_id))
         self.links[client] = None
+        if self.on_stopped is not None:
+            self.on_stopped(client, why)
         self.core.stopped(client, connection_id, why)
         self.perform()
 

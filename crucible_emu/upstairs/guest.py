@@ -269,8 +269,11 @@ class Guest:
             self._write_beside_repair(self._core.repair, kind, list(zip(starts, lengths)), rows, contexts)
         self.upstairs.perform()
         statistics = self.upstairs.statistics
-        statistics.writes += len(spans)
-        statistics.written_bytes += rows.size
+        if kind is JobKind.WRITE:
+            statistics.writes += len(spans)
+            statistics.written_bytes += rows.size
+        else:
+            statistics.writes_unwritten += len(spans)
 
     def _write_job(
         self,
@@ -329,7 +332,7 @@ class Guest:
         while stop < total:
             request = requests[stop]
             offset, out = request.offset, request.buffer
-            if request.kind is not Kind.READ or request.length != size or out is None or request.owned is not None:
+            if request.kind is not Kind.READ or request.length != size or out is None:
                 break
             if offset & mask or not 0 <= offset < end:
                 break
@@ -346,7 +349,7 @@ class Guest:
         statistics.reads += stop - index
         statistics.read_bytes += (stop - index) << shift
         for client, (group_requests, blocks, outs) in groups.items():
-            late = self._read_group(client, blocks, outs)
+            late = self._read_group(client, blocks, outs, group_requests)
             if late:
                 done.extend(request for position, request in enumerate(group_requests) if position not in late)
                 for position in sorted(late):
@@ -355,7 +358,7 @@ class Guest:
                 done.extend(group_requests)
         return stop
 
-    def _read_group(self, client: int, blocks: list[int], outs: list[memoryview]) -> set[int]:
+    def _read_group(self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request]) -> set[int]:
         """Read from one replica; the positions that it did not answer at once, or not rightly."""
         link = self.upstairs.links[client]
         found = None if link is None else link.read_blocks_cached(blocks, outs)
@@ -363,10 +366,12 @@ class Guest:
             return set(range(len(blocks)))
         contexts, positions = found
         if not positions:
+            _tell_owned(requests, contexts)
             return self._damaged_positions(client, blocks, range(len(blocks)), outs, contexts)
         at_hand = sorted(set(range(len(blocks))).difference(positions))
         read = [outs[position] for position in at_hand]
         contexts = contexts[np.array(at_hand, np.int64)]
+        _tell_owned([requests[position] for position in at_hand], contexts)
         return self._damaged_positions(client, blocks, at_hand, read, contexts).union(positions)
 
     def _damaged_positions(
@@ -529,6 +534,13 @@ def _complete(group: list[tuple[Request, Completed]], error: errors.CrucibleErro
         by_door.setdefault(completed, []).append(request)
     for completed, requests in by_door.items():
         completed(requests)
+
+
+def _tell_owned(requests: list[Request], contexts: BlockContexts) -> None:
+    """Say of reads of one block each which were ever written, where somebody asks."""
+    for request, kind in zip(requests, contexts.kind.tolist()):
+        if request.owned is not None:
+            request.owned[0] = kind != EMPTY
 
 
 def _payload(request: Request) -> memoryview:

@@ -7,7 +7,7 @@ one hint: a link that runs jobs at once, in order, in this process may say so by
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.upstairs.jobs import Job
@@ -39,6 +39,14 @@ class Link(Protocol):
     def written(self, start: int, count: int) -> Any | None:
         """Which blocks have ever been written, bool[count], if the replica is in this process, else ``None``."""
         ...
+
+
+@runtime_checkable
+class PacedLink(Protocol):
+    """A link that can be slowed down."""
+
+    delay_us: int
+    """How long to sleep before each message but a write, microseconds (§6.14). Order is kept."""
 
 
 class Port(Protocol):

@@ -17,6 +17,7 @@ import trio
 
 from crucible_emu.downstairs.local import LocalConnection, LocalDownstairs
 from crucible_emu.integrity import BlockContexts
+from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
 from crucible_emu.upstairs.rules import JobKind
@@ -33,6 +34,10 @@ class LocalConnector:
         self.downstairs = downstairs
         self.target = str(downstairs.region.path)
         self._ids = (upstairs_id, session_id)
+
+    def snapshots(self) -> tuple[Snapshot, Snapshot]:
+        """What the Downstairs and its region have done; over a network their own process has to be asked."""
+        return self.downstairs.statistics().snapshot(), self.downstairs.region.statistics().snapshot()
 
     async def run(self, port: Port) -> str:
         ended = trio.Event()

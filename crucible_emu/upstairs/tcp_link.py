@@ -2,9 +2,12 @@
 
 What it is for: one task receives into the decoder's buffer and reports all messages that were there; sending tries the
 socket at once and leaves the rest to a second task. A train of jobs goes out as one buffer list in one system call.
+Where the driver asks for a delay (:attr:`TcpLink.delay_us`), messages wait in a queue of their own, of which a task
+takes one after the other; without a delay, and with that queue empty, sending goes past both.
 
-What it guarantees: connecting takes at most 10 s; a ``Ruok`` goes out every 5 s; 45 s without a complete message end
-the connection. Memory is bounded by admission, which stops at 1500 jobs or 75 MiB in progress.
+What it guarantees: messages leave in the order in which they were given. Connecting takes at most 10 s; a ``Ruok``
+goes out every 5 s; 45 s without a complete message end the connection. Memory is bounded by admission, which stops at
+1500 jobs or 75 MiB in progress.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from crucible_emu.errors import LocalError, RemoteError
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
-from crucible_emu.upstairs.rules import JobKind
+from crucible_emu.upstairs.rules import WRITES, JobKind
 from crucible_emu.wire import messages as m
 
 CONNECT_TIMEOUT_S = 10.0
@@ -113,6 +116,10 @@ class TcpLink:
         self._ids = (upstairs_id, session_id)
         self._raw = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._fd = self._raw.fileno() if self._raw is not None else -1
+        self.delay_us = 0
+        """How long to sleep before each message but a write, microseconds (§6.14)."""
+        self._held: deque[tuple[bool, wire.Parts]] = deque()
+        self._wake_pacer = trio.Event()
         self._queue: deque[memoryview] = deque()
         self._wake_sender = trio.Event()
         self._decoder = wire.Decoder()
@@ -120,11 +127,30 @@ class TcpLink:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def send(self, message: m.Message) -> None:
-        self._send_buffers(wire.encode(message))
+        self._send_in_turn(True, wire.encode(message))
 
     def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
-        self._send_buffers(encode_job(job, dependencies, *self._ids))
+        self._send_in_turn(job.kind not in WRITES, encode_job(job, dependencies, *self._ids))
         return False
+
+    def _send_in_turn(self, paced: bool, buffers: wire.Parts) -> None:
+        """Send now, or behind what waits for its delay; ``paced`` messages wait themselves (§6.14)."""
+        if self._held or (paced and self.delay_us):
+            self._held.append((paced, buffers))
+            self._wake_pacer.set()
+        else:
+            self._send_buffers(buffers)
+
+    async def _pacer(self) -> None:
+        while True:
+            await self._wake_pacer.wait()
+            self._wake_pacer = trio.Event()
+            while self._held:
+                paced, buffers = self._held[0]
+                if paced and self.delay_us:
+                    await trio.sleep(self.delay_us / 1_000_000)
+                self._held.popleft()
+                self._send_buffers(buffers)
 
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
         return None
@@ -189,6 +215,7 @@ class TcpLink:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_it_ends, self._sender)
+            nursery.start_soon(self._pacer)
             nursery.start_soon(self._pinger)
             port.opened(self)
             await until_it_ends(lambda: self._receiver(port))
@@ -243,7 +270,7 @@ def _sendmsg(fd: int, vector: list[memoryview]) -> int:
 def encode_job(job: Job, dependencies: list[list[int]], upstairs_id: UUID, session_id: UUID) -> wire.Parts:
     """The frames of a job's operations as one list of buffers."""
     ids = (upstairs_id, session_id)
-    if job.kind in (JobKind.WRITE, JobKind.WRITE_UNWRITTEN):
+    if job.kind in WRITES:
         if job.rows is None or job.contexts is None:
             raise LocalError(f"{job!r} has no data to send")
         return wire.encode_write_train(

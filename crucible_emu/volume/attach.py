@@ -15,7 +15,7 @@ import trio
 from crucible_emu.upstairs.driver import RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.volume.backend import Backend
-from crucible_emu.volume.construction import build, construct
+from crucible_emu.volume.construction import Observe, build, construct
 from crucible_emu.volume.kept_running import kept_running
 from crucible_emu.volume.region_set import RegionSet
 from crucible_emu.volume.vcr import VolumeConstructionRequest
@@ -55,11 +55,12 @@ async def attach(
     generation: int | None = None,
     timeout_s: float | None = None,
     reconnect_delay_s: float = RECONNECT_DELAY_S,
+    observe: Observe | None = None,
 ) -> AsyncIterator[Volume]:
     """The disk that ``request`` describes, active inside the block: each region set with the generation that it is
-    given there, or all with ``generation``. Raises :class:`~crucible_emu.errors.UsageError`,
-    :class:`~crucible_emu.errors.CrucibleError`."""
+    given there, or all with ``generation``. ``observe`` is told of each Upstairs before it runs. Raises
+    :class:`~crucible_emu.errors.UsageError`, :class:`~crucible_emu.errors.CrucibleError`."""
     async with AsyncExitStack() as stack:
-        volume = await construct(request, stack, reconnect_delay_s=reconnect_delay_s)
+        volume = await construct(request, stack, reconnect_delay_s=reconnect_delay_s, observe=observe)
         async with active(volume, generation=generation, timeout_s=timeout_s):
             yield volume

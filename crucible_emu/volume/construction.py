@@ -11,7 +11,9 @@ part cannot be built. A request that cannot be built is refused with one sentenc
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -39,6 +41,11 @@ from crucible_emu.volume.vcr import (
 )
 from crucible_emu.volume.volume import Volume
 
+Observe = Callable[[Upstairs, str | None], None]
+"""Told of each Upstairs that was built, before it runs, and of the control address that its request names."""
+
+BuildRegion = Callable[[RegionRequest], Upstairs]
+
 
 def tls_context(opts: CrucibleOpts) -> ssl.SSLContext | None:
     """Mutual TLS as the request asks for it (wire-protocol.md §6.7). Raises :class:`UsageError`."""
@@ -57,7 +64,9 @@ def tls_context(opts: CrucibleOpts) -> ssl.SSLContext | None:
     return context
 
 
-def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_S) -> Upstairs:
+def build(
+    request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_S, observe: Observe | None = None
+) -> Upstairs:
     """An Upstairs for the region set, not yet running. Raises :class:`UsageError`."""
     opts = request.opts
     session_id = uuid4()
@@ -77,7 +86,7 @@ def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_
         return TcpConnector(address, opts.id, session_id, tls=tls, server_name=f"downstairs{client}" if tls else None)
 
     identity = Identity(opts.id, session_id, cipher is not None, opts.read_only)
-    return Upstairs(
+    upstairs = Upstairs(
         UpstairsCore(identity, request.gen, definition),
         [connector_for(client, target) for client, target in enumerate(opts.target)],
         cipher=cipher,
@@ -85,10 +94,17 @@ def build(request: RegionRequest, *, reconnect_delay_s: float = RECONNECT_DELAY_
         reconnect_delay_s=reconnect_delay_s,
         connector_for=connector_for,
     )
+    if observe is not None:
+        observe(upstairs, opts.control)
+    return upstairs
 
 
 async def construct(
-    request: VolumeConstructionRequest, stack: AsyncExitStack, *, reconnect_delay_s: float = RECONNECT_DELAY_S
+    request: VolumeConstructionRequest,
+    stack: AsyncExitStack,
+    *,
+    reconnect_delay_s: float = RECONNECT_DELAY_S,
+    observe: Observe | None = None,
 ) -> Volume:
     """The disk that ``request`` describes, not yet running; ``stack`` gets what is to be closed after it.
 
@@ -98,7 +114,8 @@ async def construct(
     if not isinstance(request, VolumeRequest):
         request = VolumeRequest(type="volume", id=uuid4(), block_size=request.block_size, sub_volumes=(request,))
     _check_all(request)
-    return await _volume(request, stack, reconnect_delay_s, below=False)
+    build_region = partial(build, reconnect_delay_s=reconnect_delay_s, observe=observe)
+    return await _volume(request, stack, build_region, below=False)
 
 
 def _check_all(request: VolumeConstructionRequest) -> None:
@@ -122,21 +139,21 @@ def _check_all(request: VolumeConstructionRequest) -> None:
                 _check_all(part)
 
 
-async def _volume(request: VolumeRequest, stack: AsyncExitStack, reconnect_delay_s: float, *, below: bool) -> Volume:
-    sub_volumes = [await _part(part, stack, reconnect_delay_s, below=below) for part in request.sub_volumes]
+async def _volume(request: VolumeRequest, stack: AsyncExitStack, build_region: BuildRegion, *, below: bool) -> Volume:
+    sub_volumes = [await _part(part, stack, build_region, below=below) for part in request.sub_volumes]
     parent = request.read_only_parent
-    built = None if parent is None else await _part(parent, stack, reconnect_delay_s, below=True)
+    built = None if parent is None else await _part(parent, stack, build_region, below=True)
     return Volume(request.block_size, sub_volumes, built, volume_id=request.id)
 
 
 async def _part(
-    request: VolumeConstructionRequest, stack: AsyncExitStack, reconnect_delay_s: float, *, below: bool
+    request: VolumeConstructionRequest, stack: AsyncExitStack, build_region: BuildRegion, *, below: bool
 ) -> Backend:
     """One part of a volume; ``below``: it is, or belongs to, a parent, which nobody writes."""
     if isinstance(request, VolumeRequest):
-        return await _volume(request, stack, reconnect_delay_s, below=below)
+        return await _volume(request, stack, build_region, below=below)
     if isinstance(request, RegionRequest):
-        return RegionSet(build(request, reconnect_delay_s=reconnect_delay_s))
+        return RegionSet(build_region(request))
     if isinstance(request, UrlRequest):
         client = await stack.enter_async_context(http_client())
         return await open_url(client, request.url, request.block_size, request.id)

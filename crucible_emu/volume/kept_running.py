@@ -25,14 +25,19 @@ async def kept_running(*runs: Run) -> AsyncIterator[None]:
     """All of ``runs``, started one after the other, while the block runs; also while it cleans up after itself."""
     scopes = [trio.CancelScope(shield=True) for _ in runs]
 
-    async def keep(run: Run, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Any]) -> None:
+    async def keep(run: Run, scope: trio.CancelScope, started: trio.Event) -> None:
+        # A nursery of its own, inside the shield: one that is cancelled never lets go of a task that it starts.
         with scope:
-            await run(task_status=task_status)
+            async with trio.open_nursery() as shielded:
+                await shielded.start(run)
+                started.set()
 
     async with trio.open_nursery() as nursery:
         try:
             for run, scope in zip(runs, scopes):
-                await nursery.start(keep, run, scope)
+                started = trio.Event()
+                nursery.start_soon(keep, run, scope, started)
+                await started.wait()
             yield
         finally:
             for scope in scopes:

@@ -46,6 +46,7 @@ from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.local_link import LocalConnector
 from crucible_emu.upstairs.rules import CLIENTS
 from crucible_emu.volume.attach import in_service
+from crucible_emu.volume.construction import Observe
 from crucible_emu.volume.kept_running import kept_running
 
 DISK_FILE = "disk.json"
@@ -229,7 +230,11 @@ def _open_regions(directory: Path, disk: DiskFile) -> Iterator[list[Region]]:
 
 @asynccontextmanager
 async def open_disk(
-    directory: Path, *, cipher: Cipher | None = None, fill_from: Path | None = None
+    directory: Path,
+    *,
+    cipher: Cipher | None = None,
+    fill_from: Path | None = None,
+    observe: Observe | None = None,
 ) -> AsyncIterator[Guest]:
     """The disk in ``directory``, in service inside the block; its replicas are made equal first where they differ.
 
@@ -264,8 +269,8 @@ async def open_disk(
             LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
         ]
         core = UpstairsCore(identity, disk.generation, disk.definitions[0])
-        async with (
-            kept_running(*(one.run for one in downstairs)),
-            in_service(Upstairs(core, connectors, cipher=cipher)) as guest,
-        ):
+        upstairs = Upstairs(core, connectors, cipher=cipher)
+        if observe is not None:
+            observe(upstairs, None)
+        async with kept_running(*(one.run for one in downstairs)), in_service(upstairs) as guest:
             yield guest

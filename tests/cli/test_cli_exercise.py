@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,13 @@ def test_tester_killed_with_sigkill_and_a_replica_too_then_verify(tmp_path: Path
         found = exercise("verify", file)
         assert (found["ok"], found["checked_blocks"], found["doubtful_blocks"]) == (True, BLOCKS, 0)
         assert journal.read_bytes()[IN_USE_AT] == 0
+        # SIGINT ends in order.
+        tester = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        before = int(counts(journal).sum())
+        wait_until(lambda: int(counts(journal).sum()) > before + 500)
+        tester.send_signal(signal.SIGINT)
+        assert (tester.communicate(timeout=60)[1], tester.returncode) == (b"", 130)
+        assert exercise("verify", file)["ok"]
         # Nothing is in doubt any more, so this is strict.
         assert exercise("rand-verify", file)["ok"]
         command.end_well()

@@ -16,6 +16,16 @@ TESTS = {
 }
 
 
+def test_each_suspected_defect_is_settled_and_the_tests_named_exist() -> None:
+    text = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|(.*)$", text, flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 21))
+    named = {name for _, row in rows for name in re.findall(r"`(test_\w+)`", row)}
+    assert named <= TESTS, named - TESTS
+    titles = {entry.partition("\n")[0] for entry in ENTRIES}
+    assert {title for _, row in rows for title in re.findall(r"\*([^*]+)\*", row)} <= titles
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.partition("\n")[0])
 def test_each_entry_is_complete_and_its_tests_exist(entry: str) -> None:
     for line in ("Real system", "Here", "Why", "Seen by", "Test"):

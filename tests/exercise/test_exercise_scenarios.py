@@ -12,13 +12,14 @@ from uuid import UUID
 import httpx2
 import numpy as np
 import pytest
+import trio
 from disk_rig import DISK, RegionSet, digests, make_regions, region_set
 
 from crucible_emu import errors
 from crucible_emu.exercise import disk as disks
 from crucible_emu.exercise import scenarios, workloads
 from crucible_emu.exercise.control import Control, connected
-from crucible_emu.exercise.disk import Subject, generation_of, with_generation
+from crucible_emu.exercise.disk import Interrupted, Subject, generation_of, with_generation
 from crucible_emu.exercise.layout import layout_of
 from crucible_emu.exercise.runner import IntegrityError
 from crucible_emu.exercise.scenarios import SCENARIOS, Setting
@@ -130,6 +131,23 @@ async def test_a_wrong_block_ends_a_scenario(tmp_path: Path) -> None:
         with pytest.raises(BaseExceptionGroup) as found:
             await verified(it)
         assert found.group_contains(IntegrityError, match="block 3 is wrong: expected write 2, found write 1")
+
+
+async def test_an_interrupted_session_leaves_the_disk_flushed(tmp_path: Path) -> None:
+    """The block is cancelled, not the connections that the last flush needs."""
+    async with setting(tmp_path) as it:
+        assert it.subject.interrupt() is False
+
+        async def busy() -> None:
+            async with it.session() as guest, trio.open_nursery() as nursery:
+                nursery.start_soon(it.run, guest, workloads.rand_write(it.plan()))
+                await disks.until(lambda: int(it.log.cur.sum()) > 100)
+                assert it.subject.interrupt() is True
+
+        with trio.fail_after(60), pytest.raises(Interrupted):
+            await busy()
+        it.log.commit_all()  # all that was submitted was finished, and flushed
+        await verified(it)
 
 
 async def test_what_a_scenario_needs_is_said(tmp_path: Path) -> None:

@@ -225,13 +225,13 @@ BROKEN: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     claim_a_flush_that_was_not_acknowledged: 10,
     use_a_flush_number_twice: 10,
     make_replicas_equal_to_the_oldest: 10,
-    repair_nothing: 10,
-    send_no_writes_to_what_is_repaired: 10,
-    say_nothing_of_lost_writes: 10,
-    deactivate_without_a_flush: 10,
-    read_from_replicas_under_repair: 10,
-    forget_what_a_replay_needs: 10,
-    limit_no_flush: 10,
+    repair_nothing: 80,
+    send_no_writes_to_what_is_repaired: 150,
+    say_nothing_of_lost_writes: 60,
+    deactivate_without_a_flush: 40,
+    read_from_replicas_under_repair: 80,
+    forget_what_a_replay_needs: 300,
+    limit_no_flush: 200,
 }
 """What is broken, and within how many seeds it must be found."""
 

@@ -376,6 +376,38 @@ def test_a_replaced_replica_may_be_another_region() -> None:
     assert rig.core.replace_downstairs(target(1), "127.0.0.1:6000") is ReplaceResult.MISSING
 
 
+def test_three_replicas_of_which_one_was_replaced_are_reconciled() -> None:
+    rig = Rig().active()
+    rig.replicas[1].flush[:] = 0
+    assert rig.core.replace_downstairs(target(1), "127.0.0.1:5000") is ReplaceResult.STARTED
+    rig.run()
+    rig.fault(0)
+    rig.fault(2)
+    rig.replicas[0].gen[2] = rig.replicas[2].gen[2] = 1
+    rig.replicas[0].flush[2] = rig.replicas[2].flush[2] = 5
+    rig.reconnect()
+    assert phases(rig) == ACTIVE
+    assert rig.core.reconciled_extents == 1
+    assert rig.core.clients[1].live_repair_completed == 0
+
+
+def test_a_flush_that_retires_the_job_whose_failure_is_being_handled() -> None:
+    """The failure faults the replica; that ends a later flush, which forgets the job while it is looked at."""
+    rig = Rig().active()
+    write = rig.write()
+    rig.flush("flush")
+    for client in (0, 1):
+        rig.answer(client)
+        rig.answer(client)
+    assert rig.answers["flush"] is None
+    assert rig.answer(2, errors.IoError("no")) is write
+    assert len(rig.core.jobs) == 0
+    assert rig.core.pending_barriers == 0
+    rig.flush("another")
+    rig.answer_all()
+    assert rig.answers["another"] is None
+
+
 def test_a_replica_is_not_replaced_while_another_misses_something() -> None:
     rig = Rig().active()
     rig.drop(2)

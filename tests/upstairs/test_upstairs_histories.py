@@ -53,17 +53,34 @@ def test_a_flush_waits_for_a_read_that_was_sent_anew_after_a_replay() -> None:
     rig.flush("flush")
     for client in (1, 2):
         rig.answer(client)
-    rig.drop(1)
-    rig.drop(2)
+        rig.drop(client)
+    flush = rig.replicas[0].jobs.pop()
+    rig.core.done(flush, 0, flush.full)
     rig.drop(0)
     rig.reconnect()
     sent_to = next(client for client in CLIENTS if any(job.first_id == 1000 for job in rig.replicas[client].jobs))
+    assert rig.core.clients[sent_to].knows_from > 1000
     rig.flush("next")
     assert 1000 in rig.dependencies(rig.replicas[sent_to].jobs[-1], sent_to)
 
 
+def test_a_replica_that_may_have_done_a_flush_is_not_replayed_to() -> None:
+    """It would do older writes again over what that flush made durable, under the number of that flush. If the Upstairs
+    ended in the middle, this replica would be dirty under the same numbers as the others, and they would be made equal
+    to it: a flush that was acknowledged would be lost."""
+    rig = Rig().active()
+    rig.write()
+    rig.flush("flush")
+    for client in (0, 1, 1, 2, 2):
+        rig.answer(client)
+    assert rig.answers == {"flush": None}
+    rig.drop(0)
+    rig.drop(1)
+    assert [client.state.mode for client in rig.core.clients[:2]] == [Mode.FAULTED, Mode.OFFLINE]
+
+
 def test_a_repair_that_waits_for_a_source_begins_when_one_is_replayed_to() -> None:
-    """One replica is ready for repair while the others are away; they come back by a replay, nothing else happens."""
+    """One replica is ready for repair while the others are away; one comes back by a replay, nothing else happens."""
     rig = Rig().active()
     rig.fault(0)
     rig.drop(1)
@@ -76,6 +93,26 @@ def test_a_repair_that_waits_for_a_source_begins_when_one_is_replayed_to() -> No
     rig.connect(away)
     rig.run()
     assert phases(rig)[:2] == [Phase.LIVE_REPAIR, Phase.ACTIVE]
+
+
+def test_a_job_whose_writes_were_skipped_waits_for_the_flush_before_them() -> None:
+    """On the replica under repair the close of an extent has nothing to wait for, its writes were skipped. Done before
+    a flush that is on its way there it would be forgotten at that flush, and the repair would wait for it for ever."""
+    rig = Rig().active()
+    rig.fault(0)
+    for client in (1, 2):
+        rig.answer(client)
+    for replica in rig.replicas:
+        replica.answers_repairs = False
+    rig.reconnect()
+    assert phases(rig)[0] is Phase.LIVE_REPAIR
+    rig.flush("flush")
+    flush_id = rig.replicas[1].jobs[-1].first_id
+    beyond = rig.write(30)
+    after = rig.write(30)
+    assert beyond.skipped[0]
+    assert rig.dependencies(after, 1) == [beyond.first_id]
+    assert rig.dependencies(after, 0) == [flush_id]
 
 
 def test_a_read_that_waits_is_answered_when_a_deactivation_gives_up_on_its_replica() -> None:

@@ -345,6 +345,18 @@ async def test_a_scrub_waits_and_rests(autojump_clock: MockClock, monkeypatch: p
     assert volume.parent is None
 
 
+async def test_a_scrub_goes_in_steps_of_128_kib(autojump_clock: MockClock) -> None:
+    volume = Volume(4096, [MemoryDevice(96 * 4096)], MemoryDevice(70 * 4096))
+    points: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(volume.scrub, None, 1)
+        for _ in range(3):
+            await trio.sleep(0.9)
+            points.append(volume.scrub_point)
+            await trio.sleep(0.1)
+    assert points == [131072, 2 * 131072, 70 * 4096]
+
+
 @pytest.mark.parametrize(
     ("split", "parent_blocks"),
     [((10,), 10), ((10,), 5), ((10, 5), 5), ((5, 5), 5), ((5, 5), 8), ((5, 5), 10)],

@@ -42,7 +42,7 @@ BLOCK_SIZE = 512
 TROUBLES = ("drop", "refuse", "stall", "power", "kill", "slow", "errors", "damage", "blackout")
 GUEST = ("io", "io", "io", "io", "flush", "snapshot", "beside repair")
 WAITS = ("moment", "moment", "moment", "while", "long")
-PERSON = ("activate", "deactivate", "crash", "takeover", "destroy", "replace")
+PERSON = ("activate", "deactivate", "crash", "crash in replay", "takeover", "destroy", "replace")
 
 
 class History:
@@ -69,6 +69,8 @@ class History:
         self._busy = False
         self._clean = False
         self._kinds = self._draw_kinds(rng)
+        if self.beyond_limits:
+            self._kinds += ["destroy", "destroy", "activate"]
 
     @staticmethod
     def _draw_kinds(rng: random.Random) -> list[str]:
@@ -291,14 +293,14 @@ class History:
             await self._moment()
 
     async def _deactivation(self, side: GuestSide) -> None:
-        began, all_active = self.world.next_event(), side.all_active()
+        began, all_there = self.world.next_event(), side.all_active() and side.all_connected()
         try:
             await side.upstairs.deactivate()
         except (errors.NoLongerActive, errors.UpstairsInactive) as error:
             self.world.say(f"  {side} not deactivated: {error}")
             return
         held = self.registers.held_by([place.storage for place in self.places])
-        undisturbed = all_active and all(place.faults < began for place in self.places)
+        undisturbed = all_there and all(place.faults < began for place in self.places)
         self.world.say(f"  {side} is inactive; {held} replicas hold everything")
         if undisturbed and held < 3:
             self.world.violation(f"{side} is deactivated undisturbed, and only {held} replicas hold everything")
@@ -307,11 +309,24 @@ class History:
     async def _crash(self) -> None:
         """The process of the Upstairs is gone; another one is started."""
         if not self.side.scope.cancel_called and not self._busy:
-            self.side.crash()
-            self.registers.doubt(to_report=False)
-            self._clean = False
+            self._crash_upstairs()
             await self._moment()
             await self._activate()
+
+    def _crash_upstairs(self) -> None:
+        self.side.crash()
+        self.registers.doubt(to_report=False)
+        self._clean = False
+
+    async def _crash_in_replay(self) -> None:
+        """Wait for a replica that is away to be replayed to, and crash in the middle of it."""
+        side = self.side
+        if any(client.state.connecting and client.state.mode is Mode.OFFLINE for client in side.core.clients):
+            side.replay_begins = trio.Event()
+            with trio.move_on_after(REPAIR_BEGINS_WITHIN_S):
+                await side.replay_begins.wait()
+            await trio.sleep(self.world.rng.choice((0.001, 0.003, 0.005, 0.01)))
+            await self._crash()
 
     async def _takeover(self) -> None:
         """Another Upstairs activates the same disk; the one before must find itself disabled."""
@@ -321,8 +336,10 @@ class History:
 
     async def _destroy(self) -> None:
         """While nobody uses the disk, a replica comes back with an old copy of its region, or with an empty one."""
+        rng = self.world.rng
+        if self.side.state is UpstairsState.ACTIVE and not self._busy and rng.random() < 0.3:
+            self._crash_upstairs()
         if not self._busy and self._nobody_uses_it():
-            rng = self.world.rng
             victim = self._victim()
             if not self._may_lose(victim):
                 if not self.beyond_limits:
@@ -332,6 +349,7 @@ class History:
             if not self._clean:
                 self.registers.doubt(to_report=False)
             self.lost = victim
+            self.world.count("regions lost")
             self.world.say(f"  {victim} loses its data")
             victim.crash(lose_power=True)
             victim.storage = (
@@ -343,7 +361,7 @@ class History:
             victim.backup = victim.storage.copy()
 
     def _nobody_uses_it(self) -> bool:
-        return all(side.scope.cancel_called or side.state is UpstairsState.INITIALIZING for side in self.sides)
+        return all(side.state is UpstairsState.INITIALIZING for side in self.sides)
 
     async def _replace(self) -> None:
         """Another Downstairs, with an empty region, takes the place of one."""
@@ -386,6 +404,7 @@ class History:
         "activate": _activate,
         "deactivate": _deactivate,
         "crash": _crash,
+        "crash in replay": _crash_in_replay,
         "takeover": _takeover,
         "destroy": _destroy,
         "replace": _replace,
@@ -402,10 +421,7 @@ class History:
         deadline = trio.current_time() + HEALED_WITHIN_S
         await self._until(lambda: not self._busy, deadline, "an activation or deactivation is not answered")
         while not self.side.all_active():
-            if self.side.scope.cancel_called or self.side.state in (
-                UpstairsState.INITIALIZING,
-                UpstairsState.DISABLED,
-            ):
+            if self.side.state in (UpstairsState.INITIALIZING, UpstairsState.DISABLED):
                 await self._activate()
             await self._until(lambda: not self._busy, deadline, "an activation is not answered")
             if self.side.state is UpstairsState.ACTIVE:
@@ -416,8 +432,8 @@ class History:
         await self._read_back()
 
     def _must_have_lost_the_disk(self, side: GuestSide) -> None:
-        """*Safety*: an Upstairs that was taken over has no connection. It knows that, but for one that had no connection
-        at the time: it is refused without a word ever after (wire-protocol.md §6.4)."""
+        """*Safety*: an Upstairs that was taken over has no connection. It knows why, but for one that had no connection
+        at the time: that one is refused without a word ever after (wire-protocol.md §6.4)."""
         for client, replica in zip(side.core.clients, side.replicas):
             serves = client.state.phase in (Phase.ACTIVE, Phase.LIVE_REPAIR) and not side.scope.cancel_called
             if serves and replica in self.places:

@@ -202,9 +202,8 @@ def short(message: m.Message) -> str:
     name = type(message).__name__
     match message:
         case m.Write() | m.WriteUnwritten():
-            values = [
-                int.from_bytes(bytes(message.data[at : at + 8]), "little") for at in range(0, len(message.data), 512)
-            ]
+            heads = range(0, len(message.data), len(message.data) // len(message.contexts))
+            values = [int.from_bytes(bytes(message.data[at : at + 8]), "little") for at in heads]
             return f"{name} {message.job_id} after {list(message.dependencies)}: {message.start} = {values}"
         case m.ReadRequest():
             return f"{name} {message.job_id} after {list(message.dependencies)}: {message.start}+{message.count}"

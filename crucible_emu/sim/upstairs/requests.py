@@ -26,7 +26,7 @@ from crucible_emu.upstairs.dispatcher import Client, Identity
 from crucible_emu.upstairs.driver import FlushHandle, Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.states import Phase, StopReason, UpstairsState
+from crucible_emu.upstairs.states import Mode, Phase, StopReason, UpstairsState
 
 WRITES = (Kind.WRITE, Kind.WRITE_UNWRITTEN, Kind.WRITE_ZEROES)
 NEVER_OUR_FAULT = (
@@ -112,6 +112,7 @@ class GuestSide:
         )
         self.upstairs.on_repair = self._repair_news
         self.repair_begins = trio.Event()
+        self.replay_begins = trio.Event()
         self.guest = Guest(self.upstairs)
 
     def __str__(self) -> str:
@@ -156,11 +157,17 @@ class GuestSide:
 
     @property
     def state(self) -> UpstairsState:
-        return self.core.state
+        """That of the core; one that has crashed is in no state."""
+        return UpstairsState.INITIALIZING if self.scope.cancel_called else self.core.state
 
     def all_active(self) -> bool:
         clients = self.core.clients
         return self.state is UpstairsState.ACTIVE and all(client.state.phase is Phase.ACTIVE for client in clients)
+
+    def all_connected(self) -> bool:
+        """Whether no connection has ended, at either end, be it that the core has not heard of it yet."""
+        wires = [connector.wire for connector in self.connectors]
+        return all(wire is not None and wire.near_open and wire.connection.open for wire in wires)
 
     def storages(self) -> list[Storage]:
         return [downstairs.storage for downstairs in self.world.downstairs]
@@ -177,6 +184,8 @@ class GuestSide:
                 if Phase.LIVE_REPAIR in (client.state.phase, self._served[client.index]):
                     self._in_repair[client.index] = self.world.next_event()
                 self._served[client.index] = client.state.phase
+                if client.state.phase is Phase.ACTIVE and client.state.mode is Mode.OFFLINE:
+                    self.replay_begins.set()
                 replica.in_trouble(by_upstairs=True)
                 if self.world.trace is not None:
                     self.world.say(f"    {self} client {client.index} ({replica}): {client.state}")

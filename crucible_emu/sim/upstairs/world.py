@@ -32,7 +32,7 @@ class World:
         self.rng = random.Random(seed)
         self.definition = definition
         self.downstairs: list[ModelDownstairs] = []
-        self.jobs_sent: dict[tuple[object, int], object] = {}
+        self.jobs_sent: dict[tuple[object, object], object] = {}
         """What each job of each session is, to find one id used twice."""
         self.events = 0
         """Counts faults and changes of membership: tells what happened before what."""
