@@ -145,10 +145,10 @@ def test_deactivation_with_all_replicas_away_fails_what_is_under_way() -> None:
     rig = Rig().active()
     rig.write()
     rig.read("read")
-    rig.flush("flush")
     for client in CLIENTS:
         rig.drop(client)
-    assert rig.answers == {}
+    rig.flush("flush")
+    assert rig.answers == {}, "all three are expected back"
     deactivate(rig)
     assert isinstance(rig.answers["read"], errors.IoError)
     assert isinstance(rig.answers["flush"], errors.IoError)

@@ -250,16 +250,14 @@ def test_replay_before_the_first_flush_names_no_flush() -> None:
 
 @pytest.mark.parametrize("kind", [JobKind.WRITE, JobKind.WRITE_UNWRITTEN])
 def test_replay_changes_no_answer(kind: JobKind) -> None:
-    """The replica did it, comes back, and does it once more under the same id."""
+    """The replica did the write, comes back, and does it once more under the same id, and then the flush."""
     rig = Rig().active()
     job = write_of(rig, kind)
-    rig.flush("flush")
-    for client in (0, 1):
-        rig.answer(client)
-        rig.answer(client)
-    rig.answer(2)
-    assert rig.answers == {"flush": None}
+    rig.answer_all()
     rig.drop(2)
+    rig.flush("flush")
+    rig.answer_all()
+    assert rig.answers == {"flush": None}
     rig.reconnect()
     assert [other.first_id for other in rig.replicas[2].jobs] == [job.first_id, job.first_id + 1]
     rig.answer_all()
