@@ -414,3 +414,50 @@ def test_after_an_abort_the_next_repair_begins_at_extent_0() -> None:
     opening = rig.replicas[1].live[0]
     assert isinstance(opening, m.ExtentLiveReopen) and opening.extent_id == 0
     assert (rig.repair.number, rig.repair.extent_id, rig.core.next_flush) == (2, 0, number + 1)
+
+
+@pytest.mark.parametrize("late", CLIENTS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_answers_that_come_early_are_used(late: int, fails: bool) -> None:
+    """The race: two replicas have settled and opened the extent before the third has settled, or failed to."""
+    rig = StepRig().active()
+    repair = rig.begin(1)
+    rig.step(CLOSE)
+    rig.step(FETCH)
+    for client in healthy(late):
+        rig.answer_live(client)
+        assert m.ExtentLiveReopen in rig.steps(client)
+    assert repair.extent_id == 0 and rig.core.repair is repair
+    if fails:
+        rig.fail = (late, SETTLE, 0)
+    rig.hold(held=False)
+    rig.answer_all()
+    if fails:
+        assert rig.core.clients[late].live_repair_aborted == 1
+        assert rig.core.clients[late].state.mode is Mode.FAULTED
+        assert rig.core.repair is None
+        rig.reconnect()
+    for _ in range(3):
+        rig.answer_all()
+    assert rig.phases == ACTIVE
+
+
+@pytest.mark.parametrize("failing", CLIENTS)
+def test_an_error_report_about_a_repair_job_ends_the_repair(failing: int) -> None:
+    """A real Downstairs reports a fetch that failed, and may go on; it is not waited for."""
+    rig = StepRig().active()
+    spoil(rig.replicas[1], 0)
+    repair = rig.begin(1)
+    rig.step(CLOSE)
+    who, job_id = rig.core.identity, repair.ids[FETCH]
+    message = m.ErrorReport(who.upstairs_id, who.session_id, job_id, errors.RepairRequestError("nobody there"))
+    rig.core.message(failing, rig.core.clients[failing].connection_id, message)
+    rig.run()
+    assert failing in rig.hung_up
+    rig.hold(held=False)
+    rig.answer_all()
+    assert repair.aborted and rig.core.repair is None and set(rig.hung_up) == {1, failing}
+    rig.reconnect()
+    for _ in range(3):
+        rig.answer_all()
+    assert rig.phases == ACTIVE and rig.core.clients[1].live_repair_completed == 1
