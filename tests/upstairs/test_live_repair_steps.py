@@ -354,8 +354,12 @@ def test_a_replica_that_is_ready_while_another_is_repaired_comes_next() -> None:
 def test_a_connection_that_ends_during_a_live_repair_leaves_a_faulted_replica(leaving: int) -> None:
     """Also that of a healthy one: what it would be replayed could wait for jobs of the repair that it never got."""
     rig = StepRig().active()
-    rig.begin(1)
+    repair = rig.begin(1)
+    assert repair.source.index == 2
     rig.drop(leaving)
+    assert repair.aborted == (leaving != 0), (
+        "without its source or its target it cannot go on, without the third it can"
+    )
     assert rig.core.clients[leaving].state.mode is Mode.FAULTED
     assert rig.core.clients[leaving].state.phase is Phase.START
     rig.hold(held=False)

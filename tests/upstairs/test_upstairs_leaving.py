@@ -174,3 +174,19 @@ def test_a_read_only_replica_that_comes_late_is_let_go_with_the_others() -> None
     assert rig.answers == {"read": None, "leave": None}
     assert rig.core.state is UpstairsState.INITIALIZING
     assert all(client.state.parked for client in rig.core.clients)
+
+
+def test_a_flush_under_way_when_the_disk_leaves_is_answered_when_all_three_have_done_it() -> None:
+    rig = Rig().active()
+    rig.write()
+    rig.flush("flush")
+    deactivate(rig)
+    for client in (0, 1):
+        for _ in range(3):
+            rig.answer(client)
+        assert rig.answers == {}
+    rig.answer(2)
+    rig.answer(2)
+    assert rig.answers == {"flush": None}
+    rig.answer(2)
+    assert rig.answers == {"flush": None, "leave": None}

@@ -299,3 +299,18 @@ def test_a_barrier_comes_after_so_many_jobs_and_a_flush_is_still_due(monkeypatch
     rig.core.idle_flush()
     rig.run()
     assert [job.kind for job in rig.replicas[0].jobs] == [JobKind.FLUSH]
+
+
+def test_what_a_replica_has_flushed_is_not_sent_to_it_again() -> None:
+    """Others have not done that flush yet, so its jobs are still there; the replica has done them for good."""
+    rig = Rig().active()
+    rig.write()
+    rig.flush("flush")
+    flush_id = rig.replicas[1].jobs[-1].first_id
+    rig.answer(1)
+    rig.answer(1)
+    behind = rig.write(1)
+    rig.drop(1)
+    rig.reconnect()
+    assert rig.replicas[1].seen[-1] == m.LastFlush(flush_id)
+    assert list(rig.replicas[1].jobs) == [behind]
