@@ -51,7 +51,7 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.upstairs.{name}"
-        for name in ("driver", "gathered_read", "guest", "healing", "local_link", "tcp_link", "zeroing")
+        for name in ("driver", "gathered_read", "guest", "healing", "local_link", "single_reads", "tcp_link", "zeroing")
     ),
     *(
         f"crucible_emu.volume.{name}"

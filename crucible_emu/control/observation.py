@@ -54,21 +54,23 @@ class Observation:
         self.upstairs.append(upstairs)
         if self._notifier is not None:
             report(upstairs, self._notifier)
-        if control is not None:
-            served = self._by_address.get(control)
-            if served is None:
-                served = self._by_address[control] = []
-                self.listen(control, served)
+        if control is None:
+            return
+        if control not in self._by_address:
+            self.listen(control, [])
+        served = self._by_address[control]
+        if served is not self.upstairs:
             served.append(upstairs)
 
-    def listen(self, address: str, upstairs: list[Upstairs] | None = None) -> None:
-        """Answer at ``address`` for these, by default for all. Raises :class:`UsageError`."""
+    def listen(self, address: str, upstairs: list[Upstairs]) -> None:
+        """Answer at ``address`` for these. Raises :class:`UsageError`."""
         from crucible_emu.control.server import Control, serve_control  # half a second of imports that few need
 
         listener = listen_at(address)
         host, port = listener.getsockname()[:2]
         self.urls.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-        control = Control(self.upstairs if upstairs is None else upstairs, self.snapshots, self._ask_volume)
+        self._by_address[address] = upstairs
+        control = Control(upstairs, self.snapshots, self._ask_volume)
         self._nursery.start_soon(serve_control, control, listener)
 
     def _ask_volume(self) -> BaseModel | None:
@@ -114,7 +116,7 @@ async def observing(control: str | None = None, notify: str | None = None) -> As
             if notifier is not None:
                 nursery.start_soon(notifier.run)
             if control is not None:
-                observation.listen(control)
+                observation.listen(control, observation.upstairs)
             yield observation
             if notifier is not None:
                 await notifier.drain()

@@ -182,7 +182,9 @@ def _error(code: int, message: str) -> Response:
 async def serve_control(control: Control, listener: socket.socket) -> None:
     """Answer on ``listener``, which is taken over, until cancelled."""
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
+    with listener:
+        await trio.lowlevel.checkpoint_if_cancelled()  # from here on it is hypercorn's to close
+        config.bind = [f"fd://{listener.detach()}"]
     config.errorlog = HTTP_LOG  # by default, a handler and a format of its own
     config.graceful_timeout = CLOSE_S_MAX
     config.keep_alive_timeout = KEEP_ALIVE_S

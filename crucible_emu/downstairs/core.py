@@ -231,7 +231,11 @@ class Downstairs:
             connection.jobs = self._new_jobs(connection)
             self._admit(Work(Kind.EXTENT_VERSIONS, connection_id), actions)
         elif step.need is Need.COMPLETED_SET:
-            connection.jobs = self._new_jobs(connection)
+            if self.active.may_replay(connection.session.generation):
+                connection.jobs = self._new_jobs(connection)
+            else:
+                reason = "a replay for an Upstairs that was superseded meanwhile"
+                self._close(connection_id, reason, actions)
 
     def _new_jobs(self, connection: Connection) -> JobQueue:
         last_flush = connection.session.last_flush

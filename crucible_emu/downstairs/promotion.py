@@ -68,6 +68,7 @@ class ActiveConnections:
     def __init__(self, read_only: bool) -> None:
         self.read_only = read_only
         self._claims: dict[int, Claim] = {}
+        self._highest: Claim | None = None
 
     def __contains__(self, connection_id: int) -> bool:
         return connection_id in self._claims
@@ -81,7 +82,17 @@ class ActiveConnections:
         if evicts is not None:
             del self._claims[evicts]
         self._claims[claim.connection_id] = claim
+        if self._highest is None or claim.generation >= self._highest.generation:
+            self._highest = claim
         return Verdict(True, rule, evicts)
+
+    def may_replay(self, generation: int) -> bool:
+        """Whether a session of ``generation`` may go on where an earlier connection of it ended.
+
+        *Safety*: not when one with a higher generation was active meanwhile, even if that has left: the replay would
+        write old data over its own. The real program forgets who was active when a connection ends, and lets it.
+        """
+        return self.read_only or self._highest is None or generation >= self._highest.generation
 
     def closed(self, connection_id: int) -> None:
         """A connection ended; its own record goes, and no other."""

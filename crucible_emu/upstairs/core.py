@@ -25,9 +25,10 @@ from typing import Any
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.upstairs.actions import Answer, Connect, Hangup, RepairNews
-from crucible_emu.upstairs.dispatcher import Client, Dispatcher, Identity
+from crucible_emu.upstairs.dispatcher import Dispatcher
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.live_repair import LiveRepair
+from crucible_emu.upstairs.members import Client, Identity
 from crucible_emu.upstairs.negotiation import HANDLERS
 from crucible_emu.upstairs.reconciliation import Collation, Reconciliation, Step, collate
 from crucible_emu.upstairs.replacement import ReplaceResult, decide
@@ -64,6 +65,9 @@ class UpstairsCore(Dispatcher):
         self._activation: Any = None
         self._deactivation: Any = None
         self._progressing = False
+        self._stamped = False
+        """Whether a reconciliation of this activation has stamped extents with our generation, so that it is no sign
+        of another Upstairs when it is found in them."""
 
     # -- requests of the guest about the disk as a whole --------------------------------------------------------------
 
@@ -80,6 +84,7 @@ class UpstairsCore(Dispatcher):
             self.generation = generation
         self.state = next_upstairs_state(self.state, UpstairsEvent.ACTIVATE)
         self.disabled_by = None
+        self._stamped = False
         self._activation = handle
         for client in self.clients:
             client.refusals = 0
@@ -240,6 +245,7 @@ class UpstairsCore(Dispatcher):
         self.try_waiting_reads()  # nobody is expected back any more
         if all(client.state.parked for client in self.clients):
             self.state = next_upstairs_state(self.state, UpstairsEvent.DEACTIVATED)
+            self.all_were_away()  # where the last flush failed: what it did not cover is nowhere for sure
             self.forget_history()
             handle, self._deactivation = self._deactivation, None
             self._actions.append(Answer(handle, None))
@@ -263,6 +269,10 @@ class UpstairsCore(Dispatcher):
         self.report("warning", "disk disabled", error=str(error))
         self.state = next_upstairs_state(self.state, UpstairsEvent.DISABLE)
         self.disabled_by = error
+        if self.reconciliation is not None:
+            self._tell_reconciliation("finish", self.reconciliation, aborted=True)
+        if self.repair is not None:
+            self.repair.dropped()
         self.reconciliation = self.repair = None
         self.all_were_away()
         for waiter in (self._activation, self._deactivation):
@@ -301,7 +311,7 @@ class UpstairsCore(Dispatcher):
         detail: errors.NegotiationDetail | None = None
         if self.generation == 0:
             detail = errors.GenerationZeroIsIllegal()
-        elif self.generation < collation.max_gen:
+        elif self.generation < collation.max_gen - self._stamped:
             detail = errors.GenerationNumberTooLow(self.generation, collation.max_gen)
         if detail is not None:
             self.disable(errors.NegotiationError(detail))
@@ -353,6 +363,7 @@ class UpstairsCore(Dispatcher):
         self.report("info", "reconciliation begins", extents=len(collation.mends))
         for client in self.clients:
             self.move(client, event)
+        self._stamped = collation.max_gen >= self.generation
         self._collation = collation
         self.repairs_begun += 1
         self.reconciliation = Reconciliation(collation.mends)

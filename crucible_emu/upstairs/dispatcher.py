@@ -13,18 +13,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.upstairs.actions import Action, Answer, RepairNews, Report, Send
 from crucible_emu.upstairs.dependencies import DependencyTracker
 from crucible_emu.upstairs.jobs import FIRST_JOB_ID, Job, JobTable
-from crucible_emu.upstairs.reconciliation import ExtentVersions
+from crucible_emu.upstairs.members import Client, Identity
 from crucible_emu.upstairs.rules import CLIENTS, FLUSHES, RETIRING, RULES, WRITES, Dispatch, JobKind, dispatch
-from crucible_emu.upstairs.states import INITIAL_CLIENT_STATE, ClientState, Phase, StopReason, UpstairsState
+from crucible_emu.upstairs.states import Phase, StopReason, UpstairsState
 from crucible_emu.upstairs.summary import COMPLETED_MAX, RetiredJob, retired
 from crucible_emu.wire import messages as m
 
@@ -34,65 +32,6 @@ FINISHED_BYTES_MAX = 64 * 1024 * 1024
 OFFLINE_JOBS_MAX = 1000
 OFFLINE_BYTES_MAX = 50 * 1024 * 1024
 """A replica that is away and owes more than this is not waited for: it is repaired when it comes back (§6.12)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who this Upstairs is and what it expects. ``remote``: some replica is reached by messages that it may reorder,
-    so jobs need dependencies and barriers; replicas in this process run jobs in order of arrival and need neither."""
-
-    upstairs_id: UUID
-    session_id: UUID
-    encrypted: bool = False
-    read_only: bool = False
-    remote: bool = True
-
-
-class Client:
-    """What the Upstairs knows of one replica.
-
-    ``last_flush``: the id of the newest flush that it acknowledged since the set was made equal. ``knows_from``: jobs
-    with lower ids were never sent over its connection. ``refusals``: how often in a row it closed the connection when
-    asked for the promotion. The other counters are those of §15.2.
-    """
-
-    __slots__ = (
-        "connected",
-        "connection_id",
-        "errors",
-        "extents_confirmed",
-        "extents_repaired",
-        "index",
-        "knows_from",
-        "last_flush",
-        "live_repair_aborted",
-        "live_repair_completed",
-        "refusals",
-        "region_uuid",
-        "repair_address",
-        "replaced",
-        "ro_lr_skipped",
-        "state",
-        "stop_requested",
-        "target",
-        "versions",
-    )
-
-    def __init__(self, index: int) -> None:
-        self.target = ""
-        self.last_flush: int | None = None
-        self.knows_from = 0
-        self.connected = self.replaced = self.ro_lr_skipped = self.refusals = 0
-        self.live_repair_completed = self.live_repair_aborted = 0
-        self.extents_repaired = self.extents_confirmed = 0
-        self.index = index
-        self.state: ClientState = INITIAL_CLIENT_STATE
-        self.connection_id = 0
-        self.stop_requested = False
-        self.repair_address: m.SocketAddress | None = None
-        self.region_uuid: UUID | None = None
-        self.versions: ExtentVersions | None = None
-        self.errors = 0
 
 
 class Dispatcher(ABC):
@@ -481,7 +420,7 @@ class Dispatcher(ABC):
             rule = RULES[job.kind]
             done = job.done_count()
             needed = 3 if self.state is UpstairsState.DEACTIVATING and job.kind is JobKind.FLUSH else rule.done_for_ack
-            if (needed is not None and done >= needed) or complete:
+            if complete or (needed is not None and done - self._halves(job) >= needed):
                 job.acked = True
                 self.acknowledged[job.kind] += 1
                 failed = sum(mask != 0 for mask in job.failed)
@@ -493,6 +432,13 @@ class Dispatcher(ABC):
                     self._flushed_below = job.first_id
         if complete:
             self._finished(job)
+
+    def _halves(self, job: Job) -> int:
+        """*Safety*: replicas under repair that have done a flush, which leaves out the extents they do not have yet; it
+        is not acknowledged on the strength of them while a whole replica still works at it."""
+        if job.kind not in FLUSHES:
+            return 0
+        return sum(job.done[c.index] == job.full and c.state.phase is Phase.LIVE_REPAIR for c in self.clients)
 
     def _done_min(self, done_min: int) -> int:
         return min(done_min, 1) if self.identity.read_only else done_min

@@ -15,7 +15,6 @@ doors are told to stop reading.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -25,13 +24,13 @@ import trio
 from crucible_emu import errors
 from crucible_emu.blockio import Allocation, Completed, Kind, Request
 from crucible_emu.geometry import BlockIndexes, equal_runs, spans_to_blocks
-from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks, open_scattered
+from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
 from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.states import UpstairsState
+from crucible_emu.upstairs.single_reads import SingleReads
 from crucible_emu.upstairs.zeroing import LargeZeroes
 
 JOBS_IN_PROGRESS_MAX = 1500
@@ -65,6 +64,7 @@ class Guest:
         self._flush_waiting: list[tuple[Request, Completed]] = []
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
+        self._single_reads = SingleReads(upstairs, self._read_later)
         self._admitting = False
         upstairs.on_progress = self._progress
         upstairs.on_damage = self.healer.damaged
@@ -159,7 +159,7 @@ class Guest:
                 request.error = errors.OffsetInvalid()
                 done.append(request)
             elif kind is Kind.READ:
-                stop = self._read_singles(requests, index, done, completed)
+                stop = self._single_reads.submit(requests, index, done, completed)
                 if stop == index:
                     stop = index + 1
                     self._read(request, done, completed)
@@ -316,73 +316,6 @@ class Guest:
                 return
         done.append(request)
 
-    def _read_singles(self, requests: list[Request], index: int, done: list[Request], completed: Completed) -> int:
-        """Reads of one block each, from ``index`` on: what replicas in this process have at hand is read and verified
-        together, the rest becomes jobs. Returns where they end; ``index`` itself where this is not the way.
-
-        Most requests of a busy disk come through here, so the one pass over them does all that each needs.
-        """
-        readers = self._core.readers
-        if not self.upstairs.in_process or not readers or self._core.state is not UpstairsState.ACTIVE:
-            return index
-        size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self._size_bytes
-        per_extent, width = self.definition.blocks_per_extent, len(readers)
-        groups: dict[int, tuple[list[Request], list[int], list[memoryview]]] = {}
-        stop, total = index, len(requests)
-        while stop < total:
-            request = requests[stop]
-            offset, out = request.offset, request.buffer
-            if request.kind is not Kind.READ or request.length != size or out is None:
-                break
-            if offset & mask or not 0 <= offset < end:
-                break
-            block = offset >> shift
-            client = readers[block // per_extent % width]
-            group = groups.get(client)
-            if group is None:
-                group = groups[client] = ([], [], [])
-            group[0].append(request)
-            group[1].append(block)
-            group[2].append(out)
-            stop += 1
-        statistics = self.upstairs.statistics
-        statistics.reads += stop - index
-        statistics.read_bytes += (stop - index) << shift
-        for client, (group_requests, blocks, outs) in groups.items():
-            late = self._read_group(client, blocks, outs, group_requests)
-            if late:
-                done.extend(request for position, request in enumerate(group_requests) if position not in late)
-                for position in sorted(late):
-                    self._read_later(group_requests[position], blocks[position], 1, completed)
-            else:
-                done.extend(group_requests)
-        return stop
-
-    def _read_group(self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request]) -> set[int]:
-        """Read from one replica; the positions that it did not answer at once, or not rightly."""
-        link = self.upstairs.links[client]
-        found = None if link is None else link.read_blocks_cached(blocks, outs)
-        if found is None:
-            return set(range(len(blocks)))
-        contexts, positions = found
-        if not positions:
-            _tell_owned(requests, contexts)
-            return self._damaged_positions(client, blocks, range(len(blocks)), outs, contexts)
-        at_hand = sorted(set(range(len(blocks))).difference(positions))
-        read = [outs[position] for position in at_hand]
-        contexts = contexts[np.array(at_hand, np.int64)]
-        _tell_owned([requests[position] for position in at_hand], contexts)
-        return self._damaged_positions(client, blocks, at_hand, read, contexts).union(positions)
-
-    def _damaged_positions(
-        self, client: int, blocks: list[int], at_hand: Sequence[int], outs: list[memoryview], contexts: BlockContexts
-    ) -> set[int]:
-        damaged = set()
-        for index, error in open_scattered(outs, contexts, self.upstairs.cipher):
-            damaged.add(at_hand[index])
-            self.upstairs.damaged(Damage(client, blocks[at_hand[index]], 1, error))
-        return damaged
-
     def _read_now(self, request: Request, start: int, count: int) -> bool:
         """Whether a replica in this process answered at once; such a read never becomes a tracked job."""
         upstairs = self.upstairs
@@ -534,13 +467,6 @@ def _complete(group: list[tuple[Request, Completed]], error: errors.CrucibleErro
         by_door.setdefault(completed, []).append(request)
     for completed, requests in by_door.items():
         completed(requests)
-
-
-def _tell_owned(requests: list[Request], contexts: BlockContexts) -> None:
-    """Say of reads of one block each which were ever written, where somebody asks."""
-    for request, kind in zip(requests, contexts.kind.tolist()):
-        if request.owned is not None:
-            request.owned[0] = kind != EMPTY
 
 
 def _payload(request: Request) -> memoryview:

@@ -38,7 +38,7 @@ from crucible_emu.wire import messages as m
 
 if TYPE_CHECKING:
     from crucible_emu.upstairs.core import UpstairsCore
-    from crucible_emu.upstairs.dispatcher import Client
+    from crucible_emu.upstairs.members import Client
 
 Versions = tuple[int, int, bool]
 """Generation, flush number and dirtiness of one extent on one replica."""
@@ -230,12 +230,21 @@ class LiveRepair:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def _abort(self) -> None:
-        """Give up on the clients under repair, and go on with no-ops: others may wait for the ids (§8.7)."""
+    def dropped(self) -> None:
+        """The disk goes out of use in the middle of the run: whoever heard of its beginning hears of its end."""
+        if not self.aborted:
+            self._count_abort()
+        self._tell("finish", self.extent_id + 1)
+
+    def _count_abort(self) -> None:
         self.aborted = True
-        self._core.repairs_failed += 1
         for client in self._core.clients:
             client.live_repair_aborted += 1
+
+    def _abort(self) -> None:
+        """Give up on the clients under repair, and go on with no-ops: others may wait for the ids (§8.7)."""
+        self._count_abort()
+        self._core.repairs_failed += 1
         self._core.report("warning", "live repair aborted", extent=self.extent_id, number=self.number)
         for client in self.clients:
             if client.state.phase is Phase.LIVE_REPAIR:

@@ -23,7 +23,7 @@ from crucible_emu.wire.constants import VERSION
 
 if TYPE_CHECKING:
     from crucible_emu.upstairs.core import UpstairsCore
-    from crucible_emu.upstairs.dispatcher import Client
+    from crucible_emu.upstairs.members import Client
 
 Handler = Callable[["UpstairsCore", "Client", Any], None]
 

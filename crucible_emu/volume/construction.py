@@ -22,9 +22,9 @@ from crucible_emu.errors import UsageError
 from crucible_emu.geometry import GeometryError, RegionDefinition, check_block_size
 from crucible_emu.integrity import Cipher
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.dispatcher import Identity
 from crucible_emu.upstairs.driver import FLUSH_INTERVAL_S, RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.links import Connector
+from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.tcp_link import TcpAddress, TcpConnector
 from crucible_emu.volume.backend import Backend
 from crucible_emu.volume.local_file import LocalFile

@@ -39,11 +39,11 @@ from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockConte
 from crucible_emu.region import Region
 from crucible_emu.region.directory import DEFINITION_NAME
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.dispatcher import Identity
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.local_link import LocalConnector
+from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.rules import CLIENTS
 from crucible_emu.volume.attach import in_service
 from crucible_emu.volume.construction import Observe

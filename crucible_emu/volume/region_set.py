@@ -15,9 +15,9 @@ import trio
 
 from crucible_emu import errors
 from crucible_emu.blockio import Kind, Request
-from crucible_emu.upstairs.dispatcher import Client
 from crucible_emu.upstairs.driver import FlushHandle, Upstairs
 from crucible_emu.upstairs.guest import Guest
+from crucible_emu.upstairs.members import Client
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import Mode, Phase, UpstairsState

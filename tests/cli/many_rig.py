@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
 
 SMALL = ("--create", "--extent-size", 16, "--extent-count", 4, "--control", "127.0.0.1:0", "--json")
 WAIT_S = 60
+PORT_MIN, PORT_MAX = 20100, 28600
 
 
 def free_base(count: int = 3) -> int:
-    """A port base whose data and repair ports are free now."""
-    for base in range(20100, 40000, 97):
+    """A port base whose data and repair ports are free now: below those that the system hands out, and elsewhere for
+    each process of tests, since another one may look at the same time."""
+    bases = range(PORT_MIN, PORT_MAX, 97)
+    first = os.getpid() % len(bases)
+    for base in [*bases[first:], *bases[:first]]:
         ports = [port + above for port in range(base, base + 10 * count, 10) for above in (0, 4000)]
         if all(is_free(port) for port in ports):
             return base

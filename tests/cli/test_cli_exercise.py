@@ -84,12 +84,17 @@ def test_the_first_wrong_block_is_one_sentence_and_exit_code_1(tmp_path: Path) -
         journal, out_file = tmp_path / "j", tmp_path / "out.json"
         exercise("fill", file, "--journal", journal, "--content", "stamped", "--verify-out", out_file)
         assert json.loads(out_file.read_text()) == {"count_cur": [1] * BLOCKS, "count_min": [1] * BLOCKS}
+        code, _, err = outcome("exercise", "verify", file, "--journal", tmp_path / "another", "--gen", 9)
+        assert (code, err.splitlines()[-1:]) == (
+            0,
+            ["Warning: the journal knows of no write to these blocks, so nothing could be checked"],
+        )
         # A write that the journal knows of, flushed, and the disk does not.
         data = bytearray(journal.read_bytes())
         for first in (HEAD_BYTES, HEAD_BYTES + COUNT_BYTES * BLOCKS):
             data[first + 5 * COUNT_BYTES] = 2
         journal.write_bytes(bytes(data))
-        code, out, err = outcome("exercise", "verify", file, "--journal", journal, "--json")
+        code, out, err = outcome("exercise", "verify", file, "--journal", journal, "--gen", 20, "--json")
         assert code == 1
         assert one_sentence(err) == "block 5 is wrong: expected write 2, found write 1"
         facts = json.loads(out)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from test_upstairs_driver import RecordingPort
+from trio.testing import MockClock, memory_stream_pair
 from upstairs_rig import SESSION, UPSTAIRS, Rig
 
+from crucible_emu import errors
 from crucible_emu.control.notices import (
     ATTEMPTS_MAX,
     HIGH_MAX,
@@ -19,6 +25,7 @@ from crucible_emu.control.notices import (
     Reporter,
     stop_reason,
 )
+from crucible_emu.upstairs.tcp_link import TcpAddress, TcpConnector, TcpLink
 
 BASE = f"/crucible/0/upstairs/{UPSTAIRS}"
 
@@ -185,6 +192,29 @@ def test_an_aborted_repair_says_so_and_names_whom_it_began_with() -> None:
     assert end.body["repairs"] == told[0].body["repairs"] == under_repair(1)
 
 
+def test_a_reconciliation_that_a_disable_cuts_short_is_told_as_aborted() -> None:
+    rig = Rig(generation=9)
+    rig.replicas[2].gen[1] = 4
+    rig.replicas[0].answers_repairs = False
+    rig.activate()
+    rig.core.abandon(errors.IoError("changed my mind"))
+    rig.run()
+    assert [news.what for news in rig.news] == ["start", "progress", "progress", "finish"]
+    assert rig.news[-1].aborted
+
+
+def test_a_live_repair_that_a_takeover_cuts_short_is_told_as_aborted() -> None:
+    rig = Rig().active()
+    rig.fault(1)
+    rig.replicas[0].answers_repairs = False
+    rig.reconnect()
+    rig.core.disable(errors.NoLongerActive())
+    rig.run()
+    assert [news.what for news in rig.news] == ["start", "progress", "finish"]
+    assert rig.news[-1].aborted
+    assert rig.core.clients[1].live_repair_aborted == 1
+
+
 def test_runs_and_sessions_have_ids_of_their_own() -> None:
     reporter = Reporter(Rig().core, Ticks())
     assert reporter.repair_id(1) == reporter.repair_id(1) != reporter.repair_id(2)
@@ -221,6 +251,30 @@ def test_the_end_of_a_connection_in_the_words_of_the_api(why: str, reason: str |
     else:
         path = f"{BASE}/downstairs/{UUID(int=102)}/stopped"
         assert told == Notice(path, {"time": "2026-01-01T00:00:01Z", "reason": reason}, high=False)
+
+
+async def test_the_reasons_that_connections_really_give(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    async def ended(talk: Callable[[trio.abc.Stream], Awaitable[None]]) -> str | None:
+        ours, theirs = memory_stream_pair()
+        nursery.start_soon(talk, theirs)
+        return stop_reason(await TcpLink(ours, UPSTAIRS, SESSION).run(RecordingPort()))  # type: ignore[arg-type]
+
+    async def stay_silent(stream: trio.abc.Stream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while await stream.receive_some():  # type: ignore[attr-defined]
+                pass
+
+    async def talk_rubbish(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"\xff" * 64)  # type: ignore[attr-defined]
+
+    async def leave(stream: trio.abc.Stream) -> None:
+        await stream.aclose()
+
+    assert await ended(stay_silent) == "timeout"
+    assert await ended(talk_rubbish) == "read_failed"
+    assert await ended(leave) == "finished"
+    refused = TcpConnector(TcpAddress("127.0.0.1", 1), UPSTAIRS, SESSION)
+    assert stop_reason(await refused.run(RecordingPort())) is None
 
 
 def test_nobody_is_told_of_a_connection_whose_region_was_never_seen() -> None:

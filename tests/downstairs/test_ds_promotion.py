@@ -34,6 +34,20 @@ def test_read_write(newcomer: Claim, verdict: Verdict) -> None:
     assert (1 in active, 2 in active) == (not verdict.accepted, verdict.accepted)
 
 
+def test_a_superseded_session_may_not_replay_even_when_its_successor_has_left() -> None:
+    active = ActiveConnections(read_only=False)
+    active.promote(claim(1, 5))
+    active.closed(1)
+    assert active.may_replay(5)
+    active.promote(claim(2, 6, OTHER_U, OTHER_S))
+    active.closed(2)
+    assert not active.may_replay(5)
+    assert active.may_replay(6)
+    assert active.promote(claim(3, 5)).accepted, "it may begin anew, for then its generation is checked"
+    active.closed(3)
+    assert not active.may_replay(5)
+
+
 def test_read_only_takes_any_number_but_one_per_upstairs() -> None:
     active = ActiveConnections(read_only=True)
     assert active.promote(claim(1)) == Verdict(True, Rule.READ_ONLY_NEW)

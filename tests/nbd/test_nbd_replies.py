@@ -56,7 +56,7 @@ def test_successes(structured: bool) -> None:
     assert found[1].data == b"abc" and found[1].structured is structured
     assert not found[2].structured and not found[3].data
     assert (statistics.read_bytes, statistics.written_bytes) == (3, 4)
-    assert statistics.as_json()["requests"] == {"CACHE": 1, "FLUSH": 1, "READ": 1, "WRITE": 1}
+    assert statistics.snapshot().as_dict()["requests"] == {"CACHE": 1, "FLUSH": 1, "READ": 1, "WRITE": 1}
     assert replies.take() is None
 
 

@@ -278,7 +278,7 @@ async def test_the_statistics_tell_what_happened() -> None:
         await client.call(77)
         await client.send(C.DISC)
         await wait_all_tasks_blocked()
-        assert here.server.statistics.as_json() == {
+        assert here.server.statistics.snapshot().as_dict() == {
             "connections": 1,
             "connections_open": 0,
             "connections_refused": 0,

@@ -15,9 +15,10 @@ from crucible_emu.sim import random_upstairs
 from crucible_emu.sim.random_upstairs import run_seed
 from crucible_emu.upstairs import reconciliation
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.dispatcher import Client, Dispatcher
+from crucible_emu.upstairs.dispatcher import Dispatcher
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.live_repair import LiveRepair
+from crucible_emu.upstairs.members import Client
 from crucible_emu.upstairs.rules import RULES, WRITES, JobKind, Rule
 from crucible_emu.wire import messages as m
 
@@ -231,7 +232,7 @@ BROKEN: dict[Callable[[pytest.MonkeyPatch], None], int] = {
     deactivate_without_a_flush: 40,
     read_from_replicas_under_repair: 80,
     forget_what_a_replay_needs: 300,
-    limit_no_flush: 200,
+    limit_no_flush: 300,
 }
 """What is broken, and within how many seeds it must be found."""
 

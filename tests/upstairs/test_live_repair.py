@@ -254,6 +254,26 @@ def test_a_write_across_the_frontier_of_a_live_repair_is_cut() -> None:
     assert beyond == [(EXTENT, EXTENT), (2 * EXTENT, 1), (3 * EXTENT, 5)]
 
 
+def test_a_flush_is_not_acknowledged_on_the_strength_of_a_replica_under_repair() -> None:
+    """The replica under repair leaves out what it does not have yet, so two healthy ones are waited for."""
+    rig = Rig().active()
+    for replica in rig.replicas:
+        replica.answers_repairs = False
+    rig.fault(1)
+    rig.reconnect()
+    rig.write(EXTENT)
+    rig.flush("flush")
+    (limited,) = [message for message in rig.replicas[1].live if isinstance(message, m.Flush)]
+    ids = (limited.upstairs_id, limited.session_id, limited.job_id)
+    rig.core.message(1, rig.core.clients[1].connection_id, m.FlushAck(*ids, None))
+    while rig.replicas[0].jobs:
+        rig.answer(0)
+    assert "flush" not in rig.answers
+    while rig.replicas[2].jobs:
+        rig.answer(2)
+    assert rig.answers["flush"] is None
+
+
 def test_reads_go_to_healthy_replicas_only() -> None:
     rig = Rig().active()
     rig.replicas[1].answers_repairs = False
@@ -445,6 +465,22 @@ def test_replacing_before_activation_takes_part_in_the_quorum() -> None:
     assert phases(rig) == ACTIVE
 
 
+def test_a_reconciliation_that_was_aborted_is_done_again_with_the_same_generation() -> None:
+    """Its first steps stamped our own generation into extents, which must not look like somebody else's."""
+    rig = Rig(generation=1)
+    rig.replicas[0].dirty[1] = True
+    rig.replicas[1].answers_repairs = False
+    rig.activate()
+    assert phases(rig) == [Phase.RECONCILE] * 3
+    rig.replicas[0].dirty[1] = False
+    rig.replicas[0].gen[1] = rig.replicas[0].flush[1] = 1
+    rig.drop(1)
+    rig.replicas[1].answers_repairs = True
+    rig.reconnect()
+    assert rig.answers["activate"] is None
+    assert phases(rig) == ACTIVE
+
+
 def test_replacing_while_the_replicas_are_reconciled_begins_again() -> None:
     rig = Rig()
     rig.replicas[0].dirty[1] = True
@@ -458,3 +494,32 @@ def test_replacing_while_the_replicas_are_reconciled_begins_again() -> None:
     assert rig.answers["activate"] is None
     assert phases(rig) == ACTIVE
     assert rig.core.reconciliations_aborted == 1
+
+
+# -- many extents -----------------------------------------------------------------------------------------------------
+
+MANY = 10_000
+
+
+def test_ten_thousand_extents_are_repaired_one_after_the_other() -> None:
+    rig = Rig(RegionDefinition(512, 1, MANY, UUID(int=9)))
+    rig.active()
+    rig.fault(1)
+    for client in (0, 2):
+        rig.replicas[client].gen[::100] = 1
+        rig.replicas[client].flush[::100] = 3
+    rig.reconnect()
+    rig.answer_all()
+    assert phases(rig) == ACTIVE
+    client = rig.core.clients[1]
+    assert (client.extents_repaired, client.extents_confirmed) == (MANY // 100, MANY - MANY // 100)
+    assert len(rig.core.jobs) == 0
+    assert len(rig.core.tracker) <= 2
+
+
+def test_ten_thousand_extents_are_reconciled() -> None:
+    rig = Rig(RegionDefinition(512, 1, MANY, UUID(int=9)))
+    rig.replicas[2].dirty[:] = True
+    rig.activate()
+    assert rig.answers["activate"] is None
+    assert rig.core.reconciled_extents == MANY

@@ -15,10 +15,10 @@ from crucible_emu import errors, wire
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.dispatcher import Identity
 from crucible_emu.upstairs.driver import RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
+from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.upstairs.tcp_link import (

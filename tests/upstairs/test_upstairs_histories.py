@@ -130,6 +130,22 @@ def test_a_read_that_waits_is_answered_when_a_deactivation_gives_up_on_its_repli
     assert isinstance(rig.answers["read"], errors.IoError)
 
 
+def test_a_flush_after_a_deactivation_that_could_not_flush_says_that_writes_may_be_lost() -> None:
+    rig = Rig().active()
+    for client in CLIENTS:
+        rig.fault(client)
+    rig.core.deactivate("deactivate")
+    rig.run()
+    assert rig.answers["deactivate"] is None
+    rig.activate("again", 2)
+    assert rig.answers["again"] is None
+    rig.flush("first")
+    assert isinstance(rig.answers["first"], errors.IoError)
+    rig.flush("second")
+    rig.answer_all()
+    assert rig.answers["second"] is None
+
+
 def test_flush_numbers_begin_above_what_reconciliation_stamps() -> None:
     """A flush that only one replica gets before a crash must not bear the number of the mended extents: they would
     compare equal to what that replica has, and be different."""

@@ -15,8 +15,8 @@ from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.upstairs import actions, negotiation
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.dispatcher import Identity
 from crucible_emu.upstairs.jobs import Job
+from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.wire import messages as m
 
@@ -96,9 +96,20 @@ class Rig:
         for client in self.core.clients:
             client.target = f"127.0.0.1:{4000 + client.index}"
         self.hung_up: list[int] = []
+        self._running = False
+        self.live_ids: set[int] = set()
 
     def run(self) -> None:
-        """Carry out actions until there are none."""
+        """Carry out actions until there are none; called from within, leave them to the call further out."""
+        if self._running:
+            return
+        self._running = True
+        try:
+            self._run()
+        finally:
+            self._running = False
+
+    def _run(self) -> None:
         while wanted := self.core.take_actions():
             for action in wanted:
                 match action:
@@ -139,6 +150,7 @@ class Rig:
             return
         if isinstance(action.item, LIVE):
             replica.live.append(action.item)
+            self.live_ids.add(action.item.job_id)
             if replica.answers_repairs:
                 self.answer_live(action.client)
             return
@@ -156,7 +168,7 @@ class Rig:
                 needed = {
                     job_id
                     for job_id in message.dependencies
-                    if job_id in self.live_ids() or self.core.is_of_repair(job_id)
+                    if job_id in self.live_ids or self.core.is_of_repair(job_id)
                 }
                 if needed <= replica.completed and message in replica.live:
                     replica.live.remove(message)
@@ -164,9 +176,6 @@ class Rig:
                     replica.completed.add(message.job_id)
                     again = True
                     self._answer_live(client, message, error)
-
-    def live_ids(self) -> set[int]:
-        return {message.job_id for replica in self.replicas for message in (*replica.live, *replica.lived)}
 
     def _answer_live(self, client: int, message: m.JobRequest, error: errors.CrucibleError | None) -> None:
         replica, ids = self.replicas[client], (UPSTAIRS, SESSION, message.job_id)

@@ -277,6 +277,7 @@ async def test_leaving_a_disk_of_which_two_replicas_are_gone_says_that_the_last_
     monkeypatch.setattr(region_set_module, "FAREWELL_TIMEOUT_S", 0.2)
     directory = fresh_disk()
     expect_log("connection ended", at_least=2)
+    expect_log("acknowledged writes may be lost")
     async with region_set(replicas(directory)) as servers:
         with pytest.RaisesGroup(
             pytest.RaisesExc(errors.IoError, match="2 out of 3"), flatten_subgroups=True, allow_unwrapped=True
@@ -314,11 +315,10 @@ async def test_a_replica_lost_in_the_middle_of_writes_and_flushes(
                 for request in await batch.wait():
                     assert request.error is None, (turn, request)
                 assert batch.requests[-1].buffer == b"".join(last.get(n, bytes(512)) for n in range(BLOCKS))
-            assert disk.upstairs.core.accepting() == 3
             if how == "stop":
                 await servers.start(1, port=servers.members[1].port)
+            # Replayed to, or repaired where a flush was under way: either way it holds everything in the end.
             await until(lambda: len(disk.upstairs.core.readers) == 3)
-            assert disk.upstairs.core.clients[1].live_repair_completed == 0, "it was replayed"
         async with servers.disk(7) as disk:
             assert await everything(disk) == b"".join(last.get(n, bytes(512)) for n in range(BLOCKS))
     whole(directory)
@@ -326,7 +326,7 @@ async def test_a_replica_lost_in_the_middle_of_writes_and_flushes(
 
 @pytest.mark.parametrize("replayable", [True, False])
 async def test_three_connections_lost_at_a_time_come_back(
-    fresh_disk: Fresh, expect_log: ExpectLog, replayable: bool
+    fresh_disk: Fresh, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch, replayable: bool
 ) -> None:
     """What is in the job table is sent again; what a barrier retired may be lost, and the next flush says so."""
     directory = fresh_disk()
@@ -338,7 +338,10 @@ async def test_three_connections_lost_at_a_time_come_back(
         core = disk.upstairs.core
         await write(disk, 0, pattern(512))
         await flush(disk)
+        await until(lambda: len(core.jobs) == 0)  # a replica lost in the middle of a flush would be repaired
         await write(disk, 512, pattern(512, 2))
+        # The automatic flush would make everything durable, and replayable again.
+        monkeypatch.setattr(core, "idle_flush", lambda: None)
         core.can_replay = replayable
         for member in servers.members:
             member.server.drop_connections()
@@ -409,6 +412,7 @@ async def test_write_errors_on_two_replicas_end_in_an_error_and_not_in_silence(
     fresh_disk: Fresh, expect_log: ExpectLog
 ) -> None:
     expect_log("operation failed on a replica", at_least=2)
+    expect_log("acknowledged writes may be lost", at_least=0)
     expect_log("replica faulted", at_least=2)
     faults = Faults(write_errors=1.0)
     async with region_set(replicas(fresh_disk()), faults={0: faults, 2: faults}) as servers:

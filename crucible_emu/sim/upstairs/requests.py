@@ -22,9 +22,9 @@ from crucible_emu.sim.upstairs.storage import NEVER_WRITTEN, ZEROED, Storage, da
 from crucible_emu.sim.upstairs.world import World
 from crucible_emu.upstairs.actions import RepairNews
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.dispatcher import Client, Identity
 from crucible_emu.upstairs.driver import FlushHandle, Upstairs
 from crucible_emu.upstairs.guest import Guest
+from crucible_emu.upstairs.members import Client, Identity
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import Mode, Phase, StopReason, UpstairsState
 

@@ -1,0 +1,111 @@
+"""Reads of one block each that a replica in this process has at hand: most of what a busy disk does.
+
+What it is for: one pass over the requests that arrived together sorts them by replica; each replica gives its blocks
+in one call, and one call verifies them. No job, no message, no handle per request.
+
+Why it is safe: a read that is not at hand, or not whole, goes the ordinary way, as does every request that is not of
+one aligned block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from crucible_emu.blockio import Completed, Kind, Request
+from crucible_emu.integrity import EMPTY, BlockContexts, open_scattered
+from crucible_emu.upstairs.driver import Damage, Upstairs
+from crucible_emu.upstairs.states import UpstairsState
+
+ReadLater = Callable[[Request, int, int, Completed], None]
+
+
+class SingleReads:
+    """Single-block reads of the disk of ``upstairs``, whose definition is known. ``read_later``: the ordinary way, for
+    a request with its first block and number of blocks."""
+
+    def __init__(self, upstairs: Upstairs, read_later: ReadLater) -> None:
+        definition = upstairs.core.definition
+        assert definition is not None
+        self._upstairs = upstairs
+        self._core = upstairs.core
+        self._read_later = read_later
+        self._block_size = definition.block_size
+        self._shift = definition.shift
+        self._size_bytes = definition.size_bytes
+        self._per_extent = definition.blocks_per_extent
+
+    def submit(self, requests: list[Request], index: int, done: list[Request], completed: Completed) -> int:
+        """Reads of one block each, from ``index`` on: what replicas in this process have at hand is read and verified
+        together, the rest becomes jobs. Returns where they end; ``index`` itself where this is not the way.
+
+        Most requests of a busy disk come through here, so the one pass over them does all that each needs.
+        """
+        readers = self._core.readers
+        if not self._upstairs.in_process or not readers or self._core.state is not UpstairsState.ACTIVE:
+            return index
+        size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self._size_bytes
+        per_extent, width = self._per_extent, len(readers)
+        groups: dict[int, tuple[list[Request], list[int], list[memoryview]]] = {}
+        stop, total = index, len(requests)
+        while stop < total:
+            request = requests[stop]
+            offset, out = request.offset, request.buffer
+            if request.kind is not Kind.READ or request.length != size or out is None:
+                break
+            if offset & mask or not 0 <= offset < end:
+                break
+            block = offset >> shift
+            client = readers[block // per_extent % width]
+            group = groups.get(client)
+            if group is None:
+                group = groups[client] = ([], [], [])
+            group[0].append(request)
+            group[1].append(block)
+            group[2].append(out)
+            stop += 1
+        statistics = self._upstairs.statistics
+        statistics.reads += stop - index
+        statistics.read_bytes += (stop - index) << shift
+        for client, (group_requests, blocks, outs) in groups.items():
+            late = self._read_group(client, blocks, outs, group_requests)
+            if late:
+                done.extend(request for position, request in enumerate(group_requests) if position not in late)
+                for position in sorted(late):
+                    self._read_later(group_requests[position], blocks[position], 1, completed)
+            else:
+                done.extend(group_requests)
+        return stop
+
+    def _read_group(self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request]) -> set[int]:
+        """Read from one replica; the positions that it did not answer at once, or not rightly."""
+        link = self._upstairs.links[client]
+        found = None if link is None else link.read_blocks_cached(blocks, outs)
+        if found is None:
+            return set(range(len(blocks)))
+        contexts, positions = found
+        if not positions:
+            _tell_owned(requests, contexts)
+            return self._damaged_positions(client, blocks, range(len(blocks)), outs, contexts)
+        at_hand = sorted(set(range(len(blocks))).difference(positions))
+        read = [outs[position] for position in at_hand]
+        contexts = contexts[np.array(at_hand, np.int64)]
+        _tell_owned([requests[position] for position in at_hand], contexts)
+        return self._damaged_positions(client, blocks, at_hand, read, contexts).union(positions)
+
+    def _damaged_positions(
+        self, client: int, blocks: list[int], at_hand: Sequence[int], outs: list[memoryview], contexts: BlockContexts
+    ) -> set[int]:
+        damaged = set()
+        for index, error in open_scattered(outs, contexts, self._upstairs.cipher):
+            damaged.add(at_hand[index])
+            self._upstairs.damaged(Damage(client, blocks[at_hand[index]], 1, error))
+        return damaged
+
+
+def _tell_owned(requests: list[Request], contexts: BlockContexts) -> None:
+    """Say of reads of one block each which were ever written, where somebody asks."""
+    for request, kind in zip(requests, contexts.kind.tolist()):
+        if request.owned is not None:
+            request.owned[0] = kind != EMPTY
