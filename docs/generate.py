@@ -227,10 +227,10 @@ def render_conformance() -> str:
         "Made by `python docs/generate.py` from `docs/conformance.toml`; edit that.",
         "",
         "What the tests of the real project show, and which tests show it here: "
-        f"{len(rows)} behaviours, {shown} of them with tests, {len(rows) - shown} that make no sense here. "
+        f"{len(rows)} behaviours, {shown} of them with tests, {len(rows) - shown} without, with the reason. "
         "`docs/fidelity.md` lists what is different on purpose.",
         "",
-        "| section | behaviours | shown | not applicable |",
+        "| section | behaviours | shown | without test |",
         "|---|---|---|---|",
     ]
     for section in sections:
