@@ -1,10 +1,12 @@
-"""Write ``docs/state-machines.md`` from the tables that the code runs: ``python docs/generate.py``.
+"""Write what is generated of the documents: ``python docs/generate.py``.
 
-A test compares the file with what this program would write, so that no diagram can differ from the code.
+``state-machines.md`` comes from the tables that the code runs, ``conformance.md`` from ``conformance.toml``. Tests
+compare the files with what this program would write, so that no diagram can differ from the code.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from crucible_emu.upstairs.states import (
     UpstairsState,
 )
 
-TARGET = Path(__file__).with_name("state-machines.md")
+DOCS = Path(__file__).parent
 
 
 def _names(values: frozenset[Phase] | frozenset[Mode] | frozenset[UpstairsState]) -> str:
@@ -156,7 +158,7 @@ def _process() -> list[str]:
 
 
 def render() -> str:
-    """The whole document."""
+    """``state-machines.md``."""
     lines = [
         "# State machines",
         "",
@@ -206,5 +208,43 @@ def render() -> str:
     return "\n".join(lines)
 
 
+def _behaviour(row: dict[str, Any]) -> str:
+    """One row of a table of ``conformance.md``."""
+    shown = " ".join(f"`{name}`" for name in row.get("tests", ())) or f"none: {row['reason']}"
+    words = " ".join(filter(None, (row["behaviour"], row.get("note"))))
+    cells = (" ".join(f"`{name}`" for name in row["real"]), words, shown)
+    return "| " + " | ".join(cells) + " |"
+
+
+def render_conformance() -> str:
+    """What the real project's tests show of its Upstairs and volumes, and which tests show it here."""
+    sections = tomllib.loads((DOCS / "conformance.toml").read_text(encoding="utf-8"))["section"]
+    rows = [row for section in sections for row in section["row"]]
+    shown = sum("tests" in row for row in rows)
+    lines = [
+        "# Conformance of the Upstairs and of volumes",
+        "",
+        "Made by `python docs/generate.py` from `docs/conformance.toml`; edit that.",
+        "",
+        "What the tests of the real project show, and which tests show it here: "
+        f"{len(rows)} behaviours, {shown} of them with tests, {len(rows) - shown} without, with the reason. "
+        "`docs/fidelity.md` lists what is different on purpose.",
+        "",
+        "| section | behaviours | shown | without test |",
+        "|---|---|---|---|",
+    ]
+    for section in sections:
+        count, tested = len(section["row"]), sum("tests" in row for row in section["row"])
+        lines.append(f"| {section['number']} {section['title']} | {count} | {tested} | {count - tested} |")
+    for section in sections:
+        lines += ["", f"## {section['number']} {section['title']}", ""]
+        lines += ["| in the real project | behaviour | shown by |", "|---|---|---|", *map(_behaviour, section["row"])]
+    return "\n".join([*lines, ""])
+
+
+DOCUMENTS: dict[str, Callable[[], str]] = {"state-machines.md": render, "conformance.md": render_conformance}
+"""What is generated, and by what."""
+
 if __name__ == "__main__":
-    TARGET.write_text(render(), encoding="utf-8")
+    for name, rendered in DOCUMENTS.items():
+        (DOCS / name).write_text(rendered(), encoding="utf-8")

@@ -15,7 +15,7 @@ from disk_model import BLOCKS
 
 from crucible_emu.volume import local_disk
 
-sys.path += [str(Path(__file__).parent.parent / neighbour) for neighbour in ("nbd", "cli")]
+sys.path += [str(Path(__file__).parent.parent / neighbour) for neighbour in ("nbd", "cli", "region_tools")]
 
 IN_MEMORY = Path("/dev/shm")
 """Where files cost no syncs. The tests that copy disks kill no machine, so nothing in them needs a real device."""

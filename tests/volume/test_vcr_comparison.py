@@ -321,3 +321,29 @@ def test_the_two_targets_of_a_replacement_are_named() -> None:
     changed = disk(3)
     move_deep_target(changed, 2)
     assert compare_vcr_for_target_replacement(parsed(disk(3)), parsed(changed)) == ("127.0.8.3:9000", "127.9.9.9:9")
+
+
+@POSITIONS
+@pytest.mark.parametrize("client", range(3))
+@pytest.mark.parametrize("raised", [False, True])
+@pytest.mark.parametrize("parents", ["both", "the original only", "neither", "the replacement only"])
+def test_each_target_of_each_sub_volume_with_and_without_parents(
+    parents: str, raised: bool, client: int, count: int, which: int
+) -> None:
+    original = disk(count)
+    changed = copy.deepcopy(original)
+    if parents in ("neither", "the replacement only"):
+        original["read_only_parent"] = None
+    if parents in ("neither", "the original only"):
+        changed["read_only_parent"] = None
+    part = changed["sub_volumes"][which]
+    move(part, client)
+    if raised:
+        raise_gens(changed, which)
+    migration, replacement = judge(original, changed)
+    if parents == "the replacement only":
+        assert "VCR added where there should not be one" in migration and migration == replacement
+        return
+    assert "VCR targets are different" in migration and replacement == VALID
+    old = original["sub_volumes"][which]["opts"]["target"][client]
+    assert compare_vcr_for_target_replacement(parsed(original), parsed(changed)) == (old, "127.9.9.9:9")
