@@ -300,6 +300,14 @@ class Downstairs:
         for work in works:
             self._run(work, actions)
 
+    def flush_fixed(self, work: Work) -> list[Action]:
+        """A flush that a :class:`Run` handed out has fixed what it covers: what is written from now on is behind it."""
+        actions: list[Action] = []
+        connection = None if work.abandoned else self._connections.get(work.connection_id)
+        if connection is not None:
+            self._start_ready(connection, connection.jobs.flush_fixed(work), actions)
+        return actions
+
     def work_done(self, work: Work, outcome: Any) -> list[Action]:
         """Work that a :class:`Run` handed out has ended."""
         return self.works_done([work], [outcome])

@@ -9,14 +9,17 @@ a job waits for those that arrived before it *and must not be passed*:
 arriving                                    waits for what is outstanding of
 ==========================================  ==========================================================================
 read                                        writes of the same blocks; live repair of the extents it touches
-write, write-unwritten                      reads and writes of the same blocks; live repair of the extents it touches
+write, write-unwritten                      reads and writes of the same blocks; live repair of the extents it touches;
+                                            flushes that have not fixed what they cover
 flush                                       writes, live repair: all of them
 barrier                                     everything
 close, flush-and-close of an extent         reads and writes of that extent, flushes
 ==========================================  ==========================================================================
 
-A write does not wait for a flush that arrived before it: the flush has fixed what it covers when it began. Explicit
-dependencies, which live repair uses also here because it sends the reopen of an extent first, are waited for besides.
+A write waits for a flush that arrived before it only until the flush has fixed what it covers, which it does when it
+begins. *Safety*: if a write got into a flush before it on one replica and not on another, and failed there, both would
+hold the same numbers and other bytes, which nobody could tell any more. Explicit dependencies, which live repair uses
+also here because it sends the reopen of an extent first, are waited for besides.
 
 When a job other than a read fails, nothing that arrives later runs: it would have to come after something that never
 happened. The Upstairs gives this replica up and repairs it.
@@ -33,19 +36,30 @@ from crucible_emu.downstairs.work import Kind, Work
 
 _GUEST = frozenset({Kind.READ, Kind.WRITE, Kind.WRITE_UNWRITTEN})
 _ABSENT = object()
+_WRITES = frozenset({Kind.WRITE, Kind.WRITE_UNWRITTEN})
 _CLOSING = frozenset({Kind.CLOSE, Kind.FLUSH_CLOSE})
 
 
 class InOrderJobs(JobQueue):
     """The jobs of one connection in the same process."""
 
-    __slots__ = ("_blocks_per_extent", "_broken", "_flushes", "_guest", "_live_repair", "_missing", "_reads")
+    __slots__ = (
+        "_blocks_per_extent",
+        "_broken",
+        "_flushes",
+        "_guest",
+        "_live_repair",
+        "_missing",
+        "_reads",
+        "_unfixed",
+    )
 
     def __init__(self, limits: JobLimits, last_flush: int | None = None, blocks_per_extent: int = 1) -> None:
         super().__init__(limits, last_flush)
         self._blocks_per_extent = blocks_per_extent
         self._guest: dict[Work, None] = {}
         self._flushes: dict[Work, None] = {}
+        self._unfixed: dict[Work, None] = {}
         self._live_repair: dict[Work, None] = {}
         self._missing: dict[Work, int] = {}
         self._broken = False
@@ -57,8 +71,9 @@ class InOrderJobs(JobQueue):
         return self.outstanding_jobs == len(self._flushes) + self._reads and not self._broken
 
     def writes_pass(self, starts: Sequence[int], counts: Sequence[int]) -> bool:
-        """Whether writes that arrive now wait for nothing: besides, no outstanding read is of the same blocks."""
-        if not self.reads_pass:
+        """Whether writes that arrive now wait for nothing: besides, every flush has fixed what it covers, and no
+        outstanding read is of the same blocks."""
+        if self._unfixed or not self.reads_pass:
             return False
         if not self._reads:
             return True
@@ -75,8 +90,12 @@ class InOrderJobs(JobQueue):
             return False
         waits_for = {other.job_id for other in self._predecessors(work)}
         waits_for.update(job_id for job_id in work.message.dependencies if job_id not in self.completed)
+        if self._unfixed and work.kind in _WRITES:
+            waits_for.update(fixed(flush) for flush in self._unfixed)
         self._group(work)[work] = None
         self._reads += work.kind is Kind.READ
+        if work.kind is Kind.FLUSH:
+            self._unfixed[work] = None
         if not waits_for:
             return True
         self.waiting += 1
@@ -86,8 +105,14 @@ class InOrderJobs(JobQueue):
             self._watch(job_id, work)
         return False
 
+    def flush_fixed(self, work: Work) -> list[Work]:
+        if self._unfixed.pop(work, _ABSENT) is _ABSENT:
+            return []
+        return self._awakened_by(fixed(work))
+
     def released(self, work: Work) -> None:
         super().released(work)
+        self._unfixed.pop(work, None)
         if self._group(work).pop(work, _ABSENT) is not _ABSENT:
             self._reads -= work.kind is Kind.READ
 
@@ -107,7 +132,8 @@ class InOrderJobs(JobQueue):
 
     def _awakened_by(self, job_id: int) -> list[Work]:
         ready = []
-        for work in self._watchers.pop(job_id, ()):
+        # A flush that is done has fixed what it covers, whether anybody said so or not.
+        for work in (*self._watchers.pop(job_id, ()), *self._watchers.pop(-1 - job_id, ())):
             self._missing[work] -= 1
             if not self._missing[work]:
                 del self._missing[work]
@@ -145,6 +171,12 @@ class InOrderJobs(JobQueue):
             return False
         size = self._blocks_per_extent
         return guest.start // size <= other.extent_id <= (guest.start + guest.count - 1) // size
+
+
+def fixed(flush: Work) -> int:
+    """What writes watch that wait for a flush to fix what it covers; no id of a job is negative."""
+    assert flush.job_id is not None
+    return -1 - flush.job_id
 
 
 def _collide(one: Work, other: Work) -> bool:

@@ -195,6 +195,11 @@ class JobQueue:
         """A Flush has fixed what it covers; jobs that complete from now on belong behind it."""
         self._after_flush = CompletedJobs()
 
+    def flush_fixed(self, work: Work) -> list[Work]:
+        """A Flush has fixed what it covers; the jobs which may run because of that. Here none: dependencies make
+        everything behind a flush wait until it is done."""
+        return []
+
     def _add(self, work: Work) -> None:
         assert work.job_id is not None
         if work.kind is Kind.FLUSH:

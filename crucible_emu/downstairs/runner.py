@@ -332,7 +332,10 @@ class Runner:
         flush = outcome_of(self._flushes.begin, work)
         if isinstance(flush, CrucibleError):
             self._done(work, flush)
-        elif self._flushes.is_nothing(work, flush):
+            return
+        if work.kind is Kind.FLUSH:
+            self._perform(self.core.flush_fixed(work))
+        if self._flushes.is_nothing(work, flush):
             self._done(work, self._flushes.finish_at_once(work, flush))
         else:
             self._slow_in.send_nowait((work, flush))
