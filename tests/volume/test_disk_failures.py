@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -38,9 +39,14 @@ from hypothesis import strategies as st
 from crucible_emu import errors
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.downstairs.faults import Faults
+from crucible_emu.downstairs.local import LocalDownstairs
 from crucible_emu.integrity import BlockContexts, Cipher, hash_blocks
 from crucible_emu.region import Region
+from crucible_emu.upstairs.core import UpstairsCore
+from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.guest import Guest
+from crucible_emu.upstairs.local_link import LocalConnector
+from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.volume import region_set as region_set_module
 from crucible_emu.volume.attach import in_service
@@ -504,6 +510,66 @@ async def test_one_replica_may_fail_in_any_way_and_nobody_notices(
 
             await run(program, Model(512, trims=False, retries_reads=True), open_remote)
         async with region_set(replicas(directory)) as servers, servers.disk(100):
+            pass
+        whole(directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+@asynccontextmanager
+async def disk_with_a_faulty_replica(
+    paths: list[Path], victim: int, faults: Faults, generation: int
+) -> AsyncIterator[Guest]:
+    """The disk over these regions in this process, one of them behind a Downstairs that fails at random."""
+    identity = Identity(uuid4(), uuid4(), remote=False)
+    async with AsyncExitStack() as stack:
+        regions = [stack.enter_context(Region.open(path)) for path in paths]
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        replicas_here = [
+            LocalDownstairs(region, faults=faults if client == victim else None)
+            for client, region in enumerate(regions)
+        ]
+        for downstairs in replicas_here:
+            await nursery.start(downstairs.run)
+        connectors = [LocalConnector(each, identity.upstairs_id, identity.session_id) for each in replicas_here]
+        core = UpstairsCore(identity, generation, regions[0].definition)
+        upstairs = Upstairs(core, [*connectors], reconnect_delay_s=0.002)
+        yield await stack.enter_async_context(in_service(upstairs, timeout_s=30))
+
+
+@settings(
+    max_examples=max(15, (settings.default.max_examples if settings.default else 100) // 10),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    program=programs,
+    victim=st.integers(0, 2),
+    fault=st.sampled_from([fault for fault in FAILING if set(fault) != {"drop"}]),
+    seed=st.integers(0, 2**32 - 1),
+)
+async def test_one_replica_in_this_process_may_fail_in_any_way_and_nobody_notices(
+    fresh_disk: Fresh,
+    expect_log: ExpectLog,
+    program: list[Submit | Reopen],
+    victim: int,
+    fault: dict[str, float],
+    seed: int,
+) -> None:
+    for line in ("work failed", "operation failed", "replica faulted", "live repair aborted", "connection ended"):
+        expect_log(line, at_least=0)
+    directory, generation = fresh_disk(), 0
+    try:
+
+        def open_local(faults: Faults | None = None) -> Any:
+            nonlocal generation
+            generation += 1
+            return disk_with_a_faulty_replica(
+                replicas(directory), victim, faults or Faults(**fault, seed=seed + generation), generation
+            )
+
+        await run(program, Model(512, retries_reads=True), open_local)
+        async with open_local(Faults()):
             pass
         whole(directory)
     finally:

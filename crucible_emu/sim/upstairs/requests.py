@@ -288,7 +288,8 @@ class GuestSide:
         elif not check.owned and check.kind is not JobKind.WRITE:
             self.world.violation(f"{check.text} succeeds though another Upstairs has the disk")
         elif durable:
-            self.loss_may_be_reported = False
+            # It may be answered in the same moment in which what came after it was given up.
+            self.loss_may_be_reported = self.core._writes_lost
             if check.op is not None:
                 check.op.outcome = Outcome.DONE
             self.world.say(f"    {check.text}: durable")
