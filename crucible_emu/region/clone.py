@@ -99,11 +99,12 @@ async def copy_extent(
 
     Raises :class:`errors.RepairFilesInvalid`, :class:`errors.RepairRequestError`, :class:`errors.RepairStreamError`,
     :class:`errors.IoError` for an earlier repair that is not finished, or :class:`OSError`. Until the copy is whole
-    the extent is untouched and what arrived is removed; afterwards an interruption leaves ``NNN.replace``, which the
-    next read-write open finishes.
+    the extent is untouched and what arrived is removed; afterwards an interruption leaves the new extent, or a
+    ``NNN.replace`` which the next read-write open finishes.
     """
     with Download(storage, region, extent_id, geometry) as download:
-        for kind in offered_types(await source.files(extent_id), download.extent, cloning=cloning):
+        types = offered_types(await source.files(extent_id), download.extent, cloning=cloning)
+        for kind in types:
             with download.receive(kind) as file:
                 # A full disk must not leave the request hanging until somebody collects it.
                 async with aclosing(source.stream(extent_id, kind)) as pieces:
@@ -112,6 +113,9 @@ async def copy_extent(
                 await in_thread(file.finish)
         if not await source.ready(extent_id):
             raise errors.RepairRequestError(f"extent {extent_id} was opened at the source while it was copied")
+        if download.may_be_moved(types):
+            await in_thread(download.move_into_place)
+            return
         await in_thread(download.commit)
     await in_thread(lambda: replace(storage, region, extent_id, geometry, checked=True))
 

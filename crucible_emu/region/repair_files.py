@@ -11,6 +11,10 @@ are; :func:`settle_leftovers` finishes or drops whatever an interruption left, a
 copies whatever it was sent over the old extent; here nothing is replaced by a copy that would not open or whose blocks
 are not what their contexts say (:func:`check_copy`), neither when the copy arrives nor when a leftover is replayed.
 
+A raw copy of a raw extent needs only the first step: when it is whole, checked and durable it is renamed over ``NNN``,
+which holds the old extent or the new one at any moment; what is left is a ``NNN.copy`` that every program removes. The
+real program copies over the file in place; this writes half as much, and a repair is bound by what it writes.
+
 A copy is either raw (``NNN`` alone) or, when an old region is cloned, SQLite (``NNN`` and ``NNN.db``, perhaps with its
 log). What it is decides what the extent becomes.
 """
@@ -121,6 +125,24 @@ class Download:
         self._storage.sync_directory(self.directory)
         self._storage.rename(self.directory, sibling(self.extent, REPLACE))
         self._committed = True
+        self._storage.sync_directory(self.extent.parent)
+
+    def may_be_moved(self, types: Sequence[FileType]) -> bool:
+        """Whether the copy, of these types, may take the extent's place by a rename: nothing of the old format is in
+        it or beside the extent."""
+        return tuple(types) == RAW and present_files(self._storage, self.extent) == [self.extent.name]
+
+    def move_into_place(self) -> None:
+        """Check the copy, whose file is durable, and put it in place of the extent by one rename.
+
+        *Optimisation*: nothing is written twice. An interruption leaves the old extent or the new one, whole, and a
+        ``NNN.copy`` that every program removes when it opens the region.
+        """
+        check_copy(self._storage, self.directory, self._extent_id, self._geometry)
+        self._storage.rename(self.directory / self.extent.name, self.extent)
+        self._committed = True
+        self._storage.sync_directory(self.extent.parent)
+        self._storage.remove_tree(self.directory)
         self._storage.sync_directory(self.extent.parent)
 
 

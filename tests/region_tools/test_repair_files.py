@@ -67,12 +67,12 @@ def reopen(region):
 
 class TestRepair:
     def test_extent_becomes_that_of_the_source_byte_for_byte(self, target, source):
-        inode = layout.extent_path(target, 0).stat().st_ino
+        mode = layout.extent_path(target, 0).stat().st_mode
         repair(OsStorage(), target, source)
         assert bytes_of(target) == NEW.content()
         assert bytes_of(target, 1) == OLD.content()
         assert files_of(target) == ["000"]
-        assert layout.extent_path(target, 0).stat().st_ino == inode
+        assert layout.extent_path(target, 0).stat().st_mode == mode
 
     def test_holes_arrive_as_holes(self, tmp_path):
         found = definition(4096, 4096, 1)
@@ -93,21 +93,9 @@ class TestRepair:
             "create 000",
             "ftruncate",
             "fsync",
-            "sync_directory",  # 000.copy itself
-            "rename",  # to 000.replace
+            "rename",  # over the extent
             "sync_directory",
-            "create 000",  # the extent, in place
-            "ftruncate",
-            "ftruncate",
-            "fsync",
-            "remove_tree",  # no database of the old format
-            "remove_tree",
-            "remove_tree",
-            "sync_directory",
-            "remove_tree",  # no 000.completed
-            "rename",  # to 000.completed
-            "sync_directory",
-            "remove_tree",  # 000.completed
+            "remove_tree",  # 000.copy
             "sync_directory",
         ]
 
