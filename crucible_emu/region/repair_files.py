@@ -40,6 +40,7 @@ from crucible_emu.region.view import CHUNK_BYTES, look_through, open_extent
 
 log = get_logger(__name__)
 
+EXTENT_MODE = 0o644
 COPY, REPLACE, COMPLETED = ".copy", ".replace", ".completed"
 
 
@@ -156,7 +157,7 @@ class Receiver:
         self.size_bytes = 0
 
     def __enter__(self) -> Receiver:
-        self._descriptor = self._storage.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._descriptor = self._storage.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, EXTENT_MODE)
         return self
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
