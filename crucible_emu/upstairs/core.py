@@ -88,7 +88,6 @@ class UpstairsCore(Dispatcher):
         self._activation = handle
         for client in self.clients:
             client.refusals = 0
-        for client in self.clients:
             if client.state.phase is Phase.WAIT_CONNECT:
                 self.move(client, ClientEvent.ACTIVATION_REQUESTED)
                 self._actions.append(Connect(client.index, client.connection_id, again=False))

@@ -48,7 +48,6 @@ class Dispatcher(ABC):
         self.next_job_id = FIRST_JOB_ID
         self.next_flush = 0
         self.need_flush = False
-        self.pending_barriers = 0
         self.finished_jobs = 0
         self.finished_bytes = 0
         self.acknowledged = dict.fromkeys(JobKind, 0)
@@ -204,7 +203,6 @@ class Dispatcher(ABC):
         return job
 
     def _start_barrier(self, job: Job) -> None:
-        self.pending_barriers += 1
         self.finished_jobs = self.finished_bytes = 0
         self._barriers.append(job)
         self._enqueue(job)
@@ -246,6 +244,11 @@ class Dispatcher(ABC):
     @abstractmethod
     def fall_behind(self, client: Client) -> None:
         """Give up replaying to ``client``, which is away: it is to be repaired when it comes back."""
+
+    @property
+    def pending_barriers(self) -> int:
+        """How many flushes and barriers are not final."""
+        return len(self._barriers)
 
     def flush_under_way(self, client: Client) -> bool:
         """Whether a client was sent a flush that it has not answered."""
@@ -406,7 +409,7 @@ class Dispatcher(ABC):
         self.tracker.clear()
         self._barriers.clear()
         self.can_replay = True
-        self.pending_barriers = self.finished_jobs = self.finished_bytes = 0
+        self.finished_jobs = self.finished_bytes = 0
         for client in self.clients:
             client.last_flush = None
             client.knows_from = self.next_job_id
@@ -446,7 +449,6 @@ class Dispatcher(ABC):
     def _finished(self, job: Job) -> None:
         """``job`` is final on all clients: forget it, or keep it for a client that may have to be sent it again."""
         if job.kind in RETIRING:
-            self.pending_barriers -= 1
             self._barriers.remove(job)
             self._retire(job)
         elif job.kind is JobKind.READ or not self.identity.remote:
@@ -459,7 +461,7 @@ class Dispatcher(ABC):
             self.finished_bytes += job.size_bytes
             if (
                 self.state is UpstairsState.ACTIVE
-                and self.pending_barriers == 0
+                and not self._barriers
                 and (self.finished_jobs >= FINISHED_JOBS_MAX or self.finished_bytes >= FINISHED_BYTES_MAX)
             ):
                 self._start_barrier(self.new_job(JobKind.BARRIER, [0], [0], 0, None))

@@ -20,7 +20,7 @@ from crucible_emu.integrity import BlockContexts
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
-from crucible_emu.upstairs.rules import JobKind
+from crucible_emu.upstairs.rules import WRITES, JobKind
 from crucible_emu.upstairs.tcp_link import job_message
 from crucible_emu.wire import messages as m
 
@@ -68,15 +68,15 @@ class LocalLink:
         self._connection.send([message])
 
     def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
-        if job.kind is JobKind.WRITE:
-            assert job.blocks is not None and job.rows is not None and job.contexts is not None
-            if self._connection.write(job.first_id, job.starts, job.lengths, job.blocks, job.rows, job.contexts):
-                return True
-            self._connection.send(self._write_messages(job))
-        elif job.kind is JobKind.WRITE_UNWRITTEN:
-            self._connection.send(self._write_messages(job))
-        else:
+        if job.kind not in WRITES:
             self._connection.send([job_message(job, [[]], *self._ids)])
+            return False
+        assert job.blocks is not None and job.rows is not None and job.contexts is not None
+        if job.kind is JobKind.WRITE and self._connection.write(
+            job.first_id, job.starts, job.lengths, job.blocks, job.rows, job.contexts
+        ):
+            return True
+        self._connection.send(self._write_messages(job))
         return False
 
     def _write_messages(self, job: Job) -> list[m.Message]:

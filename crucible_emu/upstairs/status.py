@@ -85,14 +85,14 @@ def short_name(state: ClientState) -> str:
 
 def info(core: UpstairsCore) -> dict[str, Any]:
     """``GET /info``: an ``UpstairsStats`` (§15.3)."""
-    clients, work = core.clients, core.reconciliation
+    clients, (reconciled, to_reconcile) = core.clients, _reconciliation_steps(core)
     return {
         "state": UPSTAIRS_STATES[core.state],
         "ds_state": [client_state(client.state) for client in clients],
         "up_jobs": _waited_for(core),
         "ds_jobs": sum(job.count for job in core.jobs),
-        "reconcile_done": core.reconciled_extents * 4 if work is None else work.done,
-        "reconcile_needed": 0 if work is None else work.needed - work.done,
+        "reconcile_done": reconciled,
+        "reconcile_needed": to_reconcile,
         "extents_repaired": [client.extents_repaired for client in clients],
         "extents_confirmed": [client.extents_confirmed for client in clients],
         "extent_limit": [
@@ -114,7 +114,7 @@ def work(core: UpstairsCore) -> dict[str, Any]:
 
 def trace(core: UpstairsCore, delays_us: Sequence[int] = (0, 0, 0)) -> dict[str, Any]:
     """The tracing record of §15.5. ``delays_us``: what the driver slows each client down by, microseconds."""
-    clients, reconciling = core.clients, core.reconciliation
+    clients, (reconciled, to_reconcile) = core.clients, _reconciliation_steps(core)
     active = [client.index for client in clients if client.state.phase is Phase.ACTIVE]
     return {
         "upstairs_id": str(core.identity.upstairs_id),
@@ -126,8 +126,8 @@ def trace(core: UpstairsCore, delays_us: Sequence[int] = (0, 0, 0)) -> dict[str,
         "ds_count": sum(job.count for job in core.jobs),
         "ds_state": [short_name(client.state) for client in clients],
         "ds_io_count": _counts_by_outcome(core),
-        "ds_reconciled": core.reconciled_extents * 4 if reconciling is None else reconciling.done,
-        "ds_reconcile_needed": 0 if reconciling is None else reconciling.needed - reconciling.done,
+        "ds_reconciled": reconciled,
+        "ds_reconcile_needed": to_reconcile,
         "ds_reconcile_aborted": core.reconciliations_aborted,
         "ds_live_repair_completed": [client.live_repair_completed for client in clients],
         "ds_live_repair_aborted": [client.live_repair_aborted for client in clients],
@@ -139,6 +139,12 @@ def trace(core: UpstairsCore, delays_us: Sequence[int] = (0, 0, 0)) -> dict[str,
         "ds_delay_us": list(delays_us),
         "ds_ro_lr_skipped": [client.ro_lr_skipped for client in clients],
     }
+
+
+def _reconciliation_steps(core: UpstairsCore) -> tuple[int, int]:
+    """Steps done, and steps left; of the last reconciliation where none runs. Four steps an extent (§7.3)."""
+    running = core.reconciliation
+    return (core.reconciled_extents * 4, 0) if running is None else (running.done, running.needed - running.done)
 
 
 def _waited_for(core: UpstairsCore) -> int:
