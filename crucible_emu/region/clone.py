@@ -117,7 +117,7 @@ async def copy_extent(
             await in_thread(download.move_into_place)
             return
         await in_thread(download.commit)
-    await in_thread(lambda: replace(storage, region, extent_id, geometry, checked=True))
+    await in_thread(lambda: replace(storage, region, extent_id, geometry))
 
 
 def run_now(procedure: Coroutine[Any, Any, Result]) -> Result:

@@ -203,16 +203,14 @@ def check_copy(storage: Storage, directory: Path, extent_id: int, geometry: Exte
         extent.close()
 
 
-def replace(storage: Storage, region: Path, extent_id: int, geometry: ExtentLayout, *, checked: bool = False) -> None:
+def replace(storage: Storage, region: Path, extent_id: int, geometry: ExtentLayout) -> None:
     """Put the copy in ``NNN.replace`` in place of the extent (§7.4); may be repeated from its start.
 
-    ``checked``: the caller has just checked it, and nothing lay between. Raises :class:`errors.RepairFilesInvalid`, and
-    then nothing was touched.
+    Raises :class:`errors.RepairFilesInvalid`, and then nothing was touched.
     """
     extent = layout.extent_path(region, extent_id)
     source = sibling(extent, REPLACE)
-    if not checked:
-        check_copy(storage, source, extent_id, geometry)
+    check_copy(storage, source, extent_id, geometry)
     _overwrite(storage, source / extent.name, extent)
     database = source / FileType.DATABASE.name_of(extent)
     if storage.exists(database):
