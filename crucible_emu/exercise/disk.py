@@ -84,13 +84,8 @@ class Subject:
         raise errors.IoError(f"others raised the generation {TRIES_MAX} times meanwhile: the disk is in use")
 
     def _in_service(self) -> AbstractAsyncContextManager[BlockDevice]:
-        request = self.next_request()
-        try:
-            region = single_region(request)
-        except errors.UsageError:
-            return attach.attach(request, timeout_s=self.timeout_s)
         # A tester stops replicas and starts them again, and need not wait ten seconds for each.
-        return attach.in_service(attach.build(region, reconnect_delay_s=RECONNECT_DELAY_S), timeout_s=self.timeout_s)
+        return attach.attach(self.next_request(), timeout_s=self.timeout_s, reconnect_delay_s=RECONNECT_DELAY_S)
 
     # -- a single region set, whose replicas can be looked at and replaced ------------------------------------------
 
