@@ -250,11 +250,8 @@ async def test_a_replica_lost_in_the_middle_of_a_live_repair(
         lost = {"the one under repair": 0, "the source": core.repair.source.index, "the third": 1}[victim]
         servers.members[lost].server.drop_connections()
         if victim == "the source":
-            # Only one healthy replica is left: reads go on, writes wait for nobody and are refused.
-            await until(lambda: all_active(disk))
-        await guest.until(
-            lambda: all_active(disk) and core.repair is None, turns_min=3
-        ) if victim != "the source" else None
+            await until(lambda: all_active(disk))  # one healthy replica is left meanwhile, so writes are refused
+        await guest.until(lambda: all_active(disk) and core.repair is None, turns_min=3)
         assert await everything(disk) == guest.content
     whole(paths)
 
