@@ -32,6 +32,7 @@ from starlette.routing import Route
 
 from crucible_emu.control import metrics
 from crucible_emu.errors import CrucibleError, UsageError
+from crucible_emu.http_errors import error_response, refused
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs import status
 from crucible_emu.upstairs.driver import Upstairs
@@ -138,7 +139,7 @@ def application(control: Control) -> Starlette:
         Route("/volume-info", _endpoint(control.volume_info), methods=["GET"]),
         Route("/replace", _endpoint(control.replace), methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refused})
+    return Starlette(routes=routes, exception_handlers={HTTPException: refused})
 
 
 def _endpoint(answer: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:
@@ -147,9 +148,9 @@ def _endpoint(answer: Callable[[Request, bytes], Response]) -> Callable[[Request
             body = await _body(request)
             response = answer(request, body)
         except (UsageError, CrucibleError) as error:
-            return _error(400, str(error))
+            return error_response(400, str(error))
         except ClientDisconnect:
-            return _error(400, "the request ended before its body")
+            return error_response(400, "the request ended before its body")
         response.headers["x-request-id"] = str(uuid4())
         return response
 
@@ -165,18 +166,6 @@ async def _body(request: Request) -> bytes:
             if len(body) > BODY_BYTES_MAX:
                 raise UsageError(f"request body exceeded maximum size of {BODY_BYTES_MAX} bytes")
     return body
-
-
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail)
-
-
-def _error(code: int, message: str) -> Response:
-    request_id = str(uuid4())
-    return JSONResponse(
-        {"message": message, "request_id": request_id}, status_code=code, headers={"x-request-id": request_id}
-    )
 
 
 async def serve_control(control: Control, listener: socket.socket) -> None:

@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import RegionDefinition
+from crucible_emu.http_errors import error_response, refused
 from crucible_emu.supervisor.driver import Supervisor
 from crucible_emu.supervisor.fleet import Member
 
@@ -132,7 +133,7 @@ def application(control: Control) -> Starlette:
     """The API as an ASGI application."""
     return Starlette(
         routes=[Route(path, _endpoint(control, answer), methods=[method]) for method, path, answer in ROUTES],
-        exception_handlers={HTTPException: _refused},
+        exception_handlers={HTTPException: refused},
     )
 
 
@@ -141,25 +142,13 @@ def _endpoint(control: Control, answer: Answering) -> Callable[[Request], Awaita
         try:
             value = answer(control, request.path_params)
         except UsageError as error:
-            return _error(400, str(error))
+            return error_response(400, str(error))
         if request.method != "POST":
             return JSONResponse(value, headers={"x-request-id": str(uuid4())})
         control.supervisor.perform()
         return Response(status_code=204, headers={"x-request-id": str(uuid4())})
 
     return endpoint
-
-
-async def _refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail)
-
-
-def _error(status: int, message: str) -> Response:
-    request_id = str(uuid4())
-    return JSONResponse(
-        {"request_id": request_id, "message": message}, status_code=status, headers={"x-request-id": request_id}
-    )
 
 
 @asynccontextmanager
