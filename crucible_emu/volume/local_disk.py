@@ -109,6 +109,8 @@ def read_disk_file(directory: Path) -> DiskFile | None:
         return DiskFile.loads(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         pass
+    except NotADirectoryError:
+        raise UsageError(f"{directory} is no directory: give an empty or a new one, or that of a disk") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from None
     if directory.exists() and any(directory.iterdir()):

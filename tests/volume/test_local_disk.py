@@ -319,6 +319,12 @@ async def test_swapped_region_directories_are_noticed(tmp_path: Path) -> None:
     assert "region-0" in sentence and "put the right directory back" in sentence
 
 
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file is no directory: give an empty or a new one"):
+        read_disk_file(tmp_path / "file")
+
+
 async def test_a_region_of_another_disk_is_noticed(tmp_path: Path) -> None:
     make(tmp_path / "ours")
     make(tmp_path / "theirs")
