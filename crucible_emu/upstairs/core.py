@@ -259,7 +259,7 @@ class UpstairsCore(Dispatcher):
         return self.repair.limited_flush(job, client)
 
     def is_of_repair(self, job_id: int) -> bool:
-        return self.repair is not None and job_id in self.repair.ids
+        return self.repair is not None and self.repair.owns(job_id)
 
     def disable(self, error: errors.CrucibleError) -> None:
         """Stop using the disk for a reason that trying again does not cure by itself (§3). Whoever waits is told."""

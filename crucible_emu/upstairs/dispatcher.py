@@ -307,7 +307,7 @@ class Dispatcher(ABC):
 
     @abstractmethod
     def is_of_repair(self, job_id: int) -> bool:
-        """Whether ``job_id`` is one of the four of the extent under live repair, which are sent in another order."""
+        """Whether ``job_id`` is one of the four of an extent under live repair, which are sent in another order."""
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ stage       id     waits for                   does
 *opening*   N+3    N+2                         open it again; sent first of all, because guests' jobs wait for it
 ==========  =====  ==========================  ====================================================================
 
+While one extent is fetched the next is closed (*optimisation*: most of a close is waiting for disks and for the work
+before it). Only one is ever fetched: a Downstairs does no two repairs at once, and a flush must not wait for both.
 After the last extent comes a flush; when it is final the repaired replicas are as good as the others.
 
 Why it is safe: the four jobs are ordinary jobs to the dependency tracker, a writer of the whole extent under the id
@@ -51,11 +53,24 @@ class Stage(Enum):
     FETCHING = "fetching"
     SETTLING = "settling"
     OPENING = "opening"
-    FINAL_FLUSH = "final flush"
+
+
+class ExtentRepair:
+    """One extent under way. ``ids``: those of its four jobs; ``awaited``: the job that its stage waits for;
+    ``versions``: what the replicas said when they closed it."""
+
+    def __init__(self, extent_id: int, first_job_id: int) -> None:
+        self.extent_id = extent_id
+        self.ids = range(first_job_id, first_job_id + 4)
+        self.stage = Stage.CLOSING
+        self.opening: Job | None = None
+        self.awaited: Job | None = None
+        self.versions: dict[int, Versions] = {}
 
 
 class LiveRepair:
-    """One run over all extents. ``clients``: those under repair; ``source``: whom they fetch from."""
+    """One run over all extents. ``clients``: those under repair; ``source``: whom they fetch from; ``under_way``: the
+    extents that were begun and are not open again, in order; ``extent_id``: the last one that was begun."""
 
     def __init__(self, core: UpstairsCore, number: int, source: Client, clients: list[Client]) -> None:
         assert core.definition is not None
@@ -66,21 +81,22 @@ class LiveRepair:
         self.extent_count = core.definition.extent_count
         self.blocks_per_extent = core.definition.blocks_per_extent
         self.extent_id = -1
-        self.ids = range(0)
-        self.stage = Stage.OPENING
+        self.under_way: list[ExtentRepair] = []
         self.aborted = False
-        self._versions: dict[int, Versions] = {}
-        self._awaited: Job | None = None
-        self._opening: Job | None = None
+        self._final_flush: Job | None = None
 
     # -- what guests' jobs ask ----------------------------------------------------------------------------------------
 
+    def owns(self, job_id: int) -> bool:
+        """Whether ``job_id`` is one of the four of an extent under way."""
+        return any(job_id in extent.ids for extent in self.under_way)
+
     def reaches(self, job: Job) -> bool:
-        """Whether the clients under repair are sent ``job``: not a write beyond the extent under way (§8.4)."""
+        """Whether the clients under repair are sent ``job``: not a write beyond the extents begun (§8.4)."""
         return job.kind not in WRITES or job.starts[0] // self.blocks_per_extent <= self.extent_id
 
     def split(self, spans: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Cut spans of blocks (start, count) at extent borders: those up to the extent under way, and those beyond."""
+        """Cut spans of blocks (start, count) at extent borders: those of extents that were begun, and those beyond."""
         near: list[tuple[int, int]] = []
         beyond: list[tuple[int, int]] = []
         size = self.blocks_per_extent
@@ -108,19 +124,38 @@ class LiveRepair:
         self._tell("start", 0)
         self._next_extent()
 
-    def closed(self, client: int, versions: Versions) -> None:
-        """A replica has closed the extent under way and says what it holds."""
-        self._versions[client] = versions
+    def closed(self, extent_id: int, client: int, versions: Versions) -> None:
+        """A replica has closed an extent under way and says what it holds."""
+        for extent in self.under_way:
+            if extent.extent_id == extent_id:
+                extent.versions[client] = versions
 
     def advance(self) -> None:
         """Go on as far as what is awaited is final; a step may be final as soon as it is sent."""
-        core = self._core
-        while core.repair is self and self._awaited is not None:
-            if not self.aborted and self._must_abort(self._awaited):
-                self._abort()
-            if not self._awaited.complete:
-                return
-            self._next_stage()
+        while self._core.repair is self and self._one_step():
+            pass
+
+    def _one_step(self) -> bool:
+        """Let the first extent that can go on do so; after all of them, the final flush. Whether anything went on."""
+        for extent in self.under_way:
+            if self._final(extent.awaited) and not (extent.stage is Stage.CLOSING and self._fetching):
+                self._next_stage(extent)
+                return True
+        if self._final(self._final_flush):
+            self._finish()
+            return True
+        return False
+
+    def _final(self, step: Job | None) -> bool:
+        if step is None:
+            return False
+        if not self.aborted and self._must_abort(step):
+            self._abort()
+        return step.complete
+
+    @property
+    def _fetching(self) -> bool:
+        return any(extent.stage is Stage.FETCHING for extent in self.under_way)
 
     def _must_abort(self, step: Job) -> bool:
         """Whether the repair cannot go on as it began (§8.7)."""
@@ -131,62 +166,62 @@ class LiveRepair:
             or any(client.state.phase is not Phase.LIVE_REPAIR for client in self.clients)
         )
 
-    def _next_stage(self) -> None:
-        close_id, fetch_id, settle_id, _ = self.ids if self.ids else (0, 0, 0, 0)
-        match self.stage:
+    def _next_stage(self, extent: ExtentRepair) -> None:
+        _, fetch_id, settle_id, _ = extent.ids
+        match extent.stage:
             case Stage.CLOSING:
-                self.stage = Stage.FETCHING
-                self._awaited = self._fetch(fetch_id, close_id)
+                extent.stage = Stage.FETCHING
+                extent.awaited = self._fetch(extent)
+                self._next_extent()
             case Stage.FETCHING:
-                self.stage = Stage.SETTLING
-                self._awaited = self._submit(JobKind.EXTENT_NO_OP, settle_id, [fetch_id])
+                extent.stage = Stage.SETTLING
+                extent.awaited = self._submit(extent, JobKind.EXTENT_NO_OP, settle_id, [fetch_id])
             case Stage.SETTLING:
-                self.stage = Stage.OPENING
-                self._awaited = self._opening
+                extent.stage = Stage.OPENING
+                extent.awaited = extent.opening
             case Stage.OPENING:
-                if self.aborted or self.extent_id + 1 == self.extent_count:
-                    self.stage = Stage.FINAL_FLUSH
-                    self.ids = range(0)
-                    self._awaited = self._core.submit_flush(None)
-                else:
-                    self._next_extent()
-            case Stage.FINAL_FLUSH:
-                self._finish()
+                self.under_way.remove(extent)
+                if not self.under_way:
+                    self._final_flush = self._core.submit_flush(None)
 
     def _next_extent(self) -> None:
+        """Begin to close the next extent, if there is one and the repair goes on."""
+        if self.aborted or self.extent_id + 1 == self.extent_count:
+            return
         core = self._core
         self.extent_id += 1
-        self._versions.clear()
-        self.stage = Stage.CLOSING
         first_id = core.next_job_id
         core.next_job_id += 4
-        self.ids = range(first_id, first_id + 4)
         self._tell("progress", self.extent_id)
         dependencies: list[int] = []
         if core.identity.remote:
             first = self.extent_id * self.blocks_per_extent
             end = first + self.blocks_per_extent
             dependencies = core.tracker.block(first_id + 3, first, end, core.jobs.live)
-        self._opening = self._submit(JobKind.EXTENT_REOPEN, first_id + 3, [first_id + 2])
+        extent = ExtentRepair(self.extent_id, first_id)
+        self.under_way.append(extent)
+        extent.opening = self._submit(extent, JobKind.EXTENT_REOPEN, first_id + 3, [first_id + 2])
         flush_number, core.next_flush = core.next_flush, core.next_flush + 1
-        self._awaited = self._submit(JobKind.EXTENT_CLOSE, first_id, dependencies, flush_number=flush_number)
+        extent.awaited = self._submit(extent, JobKind.EXTENT_CLOSE, first_id, dependencies, flush_number=flush_number)
 
-    def _fetch(self, job_id: int, close_id: int) -> Job:
+    def _fetch(self, extent: ExtentRepair) -> Job:
         """Fetch the extent for those that hold another one than the source; confirm it for the others (§8.2)."""
         needing: frozenset[int] = frozenset()
         if not self.aborted:
-            wanted = self._versions.get(self.source.index)
+            wanted = extent.versions.get(self.source.index)
             for client in self.clients:
-                held = self._versions.get(client.index)
+                held = extent.versions.get(client.index)
                 if held is None or held[2] or wanted is None or held[:2] != wanted[:2]:
                     needing |= {client.index}
                     client.extents_repaired += 1
                 else:
                     client.extents_confirmed += 1
-        return self._submit(JobKind.EXTENT_REPAIR, job_id, [close_id], needing=needing)
+        close_id, fetch_id, _, _ = extent.ids
+        return self._submit(extent, JobKind.EXTENT_REPAIR, fetch_id, [close_id], needing=needing)
 
     def _submit(
         self,
+        extent: ExtentRepair,
         kind: JobKind,
         job_id: int,
         dependencies: list[int],
@@ -195,7 +230,7 @@ class LiveRepair:
         flush_number: int = 0,
     ) -> Job:
         core = self._core
-        job = Job(kind, job_id, [self.extent_id], [0], 0)
+        job = Job(kind, job_id, [extent.extent_id], [0], 0)
         job.dependencies = [dependencies]
         job.flush_number, job.gen_number = flush_number, core.generation
         targets = []
@@ -216,15 +251,16 @@ class LiveRepair:
         core = self._core
         dependencies = tuple(core.pruned_dependencies(job, client.index)[0])
         ids = (core.identity.upstairs_id, core.identity.session_id, job.first_id, dependencies)
+        extent_id = job.starts[0]
         match job.kind:
             case JobKind.EXTENT_REOPEN:
-                return m.ExtentLiveReopen(*ids, self.extent_id)
+                return m.ExtentLiveReopen(*ids, extent_id)
             case JobKind.EXTENT_CLOSE if client.state.phase is Phase.LIVE_REPAIR:
-                return m.ExtentLiveClose(*ids, self.extent_id)
+                return m.ExtentLiveClose(*ids, extent_id)
             case JobKind.EXTENT_CLOSE:
-                return m.ExtentLiveFlushClose(*ids, self.extent_id, job.flush_number, job.gen_number)
+                return m.ExtentLiveFlushClose(*ids, extent_id, job.flush_number, job.gen_number)
             case JobKind.EXTENT_REPAIR if client.index in needing and self.source.repair_address is not None:
-                return m.ExtentLiveRepair(*ids, self.extent_id, self.source.index, self.source.repair_address)
+                return m.ExtentLiveRepair(*ids, extent_id, self.source.index, self.source.repair_address)
             case _:
                 return m.ExtentLiveNoOp(*ids)
 

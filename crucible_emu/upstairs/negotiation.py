@@ -192,7 +192,7 @@ def _ack(core: UpstairsCore, client: Client, message: Any) -> None:
         core.failed(job, client.index, mask, message.result)
         return
     if job.kind is JobKind.EXTENT_CLOSE and message.result is not None and core.repair is not None:
-        core.repair.closed(client.index, message.result)
+        core.repair.closed(job.starts[0], client.index, message.result)
     core.done(job, client.index, mask)
 
 

@@ -68,8 +68,9 @@ class Recorder(Rig):
         for client in CLIENTS:
             replica = self.replicas[client]
             steps = [message for message in replica.live if not isinstance(message, m.Flush)]
+            closing = [] if repair is None else [extent.ids[0] for extent in repair.under_way]
             for message in sorted(steps, key=lambda message: message.job_id)[:1]:
-                if repair is None or message.job_id - 1 in replica.completed or message.job_id == repair.ids[0]:
+                if repair is None or message.job_id - 1 in replica.completed or message.job_id in closing:
                     replica.live.remove(message)
                     replica.lived.append(message)
                     replica.completed.add(message.job_id)
@@ -135,6 +136,7 @@ def test_jobs_on_the_same_blocks_keep_their_order_on_every_replica(before: list[
                 assert rig.core.repair is not None
     for client in CLIENTS:
         rig.check_order(client)
-        known = {sent.job_id for sent in rig.sent[client]} | set(rig.core.repair.ids if rig.core.repair else ())
+        under_way = rig.core.repair.under_way if rig.core.repair else []
+        known = {sent.job_id for sent in rig.sent[client]}.union(*(extent.ids for extent in under_way))
         for sent in rig.sent[client]:
             assert sent.dependencies <= known, f"replica {client} waits for what it was never sent: {sent}"

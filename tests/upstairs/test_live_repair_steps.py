@@ -5,6 +5,7 @@ Small regions, as in the real project's tests: four extents of three blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 import pytest
@@ -12,7 +13,7 @@ from upstairs_rig import Replica, Rig
 
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
-from crucible_emu.upstairs.live_repair import LiveRepair
+from crucible_emu.upstairs.live_repair import LiveRepair, Stage
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import Mode, Phase
 from crucible_emu.wire import messages as m
@@ -30,16 +31,22 @@ class StepRig(Rig):
         self.fail: tuple[int, int, int] | None = None
 
     def _answer_live(self, client: int, message: m.JobRequest, error: errors.CrucibleError | None) -> None:
-        repair = self.core.repair
-        step = repair.ids.index(message.job_id) if repair is not None and message.job_id in repair.ids else -1
-        if repair is not None and self.fail == (client, step, repair.extent_id):
-            self.fail, error = None, errors.IoError("the medium is worn out")
+        for extent in [] if self.core.repair is None else self.core.repair.under_way:
+            if message.job_id not in extent.ids:
+                continue
+            if self.fail == (client, extent.ids.index(message.job_id), extent.extent_id):
+                self.fail, error = None, errors.IoError("the medium is worn out")
         super()._answer_live(client, message, error)
 
     @property
     def repair(self) -> LiveRepair:
         assert self.core.repair is not None
         return self.core.repair
+
+    @property
+    def ids(self) -> range:
+        """The four jobs of the first extent under way."""
+        return self.repair.under_way[0].ids
 
     @property
     def phases(self) -> list[Phase]:
@@ -61,25 +68,29 @@ class StepRig(Rig):
         return self.repair
 
     def step(self, step: int) -> None:
-        """Every replica does one of the four jobs of the extent under way."""
-        job_id = self.repair.ids[step]
+        """Every replica does one of the four jobs of the first extent under way."""
+        job_id = self.ids[step]
         for client in CLIENTS:
-            replica = self.replicas[client]
-            for message in [message for message in replica.live if message.job_id == job_id]:
-                replica.live.remove(message)
-                replica.lived.append(message)
-                replica.completed.add(job_id)
-                self._answer_live(client, message, None)
+            self.do(client, job_id)
+
+    def do(self, client: int, job_id: int) -> None:
+        """A replica does one job of the repair, if it was sent it."""
+        replica = self.replicas[client]
+        for message in self.of_ids(client, [job_id]):
+            replica.live.remove(message)
+            replica.lived.append(message)
+            replica.completed.add(job_id)
+            self._answer_live(client, message, None)
 
     def go_to(self, extent_id: int) -> None:
-        """Let the repair come to extent ``extent_id``."""
-        while self.repair.extent_id < extent_id:
+        """Let extent ``extent_id`` be the first under way; it is being closed."""
+        while self.repair.under_way[0].extent_id < extent_id:
             for step in (CLOSE, FETCH, SETTLE, OPEN):
                 self.step(step)
 
     def closing(self, client: int) -> set[int]:
-        """What the closing of the extent under way waits for on a replica."""
-        job_id = self.repair.ids[CLOSE]
+        """What the closing of the first extent under way waits for on a replica."""
+        job_id = self.ids[CLOSE]
         (found,) = [message for message in self.replicas[client].live if message.job_id == job_id]
         return set(found.dependencies)
 
@@ -88,6 +99,10 @@ class StepRig(Rig):
         return [
             type(message) for message in self.replicas[client].lived if getattr(message, "extent_id", -1) == extent_id
         ]
+
+    def of_ids(self, client: int, ids: Sequence[int]) -> list[m.JobRequest]:
+        """What a replica has not done yet of these jobs, in the order in which it was sent."""
+        return [message for message in self.replicas[client].live if message.job_id in ids]
 
     def waiting(self, client: int, kind: type) -> m.JobRequest:
         (found,) = [message for message in self.replicas[client].live if isinstance(message, kind)]
@@ -125,7 +140,10 @@ def test_every_extent_is_closed_fetched_settled_and_opened(target: int, differin
         assert rig.steps(target, extent_id) == [m.ExtentLiveClose, *fetched, m.ExtentLiveReopen]
     for client in CLIENTS:
         ids = [message.job_id for message in rig.replicas[client].lived if not isinstance(message, m.Flush)]
-        assert ids == list(range(first, first + 4 * EXTENTS)), "all ids are used, one after the other"
+        assert sorted(ids) == list(range(first, first + 4 * EXTENTS)), "all ids are used"
+        for extent in range(EXTENTS):
+            own = range(first + 4 * extent, first + 4 * extent + 4)
+            assert [job_id for job_id in ids if job_id in own] == list(own), "one after the other"
     repaired = rig.core.clients[target]
     assert (repaired.extents_repaired, repaired.extents_confirmed) == (len(differing), EXTENTS - len(differing))
     flushes = {bytes(replica.flush) for replica in rig.replicas}
@@ -139,8 +157,8 @@ def test_the_four_jobs_of_an_extent_as_each_replica_gets_them(target: int, diffe
     if differs:
         spoil(rig.replicas[target], 0)
     flush_number = rig.core.next_flush
-    repair = rig.begin(target)
-    close, fetch, settle, reopen = repair.ids
+    rig.begin(target)
+    close, fetch, settle, reopen = rig.ids
     source = max(healthy(target))
     who = rig.core.identity
     for client in CLIENTS:
@@ -152,7 +170,7 @@ def test_the_four_jobs_of_an_extent_as_each_replica_gets_them(target: int, diffe
             assert (closing.flush_number, closing.gen_number) == (flush_number, 1)
     rig.step(CLOSE)
     for client in CLIENTS:
-        _, fetching = rig.replicas[client].live
+        fetching = rig.of_ids(client, (close, fetch, settle, reopen))[-1]
         assert (fetching.job_id, fetching.dependencies) == (fetch, (close,))
         if client == target and differs:
             assert isinstance(fetching, m.ExtentLiveRepair)
@@ -164,9 +182,28 @@ def test_the_four_jobs_of_an_extent_as_each_replica_gets_them(target: int, diffe
             assert isinstance(fetching, m.ExtentLiveNoOp)
     rig.step(FETCH)
     for client in CLIENTS:
-        _, settling = rig.replicas[client].live
+        settling = rig.of_ids(client, (close, fetch, settle, reopen))[-1]
         assert isinstance(settling, m.ExtentLiveNoOp)
         assert (settling.job_id, settling.dependencies) == (settle, (fetch,))
+
+
+def test_the_next_extent_is_closed_while_one_is_fetched_and_no_two_are_fetched_at_once() -> None:
+    rig = StepRig().active()
+    spoil(rig.replicas[1], 0)
+    spoil(rig.replicas[1], 1)
+    rig.begin(1)
+    assert [extent.stage for extent in rig.repair.under_way] == [Stage.CLOSING]
+    rig.step(CLOSE)
+    assert [extent.stage for extent in rig.repair.under_way] == [Stage.FETCHING, Stage.CLOSING]
+    next_one = rig.repair.under_way[1].ids
+    for client in CLIENTS:
+        rig.do(client, next_one[CLOSE])
+    assert [extent.stage for extent in rig.repair.under_way] == [Stage.FETCHING, Stage.CLOSING]
+    assert not rig.of_ids(1, [next_one[FETCH]]), "the first is still being fetched"
+    rig.step(FETCH)
+    assert [extent.stage for extent in rig.repair.under_way] == [Stage.SETTLING, Stage.FETCHING, Stage.CLOSING]
+    (fetching,) = rig.of_ids(1, [next_one[FETCH]])
+    assert isinstance(fetching, m.ExtentLiveRepair) and fetching.extent_id == 1
 
 
 def reconnect_first(rig: Rig, clients: tuple[int, ...]) -> None:
@@ -248,8 +285,8 @@ def test_the_closing_waits_for_what_is_on_its_extent() -> None:
 def test_what_comes_later_waits_for_the_reopening() -> None:
     rig = StepRig().active()
     before = rig.write(4)
-    repair = rig.begin(1)
-    opening = repair.ids[OPEN]
+    rig.begin(1)
+    opening = rig.ids[OPEN]
     write, beyond, read = rig.write(0, 2), rig.write(4), rig.read("read", 2, client=0)
     assert rig.dependencies(write) == rig.dependencies(read) == [opening]
     assert rig.dependencies(write, 1) == [opening]
@@ -268,17 +305,17 @@ def test_what_comes_later_waits_for_the_reopening() -> None:
 def test_the_replica_under_repair_waits_for_nothing_that_it_was_not_sent() -> None:
     rig = StepRig().active()
     rig.write(0)
-    repair = rig.begin(1)
+    rig.begin(1)
     skipped = rig.write(6)
     rig.flush("flush")
     flush_id = skipped.first_id + 1
     limited = rig.waiting(1, m.Flush)
-    assert limited.dependencies == (repair.ids[OPEN],)
+    assert limited.dependencies == (rig.ids[OPEN],)
     assert skipped.first_id in rig.dependencies(rig.replicas[0].jobs[-1], 0)
     rig.go_to(2)
     assert [rig.closing(client) for client in CLIENTS] == [{flush_id}] * 3, "the flush was sent to it as well"
     later = rig.write(6)
-    assert [rig.dependencies(later, client) for client in CLIENTS] == [[repair.ids[OPEN]]] * 3
+    assert [rig.dependencies(later, client) for client in CLIENTS] == [[rig.ids[OPEN]]] * 3
 
 
 # -- what guests do meanwhile -----------------------------------------------------------------------------------------
@@ -390,9 +427,13 @@ def test_whoever_fails_a_step_ends_the_repair(target: int, failing: int, step: i
     assert {client.index for client in rig.core.clients if client.state.mode is Mode.FAULTED} == gone
     for client in set(CLIENTS) - gone:
         assert rig.core.clients[client].state.phase is Phase.ACTIVE
-        ids = [message.job_id for message in rig.replicas[client].lived if not isinstance(message, m.Flush)]
-        assert ids == list(range(first, first + 4 * (extent_id + 1))), "every id of the extent was sent, and no more"
-        kinds = [type(message) for message in rig.replicas[client].lived][-4:]
+        lived = [message for message in rig.replicas[client].lived if not isinstance(message, m.Flush)]
+        ids = sorted(message.job_id for message in lived)
+        begun = len(ids) // 4
+        assert ids == list(range(first, first + 4 * begun)), "every id of what was begun was sent"
+        ahead = 0 if step == CLOSE else 1 if step == FETCH else 2
+        assert extent_id < begun <= extent_id + 1 + ahead, "and what is closed ahead is one extent"
+        kinds = [type(message) for message in sorted(lived, key=lambda message: message.job_id)][-4:]
         assert kinds == [m.ExtentLiveFlushClose, m.ExtentLiveNoOp, m.ExtentLiveNoOp, m.ExtentLiveReopen]
     assert rig.news[-1].what == "finish" and rig.news[-1].aborted
     rig.reconnect()
@@ -431,7 +472,7 @@ def test_answers_that_come_early_are_used(late: int, fails: bool) -> None:
     for client in healthy(late):
         rig.answer_live(client)
         assert m.ExtentLiveReopen in rig.steps(client)
-    assert repair.extent_id == 0 and rig.core.repair is repair
+    assert repair.under_way[0].extent_id == 0 and rig.core.repair is repair
     if fails:
         rig.fail = (late, SETTLE, 0)
     rig.hold(held=False)
@@ -453,7 +494,7 @@ def test_an_error_report_about_a_repair_job_ends_the_repair(failing: int) -> Non
     spoil(rig.replicas[1], 0)
     repair = rig.begin(1)
     rig.step(CLOSE)
-    who, job_id = rig.core.identity, repair.ids[FETCH]
+    who, job_id = rig.core.identity, rig.ids[FETCH]
     message = m.ErrorReport(who.upstairs_id, who.session_id, job_id, errors.RepairRequestError("nobody there"))
     rig.core.message(failing, rig.core.clients[failing].connection_id, message)
     rig.run()
