@@ -47,7 +47,7 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.downstairs.{name}"
-        for name in ("network_clone", "repair_client", "repair_http", "repair_service")
+        for name in ("network_clone", "repair_client", "repair_connection", "repair_http", "repair_service")
     ),
     *(
         f"crucible_emu.upstairs.{name}"

@@ -10,15 +10,16 @@ the way is one of the three repair errors and leaves the extent as it was.
 
 from __future__ import annotations
 
-import ssl
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Protocol
 
-import httpx2
+import h11
 import trio
 
 from crucible_emu import errors
+from crucible_emu.downstairs.repair_connection import RepairConnection
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.region import Region
 from crucible_emu.region.clone import RepairSource, copy_extent
@@ -27,12 +28,12 @@ from crucible_emu.region.repair_files import FileType
 from crucible_emu.wire.messages import SocketAddress
 
 REQUEST_S_MAX = 15.0
-PIECE_BYTES = 1 << 20
-WITHOUT_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""*Optimisation*: the service has no TLS; left to itself each client would load all certificates of the machine, which
-takes 74 ms of the loop per extent."""
+ANSWER_BYTES_MAX = 1 << 20
+"""No answer of the service other than a file is nearly as long."""
 OTHER_FILE_BYTES_MAX = 1 << 30
 """No remnant of the old format is as big as this."""
+BROKEN = (h11.RemoteProtocolError, OSError, trio.BrokenResourceError, trio.TooSlowError)
+"""How a conversation with the service may end early."""
 
 
 class Sources(Protocol):
@@ -55,8 +56,8 @@ class HttpSources:
 class HttpSource:
     """A repair service on the network, as a :class:`RepairSource`."""
 
-    def __init__(self, client: httpx2.AsyncClient, definition: RegionDefinition) -> None:
-        self._client = client
+    def __init__(self, connection: RepairConnection, definition: RegionDefinition) -> None:
+        self._connection = connection
         self._data_bytes = ExtentLayout(definition.block_size, definition.blocks_per_extent).file_bytes
 
     async def files(self, extent_id: int) -> Sequence[str]:
@@ -74,56 +75,55 @@ class HttpSource:
         most = self._data_bytes if kind is FileType.DATA else OTHER_FILE_BYTES_MAX
         deadline = trio.current_time() + REQUEST_S_MAX
         arrived = 0
+        await self._asked(path, deadline)
         try:
-            async with self._client.stream("GET", path) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    raise errors.RepairRequestError(_refusal(path, response))
-                async with aclosing(response.aiter_raw(PIECE_BYTES)) as pieces:
-                    while (piece := await _next_before(deadline, pieces)) is not None:
-                        arrived += len(piece)
-                        if arrived > most:
-                            raise errors.RepairStreamError(f"{path} sends more than the {most} bytes of such a file")
-                        yield piece
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise errors.RepairRequestError(f"{path}: {_reason(error)}") from error
-        except (httpx2.HTTPError, httpx2.StreamError, trio.TooSlowError) as error:
+            while (piece := await self._next_before(deadline)) is not None:
+                arrived += len(piece)
+                if arrived > most:
+                    raise errors.RepairStreamError(f"{path} sends more than the {most} bytes of such a file")
+                yield piece
+        except BROKEN as error:
             raise errors.RepairStreamError(f"{path} broke off after {arrived} bytes: {_reason(error)}") from error
 
     async def json(self, path: str) -> Any:
         """The JSON that a route answers with. Raises :class:`errors.RepairRequestError`."""
+        deadline = trio.current_time() + REQUEST_S_MAX
+        await self._asked(path, deadline)
         try:
-            with trio.fail_after(REQUEST_S_MAX):
-                response = await self._client.get(path)
-            if response.status_code != 200:
-                raise errors.RepairRequestError(_refusal(path, response))
-            return response.json()
-        except (httpx2.HTTPError, trio.TooSlowError) as error:
+            return json.loads(await self._whole(deadline))
+        except BROKEN as error:
             raise errors.RepairRequestError(f"{path}: {_reason(error)}") from error
         except ValueError as error:
             raise errors.RepairRequestError(f"{path} was answered with something that is no JSON") from error
+
+    async def _asked(self, path: str, deadline: float) -> None:
+        """Ask, up to the head of a good answer. Raises :class:`errors.RepairRequestError`."""
+        try:
+            with trio.fail_at(deadline):
+                status = await self._connection.ask(path)
+            if status != 200:
+                refusal = (await self._whole(deadline))[:200].decode(errors="replace")
+                raise errors.RepairRequestError(f"{path} was answered with {status}: {refusal}")
+        except BROKEN as error:
+            raise errors.RepairRequestError(f"{path}: {_reason(error)}") from error
+
+    async def _next_before(self, deadline: float) -> bytes | None:
+        with trio.fail_at(deadline):
+            return await self._connection.next_piece()
+
+    async def _whole(self, deadline: float) -> bytes:
+        """A body that is no file; of one that is too long, as much as such an answer may have."""
+        body = b""
+        while len(body) < ANSWER_BYTES_MAX and (piece := await self._next_before(deadline)) is not None:
+            body += piece
+        return body
 
 
 @asynccontextmanager
 async def http_source(address: SocketAddress, definition: RegionDefinition) -> AsyncIterator[HttpSource]:
     """The repair service at ``address``, for extents of a region like ``definition``."""
-    limits = httpx2.Limits(max_connections=1)
-    # The proxies of the environment are for the world outside, not for the sled next door.
-    client = httpx2.AsyncClient(
-        base_url=f"http://{address}", timeout=REQUEST_S_MAX, limits=limits, trust_env=False, verify=WITHOUT_TLS
-    )
-    async with client:
-        yield HttpSource(client, definition)
-
-
-async def _next_before(deadline: float, pieces: AsyncGenerator[bytes, None]) -> bytes | None:
-    """The next piece, ``None`` at the end. Raises :class:`trio.TooSlowError`."""
-    with trio.fail_at(deadline):
-        return await anext(pieces, None)
-
-
-def _refusal(path: str, response: httpx2.Response) -> str:
-    return f"{path} was answered with {response.status_code}: {response.text[:200]}"
+    async with aclosing(RepairConnection(address)) as connection:
+        yield HttpSource(connection, definition)
 
 
 def _reason(error: Exception) -> str:

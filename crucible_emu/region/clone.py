@@ -19,6 +19,7 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace as replace_fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -109,7 +110,7 @@ async def copy_extent(
                 # A full disk must not leave the request hanging until somebody collects it.
                 async with aclosing(source.stream(extent_id, kind)) as pieces:
                     async for piece in pieces:
-                        file.write(piece)
+                        await in_thread(partial(file.write, piece))
                 await in_thread(file.finish)
         if not await source.ready(extent_id):
             raise errors.RepairRequestError(f"extent {extent_id} was opened at the source while it was copied")

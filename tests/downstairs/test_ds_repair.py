@@ -437,7 +437,7 @@ async def test_chunked_answer_is_as_good(source: Region, target: Region) -> None
     assert stored(target, 0) == data
 
 
-@pytest.mark.parametrize(("answers", "error"), [((), errors.RepairRequestError), ((FILES,), errors.RepairStreamError)])
+@pytest.mark.parametrize(("answers", "error"), [((), errors.RepairRequestError), ((FILES,), errors.RepairRequestError)])
 async def test_silent_server_is_given_15_seconds(target: Region, answers: Any, error: Any) -> None:
     target.close_extent(0)
     clock = MockClock()
