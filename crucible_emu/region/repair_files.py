@@ -35,12 +35,14 @@ from crucible_emu.region import layout, sqlite_extent
 from crucible_emu.region.file_copy import PIECE_BYTES, copy_file, is_zero
 from crucible_emu.region.layout import ExtentLayout
 from crucible_emu.region.storage import Storage
+from crucible_emu.region.uncached import UncachedStorage, uncached
 from crucible_emu.region.verify import bad_blocks
 from crucible_emu.region.view import CHUNK_BYTES, look_through, open_extent
 
 log = get_logger(__name__)
 
 EXTENT_MODE = 0o644
+RUN_BYTES = 1 << 20
 COPY, REPLACE, COMPLETED = ".copy", ".replace", ".completed"
 
 
@@ -91,6 +93,7 @@ class Download:
 
     def __init__(self, storage: Storage, region: Path, extent_id: int, geometry: ExtentLayout) -> None:
         self._storage = storage
+        self._bulk = uncached(storage, geometry.file_bytes)
         self._extent_id = extent_id
         self._geometry = geometry
         self.extent = layout.extent_path(region, extent_id)
@@ -115,14 +118,14 @@ class Download:
 
     def receive(self, kind: FileType) -> Receiver:
         """The file to write the bytes of ``kind`` into: ``with download.receive(kind) as file``."""
-        return Receiver(self._storage, self.directory / kind.name_of(self.extent))
+        return Receiver(self._bulk, self.directory / kind.name_of(self.extent))
 
     def commit(self) -> None:
         """Check the copy, make it durable, declare it whole: steps 6 and 7. The source was asked again before.
 
         Reads and hashes the whole copy. Raises :class:`errors.RepairFilesInvalid`.
         """
-        check_copy(self._storage, self.directory, self._extent_id, self._geometry)
+        check_copy(self._bulk, self.directory, self._extent_id, self._geometry)
         self._storage.sync_directory(self.directory)
         self._storage.rename(self.directory, sibling(self.extent, REPLACE))
         self._committed = True
@@ -139,7 +142,7 @@ class Download:
         *Optimisation*: nothing is written twice. An interruption leaves the old extent or the new one, whole, and a
         ``NNN.copy`` that every program removes when it opens the region.
         """
-        check_copy(self._storage, self.directory, self._extent_id, self._geometry)
+        check_copy(self._bulk, self.directory, self._extent_id, self._geometry)
         self._storage.rename(self.directory / self.extent.name, self.extent)
         self._committed = True
         self._storage.sync_directory(self.extent.parent)
@@ -149,11 +152,18 @@ class Download:
 
 class Receiver:
     """A file that grows by :meth:`write`, in pieces of any size; zeros become holes. :meth:`finish` makes it durable,
-    in any thread; leaving the block closes it."""
+    in any thread; leaving the block closes it.
+
+    What arrives is collected, so that it is written in whole pieces at multiples of their size.
+    """
 
     def __init__(self, storage: Storage, path: Path) -> None:
         self._storage = storage
         self._path = path
+        self._held = memoryview(bytearray(RUN_BYTES))
+        self._held_bytes = 0
+        # Through the page cache each write is a piece: bigger ones make later overwrites slow (file_copy's essay).
+        self._run_bytes = RUN_BYTES if isinstance(storage, UncachedStorage) else PIECE_BYTES
         self.size_bytes = 0
 
     def __enter__(self) -> Receiver:
@@ -162,14 +172,32 @@ class Receiver:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
-        for start in range(0, len(view), PIECE_BYTES):
-            piece = view[start : start + PIECE_BYTES]
-            if not is_zero(piece):
-                self._storage.pwrite(self._descriptor, piece, self.size_bytes)
+        while view:
+            piece = view[: RUN_BYTES - self._held_bytes]
+            self._held[self._held_bytes : self._held_bytes + len(piece)] = piece
+            self._held_bytes += len(piece)
             self.size_bytes += len(piece)
+            view = view[len(piece) :]
+            if self._held_bytes == RUN_BYTES:
+                self._spill()
+
+    def _spill(self) -> None:
+        """Write what is collected, except for its zeros."""
+        base = self.size_bytes - self._held_bytes
+        begin = 0
+        for start in range(0, self._held_bytes, PIECE_BYTES):
+            end = min(start + PIECE_BYTES, self._held_bytes)
+            zero = is_zero(self._held[start:end])
+            if zero or end - begin >= self._run_bytes or end == self._held_bytes:
+                stop = start if zero else end
+                if begin < stop:
+                    self._storage.pwrite(self._descriptor, self._held[begin:stop], base + begin)
+                begin = end
+        self._held_bytes = 0
 
     def finish(self) -> None:
         """Nothing more comes: set the length and sync. Raises :class:`OSError`."""
+        self._spill()
         self._storage.ftruncate(self._descriptor, self.size_bytes)
         self._storage.fsync(self._descriptor)
 
