@@ -78,7 +78,6 @@ class Service:
     sled: str
     state: ServiceState = ServiceState.STOPPED
     pid: int | None = None
-    url: str | None = None
     returncode: int | None = None
     crashes: int = 0
     waits: int = 0
@@ -156,11 +155,11 @@ class RackCore:
         """The process that was asked for exists."""
         self.service(name).pid = pid
 
-    def ready(self, name: str, url: str, now_s: float) -> None:
-        """It can be reached at ``url``."""
+    def ready(self, name: str, now_s: float) -> None:
+        """It can be reached."""
         service = self.service(name)
         if service.state is ServiceState.STARTING:
-            service.url, service.ready_since_s = url, now_s
+            service.ready_since_s = now_s
         self._happen(service, Event.READY)
 
     def ended(self, name: str, returncode: int, now_s: float) -> None:
@@ -201,10 +200,6 @@ class RackCore:
     def all_gone(self) -> bool:
         """No service has a process."""
         return not any(each.state in HAS_PROCESS for each in self.services)
-
-    @property
-    def failed(self) -> list[Service]:
-        return [each for each in self.services if each.state is ServiceState.FAILED]
 
     def take_actions(self) -> list[Action]:
         """What is to be done, oldest first; each is handed out once."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crucible_emu.rack import ports
-from crucible_emu.rack.document import RackFile, Sled
+from crucible_emu.rack.document import RackFile
 from crucible_emu.rack.ports import Pool
 from crucible_emu.rack.state import RackState
 
-KINDS = ("agent", "pantry", "host")
+LOGS = "logs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,14 @@ class Planned:
 def services(rack: RackFile, root: Path) -> list[Planned]:
     """The services of this machine, agents first: whoever attaches a disk needs them."""
     agents = [
-        Planned(f"{sled.name}-disk{disk}", "agent", sled.name, disk, sled.disk_size or rack.disk_size, _disk(root, sled, disk))
+        Planned(
+            f"{sled.name}-disk{disk}",
+            "agent",
+            sled.name,
+            disk,
+            sled.disk_size or rack.disk_size,
+            root / sled.name / f"disk{disk}",
+        )
         for sled in rack.here
         for disk in range(sled.disks)
     ]
@@ -46,10 +53,6 @@ def services(rack: RackFile, root: Path) -> list[Planned]:
         if sled.host
     ]
     return [*agents, *pantries, *hosts]
-
-
-def _disk(root: Path, sled: Sled, disk: int) -> Path:
-    return root / sled.name / f"disk{disk}"
 
 
 def wanted_pools(
@@ -64,11 +67,25 @@ def wanted_pools(
     return {**kept, **dict(zip(new, placed))}
 
 
+def url(each: Planned, rack: RackFile, state: RackState) -> str | None:
+    """Where it answers; ``None`` where it has no port yet."""
+    port = state.http_ports.get(each.name)
+    scheme = "http" if rack.tls_cert is None else "https"
+    return None if port is None else f"{scheme}://{bracketed(rack.address)}:{port}"
+
+
+def log_path(root: Path, name: str) -> Path:
+    return root / LOGS / f"{name}.log"
+
+
+def bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 def command_line(each: Planned, rack: RackFile, state: RackState, root: Path) -> list[str]:
     """The arguments of ``crucible-emu`` that start it."""
-    host = f"[{rack.address}]" if ":" in rack.address else rack.address
     arguments = [each.kind, "run", *([] if each.directory is None else [str(each.directory)])]
-    arguments += ["--listen", f"{host}:{state.http_ports[each.name]}", "--json", "--until-eof"]
+    arguments += ["--listen", f"{bracketed(rack.address)}:{state.http_ports[each.name]}", "--json", "--until-eof"]
     if each.kind == "agent":
         pool = state.pools[each.name]
         arguments += ["--low-port", str(pool.low), "--ports", str(pool.count)]

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crucible_emu.errors import UsageError
-from crucible_emu.wire.constants import REPAIR_PORT_OFFSET
 
+REPAIR_PORT_OFFSET = 4000
+"""As in ``wire.constants`` (a test compares them); to import that takes longer than a command that asks a rack."""
 LOW_PORT = 19000
 """As the real agent's service manifest has it."""
 PORTS_MAX = 1000
@@ -65,7 +66,8 @@ def place(
         raise UsageError(f"{count} ports for each agent cannot be had: take 1 to {REPAIR_PORT_OFFSET}")
     if not 1 <= low <= PORT_MAX:
         raise UsageError(f"{low} is no port to begin with: take one from 1 to {PORT_MAX}")
-    placed, found, start = list(taken), [], low
+    found: list[Pool] = []
+    placed, start = list(taken), low
     while len(found) < wanted:
         pool = Pool(start, count)
         if pool.ranges[1].stop - 1 > PORT_MAX:
