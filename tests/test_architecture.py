@@ -40,7 +40,18 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 
 DECIDING = tuple(
     f"crucible_emu.{name}"
-    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service")
+    for name in (
+        "wire",
+        "downstairs",
+        "upstairs",
+        "volume",
+        "nbd",
+        "control",
+        "supervisor",
+        "exercise",
+        "service",
+        "rack",
+    )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
@@ -66,6 +77,8 @@ DRIVERS = {
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
     *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
+    *(f"crucible_emu.rack.{name}" for name in ("asking", "control", "forkserver", "launch", "presence", "reach")),
+    *(f"crucible_emu.rack.{name}" for name in ("reservations", "state_file", "supervisor")),
 }
 OUTSIDE_WORLD = {
     *("trio", "asyncio", "anyio", "threading", "subprocess", "socket", "select", "os", "time", "secrets"),

@@ -18,7 +18,7 @@ import typer
 
 from crucible_emu.cli.sizes import parse_size
 from crucible_emu.errors import UsageError
-from crucible_emu.rack import asking, presence, state
+from crucible_emu.rack import asking, presence, state_file
 from crucible_emu.rack.description import ELSEWHERE, describe
 from crucible_emu.rack.document import RackFile, differences, parse, simple, to_toml
 from crucible_emu.rack.forkserver import GRACE_S
@@ -92,7 +92,7 @@ def up(
         _print(lock, as_json)
         return
     if new:
-        state.write_whole(root / presence.RACK_FILE, to_toml(document))
+        state_file.write_whole(root / presence.RACK_FILE, to_toml(document))
     _start(root, document, lock, new_ports=new_ports, foreground=foreground, as_json=as_json)
 
 
@@ -109,7 +109,7 @@ def _start(root: Path, document: RackFile, lock: int, *, new_ports: bool, foregr
         if not as_json:
             print("Ctrl-C ends the rack in order.", flush=True)
 
-    launch.supervise(root, document, programs, lock, ready, new_ports=new_ports)
+    launch.supervise(root, document, programs, lock, ready, new_ports=new_ports, log_level="warning")
 
 
 def run_service(arguments: list[str]) -> None:
@@ -127,7 +127,7 @@ def status(directory: Directory = None, rack: Rack = None, as_json: AsJson = Fal
     try:
         found = asking.ask(root, {"do": "status"})
     except asking.NotRunning:
-        found = describe(root, document, state.load(root))
+        found = describe(root, document, state_file.load(root))
     others = [each for each in found["services"] if each["state"] == ELSEWHERE]
     if others:
         import trio
@@ -164,7 +164,7 @@ def down(directory: Directory = None, rack: Rack = None, as_json: AsJson = False
     if lock is None:
         raise UsageError(f"the rack in {root} did not end within {DOWN_S_MAX:.0f} s: look into its logs")
     presence.sweep(root)
-    document = describe(root, _read(root / presence.RACK_FILE), state.load(root))
+    document = describe(root, _read(root / presence.RACK_FILE), state_file.load(root))
     os.close(lock)
     if as_json:
         _print(document, as_json)
@@ -258,7 +258,7 @@ def _lock_or_join(root: Path) -> int | dict[str, Any]:
         if lock is not None:
             return lock
         try:
-            return asking.ask(root, {"do": "wait"})
+            return asking.ask(root, {"do": "up"})
         except asking.NotRunning:
             lock = presence.wait_for_lock(root, JOIN_S)
     raise UsageError(f"somebody holds the lock of the rack in {root} and does not answer: look into its logs")
@@ -279,4 +279,7 @@ def _print(rack: dict[str, Any], as_json: bool) -> None:
     print(f"The rack in {rack['directory']} is {what}.")
     for row in (tuple(column.upper() for column in COLUMNS), *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    for each in rack["services"]:
+        if each["said"] and each["state"] != "ready":
+            print(f"{each['name']} ended: {each['said']}")
     sys.stdout.flush()

@@ -15,7 +15,7 @@ ANSWER_BYTES_MAX = 4 << 20
 
 
 class NotRunning(UsageError):
-    """No supervisor answers in this directory."""
+    """No supervisor answers in this directory, or the one that does is about to end."""
 
 
 class Refused(UsageError):
@@ -41,6 +41,8 @@ def ask(directory: Path, request: dict[str, Any], *, timeout_s: float | None = N
     if not answer:
         raise NotRunning(f"the supervisor of the rack in {directory} ended before it answered: look at its log")
     document = json.loads(answer)
+    if document.get("leaving"):
+        raise NotRunning(document["error"])
     if "error" in document:
         raise Refused(document["error"])
     rack: dict[str, Any] = document["rack"]

@@ -8,9 +8,9 @@ protocol instead of HTTP, because they are then there at once: asking needs noth
     {"do": "status"}                      -> {"rack": {...}}
     {"do": "kill", "sled": "sled1"}       -> {"rack": {...}} when everything of it is gone
     {"do": "start", "sled": "sled1"}      -> {"rack": {...}} when it is ready
-    {"do": "wait"}                        -> {"rack": {...}} when all is ready
+    {"do": "up"}                          -> {"rack": {...}} when all is ready; what had failed is started again
     {"do": "down"}                        -> {"rack": {...}} at once; when nothing runs, the lock is free
-    anything that cannot be done          -> {"error": "a sentence"}
+    anything that cannot be done          -> {"error": "a sentence", "leaving": false}
 
 What it guarantees: a line that is too long or no request costs its connection one sentence and the rack nothing.
 Whoever may open the socket may do all this; that is the owner of the rack's directory.
@@ -29,6 +29,7 @@ import trio
 from crucible_emu.errors import UsageError
 from crucible_emu.rack import presence
 from crucible_emu.rack.asking import LINE_BYTES_MAX
+from crucible_emu.rack.core import Leaving
 
 Answering = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -92,7 +93,7 @@ async def _answered(line: bytes, answer: Answering) -> dict[str, Any]:
     try:
         return await answer(request)
     except UsageError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "leaving": isinstance(error, Leaving)}
 
 
 async def _send(stream: trio.SocketStream, document: dict[str, Any]) -> None:

@@ -19,13 +19,20 @@ from crucible_emu.errors import UsageError
 from crucible_emu.rack.states import HAS_PROCESS, Doing, Event, ServiceState, step
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.25, 15.0
-CRASHES_MAX = 5
+CRASHES_MAX = 4
 STEADY_S = 60.0
 """Ready for so long, a service has outlived its troubles: the next crash is counted as the first."""
 USAGE_EXIT = 2
 """The exit code of a command that was given wrong input: it would be wrong the next time too."""
 
 ENDS_FIRST = frozenset({"pantry", "host"})
+
+
+class Leaving(UsageError):
+    """The rack is on its way down."""
+
+    def __init__(self) -> None:
+        super().__init__("the rack is on its way down: wait until it is, and start it again with rack up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Service:
     state: ServiceState = ServiceState.STOPPED
     pid: int | None = None
     returncode: int | None = None
+    said: str = ""
     crashes: int = 0
     waits: int = 0
     restarts: int = 0
@@ -115,13 +123,11 @@ class RackCore:
 
     def start_sled(self, sled: str) -> None:
         """Start what does not run. Raises :class:`UsageError`."""
-        found = self.of_sled(sled)
-        if self.leaving:
-            raise UsageError("the rack is on its way down: wait until it is, and start it again with rack up")
-        for each in found:
-            if each.state not in HAS_PROCESS:
-                each.crashes = 0
-            self._happen(each, Event.START)
+        self._start(self.of_sled(sled))
+
+    def start_failed(self) -> None:
+        """Give those another chance that have failed or wait. Raises :class:`Leaving`."""
+        self._start([each for each in self.services if each.state is not ServiceState.KILLED])
 
     def kill_sled(self, sled: str) -> None:
         """Sudden death of everything of a sled. Raises :class:`UsageError`."""
@@ -162,9 +168,11 @@ class RackCore:
             service.ready_since_s = now_s
         self._happen(service, Event.READY)
 
-    def ended(self, name: str, returncode: int, now_s: float) -> None:
-        """Its process is gone: ``returncode`` is the exit code, or the negative number of a signal."""
+    def ended(self, name: str, returncode: int, now_s: float, said: str = "") -> None:
+        """Its process is gone: ``returncode`` is the exit code, or the negative number of a signal; ``said`` its last
+        words."""
         service = self.service(name)
+        service.said = said
         since, service.ready_since_s = service.ready_since_s, None
         service.pid, service.returncode = None, returncode
         event = Event.ENDED
@@ -208,6 +216,14 @@ class RackCore:
 
     # -----------------------------------------------------------------------------------------------------------------
 
+    def _start(self, services: list[Service]) -> None:
+        if self.leaving:
+            raise Leaving
+        for each in services:
+            if each.state not in HAS_PROCESS:
+                each.crashes = 0
+            self._happen(each, Event.START)
+
     def _end_the_rest(self) -> None:
         if any(each.state in HAS_PROCESS for each in self.services if each.kind in ENDS_FIRST):
             return
@@ -227,7 +243,7 @@ class RackCore:
     def _do(self, service: Service, doing: Doing) -> None:
         signals: dict[Doing, Callable[[str], Action]] = {Doing.TERMINATE: Terminate, Doing.KILL: Kill}
         if doing is Doing.SPAWN:
-            service.returncode = None
+            service.returncode, service.said = None, ""
             self._actions.append(Spawn(service.name))
         elif doing is Doing.START_AGAIN:
             service.start_again = True

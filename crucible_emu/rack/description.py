@@ -55,6 +55,7 @@ def _here(each: Planned, root: Path, rack: RackFile, state: RackState, core: Rac
         "url": plan.url(each, rack, state),
         "pid": service.pid,
         "restarts": service.restarts,
+        "said": service.said or None,
         "disk": each.disk,
         "disk_size": each.disk_size,
         "low_port": None if pool is None else pool.low,
@@ -68,7 +69,7 @@ def _elsewhere(sled: SledElsewhere) -> list[dict[str, Any]]:
     found = [("agent", f"disk{index}", url, index) for index, url in enumerate(sled.agents)]
     others = (("pantry", sled.pantry), ("host", sled.host))
     rows = [*found, *((kind, kind, url, None) for kind, url in others if url is not None)]
-    empty = dict.fromkeys(("pid", "disk_size", "low_port", "ports", "directory", "log"))
+    empty = dict.fromkeys(("pid", "disk_size", "low_port", "ports", "directory", "log", "said"))
     return [
         {
             **empty,

@@ -105,9 +105,10 @@ class ForkServer:
     ``{"do": "signal", "name", "number"}``; answered with ``{"event": "spawned" | "ended", "name", ...}``.
     """
 
-    def __init__(self, requests: socket.socket, entry: Entry) -> None:
+    def __init__(self, requests: socket.socket, entry: Entry, grace_s: float = GRACE_S) -> None:
         self.requests = requests
         self.entry = entry
+        self.grace_s = grace_s
         self.running: dict[int, str] = {}
         self.gone: list[tuple[str, int, int]] = []
 
@@ -199,7 +200,7 @@ class ForkServer:
 
     def _end_all(self, awake: socket.socket) -> None:
         """The supervisor is gone. Its services have heard of it as well; kill those that are still there in the end."""
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + self.grace_s
         while left := children():
             if time.monotonic() >= deadline:
                 for pid in left:

@@ -26,7 +26,7 @@ import trio
 
 from crucible_emu import logs
 from crucible_emu.errors import UsageError
-from crucible_emu.rack import forkserver, plan, presence, state
+from crucible_emu.rack import forkserver, plan, presence, state_file
 from crucible_emu.rack.document import RackFile
 from crucible_emu.rack.forkserver import Entry
 from crucible_emu.rack.reservations import Reservations
@@ -122,7 +122,16 @@ def _say(word: int, document: dict[str, Any]) -> None:
         os.close(word)
 
 
-def supervise(root: Path, rack: RackFile, programs: Programs, lock: int, ready: Ready, *, new_ports: bool) -> None:
+def supervise(
+    root: Path,
+    rack: RackFile,
+    programs: Programs,
+    lock: int,
+    ready: Ready,
+    *,
+    new_ports: bool = False,
+    log_level: str = "info",
+) -> None:
     """Run the rack in this process until it is told to end. ``lock`` is the rack's, and stays open.
 
     Raises :class:`UsageError` where it does not become ready; nothing of it runs then.
@@ -135,7 +144,7 @@ def supervise(root: Path, rack: RackFile, programs: Programs, lock: int, ready: 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         forks = _start_fork_server(theirs, lock, programs.entry)
         theirs.close()
-        logs.configure(level=os.environ.get(logs.LEVEL_VARIABLE) or "info")
+        logs.configure(level=os.environ.get(logs.LEVEL_VARIABLE) or log_level)
         with ours:
             supervisor = Supervisor(root, rack, kept, planned, ours)
             try:
@@ -164,7 +173,7 @@ def _start_fork_server(requests: socket.socket, lock: int, entry: Entry) -> int:
 
 def give_ports(root: Path, rack: RackFile, reservations: Reservations, *, new_ports: bool = False) -> RackState:
     """Give every service the ports that it has not, hold all of them, and save. Raises :class:`UsageError`."""
-    found = state.load(root)
+    found = state_file.load(root)
     planned = plan.services(rack, root)
     known = {each.name for each in planned}
     if new_ports:
@@ -189,5 +198,5 @@ def give_ports(root: Path, rack: RackFile, reservations: Reservations, *, new_po
         if each.name not in found.http_ports:
             found.http_ports[each.name] = reservations.take(lambda port: any(port in pool for pool in pools.values()))
     found.killed &= {sled.name for sled in rack.here}
-    state.save(root, found)
+    state_file.save(root, found)
     return found

@@ -1,24 +1,19 @@
 """What of a rack survives: the ports that were given out once, and the sleds that were killed.
 
 What it is for: a control plane writes down the URLs of agents and pantries, and an agent the ports of its Downstairs;
-so each service comes back where it was. ``state.json`` in the rack's directory holds that.
+so each service comes back where it was.
 
-What it guarantees: the file is whole at any instant, also after SIGKILL or a power cut: it is written beside, synced
-and renamed. A port in it is never changed by a rack that runs; one that nobody can have any more is given up only when
-a person says so.
+What it guarantees: a port in it is never changed by a rack that runs; one that nobody can have any more is given up
+only when a person says so. What was not written by :meth:`RackState.to_json` is refused, not guessed at.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from crucible_emu.errors import UsageError
 from crucible_emu.rack.ports import Pool
 
-NAME = "state.json"
 FORMAT = 1
 
 
@@ -56,36 +51,3 @@ def from_json(text: str) -> RackState:
     if not all(0 < port < 65536 for port in found.http_ports.values()):
         raise ValueError("a port is none")
     return found
-
-
-def load(directory: Path) -> RackState:
-    """What was saved in ``directory``; an empty state where nothing was. Raises :class:`UsageError`."""
-    path = directory / NAME
-    try:
-        return from_json(path.read_text())
-    except FileNotFoundError:
-        return RackState()
-    except ValueError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error}): restore it, or delete it and have every service get new ports"
-        ) from None
-
-
-def save(directory: Path, state: RackState) -> None:
-    """Make ``state`` durable. The caller holds the rack's lock."""
-    write_whole(directory / NAME, state.to_json())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Put ``text`` at ``path``, all or nothing, and durable when this returns."""
-    growing = path.with_name(f".{path.name}.part")
-    with growing.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(growing, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,8 +21,8 @@ import trio
 
 from crucible_emu.errors import UsageError
 from crucible_emu.logs import get_logger
-from crucible_emu.rack import control, description, plan, state
-from crucible_emu.rack.core import Changed, Kill, RackCore, Service, Spawn, Terminate, Wait
+from crucible_emu.rack import control, description, plan, state_file
+from crucible_emu.rack.core import Changed, Kill, Leaving, RackCore, Service, Spawn, Terminate, Wait
 from crucible_emu.rack.document import RackFile
 from crucible_emu.rack.forkserver import MESSAGE_BYTES_MAX, last_words, prepare_log
 from crucible_emu.rack.plan import Planned
@@ -85,10 +85,10 @@ class Supervisor:
         if failure is not None:
             raise failure
 
-    async def _wait_for_start(self, ready: Callable[[dict[str, Any]], None]) -> NotReady | None:
+    async def _wait_for_start(self, ready: Callable[[dict[str, Any]], None]) -> UsageError | None:
         try:
             await self._all_ready(self.core.services)
-        except NotReady as error:
+        except (NotReady, Leaving) as error:
             log.error("rack not ready", reason=str(error))
             self.core.shut_down()
             self.perform()
@@ -167,7 +167,7 @@ class Supervisor:
         service = self.core.service(change.name)
         facts = {"service": change.name, "state": change.state.value}
         if change.state in (ServiceState.WAITING, ServiceState.FAILED):
-            log.warning("service ended", **facts, returncode=service.returncode, said=self._said(change.name))
+            log.warning("service ended", **facts, returncode=service.returncode, said=service.said)
         else:
             log.info("service", **facts)
 
@@ -201,7 +201,8 @@ class Supervisor:
                 self.core.spawned(event["name"], event["pid"])
             else:
                 os.close(self._inputs.pop(event["name"]))
-                self.core.ended(event["name"], event["returncode"], trio.current_time())
+                said = self._said(event["name"])
+                self.core.ended(event["name"], event["returncode"], trio.current_time(), said)
             self.perform()
         self._forks_gone = True
         if not self.core.leaving:
@@ -231,7 +232,9 @@ class Supervisor:
         match request.get("do"):
             case "status":
                 pass
-            case "wait":
+            case "up":
+                self.core.start_failed()
+                self.perform()
                 await self._all_ready(self.core.services)
             case "kill":
                 await self._kill(self._sled(request))
@@ -257,7 +260,7 @@ class Supervisor:
 
     async def _kill(self, sled: str) -> None:
         self.state.killed.add(sled)
-        state.save(self.root, self.state)
+        state_file.save(self.root, self.state)
         self.core.kill_sled(sled)
         self.perform()
         services = self.core.of_sled(sled)
@@ -266,7 +269,7 @@ class Supervisor:
     async def _start(self, sled: str) -> None:
         self.core.start_sled(sled)
         self.state.killed.discard(sled)
-        state.save(self.root, self.state)
+        state_file.save(self.root, self.state)
         self.perform()
         await self._all_ready(self.core.of_sled(sled))
 
@@ -291,7 +294,7 @@ class Supervisor:
         if self._forks_gone:
             raise NotReady("the fork server ended, and with it all services: start the rack again")
         if late and self.core.leaving:
-            raise NotReady("the rack was told to end before it was ready")
+            raise Leaving
         if late:
             raise NotReady(f"{', '.join(late)} did not become ready within {READY_S_MAX:.0f} s: look into the logs")
 

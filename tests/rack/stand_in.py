@@ -16,17 +16,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import trio
-
-from crucible_emu.cli import main, rack, service
+from crucible_emu.cli import main, rack
 from crucible_emu.errors import UsageError
-from crucible_emu.service import Api, Call, Exposure, Operation, serving
+
+if TYPE_CHECKING:
+    from crucible_emu.service import Api, Exposure
 
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
-async def _hello(_call: Call) -> object:
+async def _hello(_call: object) -> object:
     return {"arguments": sys.argv[1:]}
 
 
@@ -42,7 +43,11 @@ def stand_in(arguments: list[str]) -> None:
 def _serve(arguments: list[str]) -> None:
     kind, _, *rest = arguments
     directory = None if kind == "pantry" else Path(rest[0])
-    word = "" if directory is None or not (directory / "behaviour").exists() else (directory / "behaviour").read_text()
+    word = (
+        ""
+        if directory is None or not (directory / "behaviour").exists()
+        else (directory / "behaviour").read_text().strip()
+    )
     if word == "crash":
         sys.exit(1)
     if word == "wrong":
@@ -51,11 +56,20 @@ def _serve(arguments: list[str]) -> None:
         assert directory is not None
         child = subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=True, stdin=subprocess.DEVNULL)
         (directory / "child").write_text(str(child.pid))
+    import trio
+
+    from crucible_emu.service import Api, Exposure, Operation
+
     exposure = Exposure(rest[rest.index("--listen") + 1])
     trio.run(_until_told, Api(kind, [Operation("hello", "GET", "/hello", _hello)], 1024), exposure, word == "deaf")
 
 
 async def _until_told(api: Api, exposure: Exposure, deaf: bool) -> None:
+    import trio
+
+    from crucible_emu.cli import service
+    from crucible_emu.service import serving
+
     async with serving(api, exposure) as url:
         if deaf:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
