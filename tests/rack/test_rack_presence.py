@@ -84,7 +84,7 @@ def test_a_state_that_was_not_written_here_is_refused(tmp_path: Path, text: str)
     with pytest.raises(ValueError):
         from_json(text)
     (tmp_path / "state.json").write_text(text)
-    with pytest.raises(UsageError, match="cannot be read .*: restore it, or delete it"):
+    with pytest.raises(UsageError, match=r"cannot be read .*: restore it, or delete it"):
         state_file.load(tmp_path)
 
 
