@@ -169,7 +169,7 @@ def down(directory: Directory = None, rack: Rack = None, as_json: AsJson = False
     if as_json:
         _print(document, as_json)
     else:
-        print(f"The rack in {root} is down.")
+        print(f"The rack in {root} is down.", flush=True)
 
 
 # -- which rack -------------------------------------------------------------------------------------------------------
@@ -276,7 +276,9 @@ def _print(rack: dict[str, Any], as_json: bool) -> None:
     rows = [tuple(str(each[column] or "-") for column in COLUMNS) for each in rack["services"]]
     widths = [max(len(row[index]) for row in [COLUMNS, *rows]) for index in range(len(COLUMNS))]
     what = "ready" if rack["ready"] else "running, and not all of it is ready" if rack["running"] else "not running"
-    print(f"The rack in {rack['directory']} is {what}.")
+    dead = [sled["name"] for sled in rack["sleds"] if sled["state"] == "killed"]
+    but = f"; dead until somebody starts them: {', '.join(dead)}" if dead else ""
+    print(f"The rack in {rack['directory']} is {what}{but}.")
     for row in (tuple(column.upper() for column in COLUMNS), *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     for each in rack["services"]:

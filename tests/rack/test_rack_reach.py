@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from crucible_emu.errors import UsageError
 from crucible_emu.rack import reach
@@ -52,6 +53,20 @@ async def test_a_token_is_not_sent_in_the_clear(tmp_path: Path) -> None:
     rack = RackFile((SledElsewhere("far"),), token_file="token")
     async with serving(agent(), Exposure(token="a-token-of-good-length")) as url:
         assert await look("agent", url, rack, tmp_path) == "token refused"
+
+
+async def test_over_tls_the_token_is_sent(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("::1")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "token").write_text("a-token-of-good-length\n")
+    exposure = Exposure("[::1]:0", tmp_path / "cert.pem", tmp_path / "key.pem", "a-token-of-good-length")
+    sleds = (SledElsewhere("far"),)
+    async with serving(agent(), exposure) as url:
+        assert await look("agent", url, RackFile(sleds, token_file="token", ca_file="ca.pem"), tmp_path) == "ready"
+        assert await look("agent", url, RackFile(sleds, token_file="token"), tmp_path) == "unreachable"
 
 
 async def test_files_that_cannot_be_read(tmp_path: Path) -> None:
