@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
+REAL = [sys.executable, "-m", "crucible_emu", "rack"]
 WAIT_S = 60
 
 
 def command(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
-    """A command of the rack that goes on running."""
+    """A command of the rack that goes on running; ``program`` is :data:`STAND_IN` or :data:`REAL`."""
     environment = {name: value for name, value in os.environ.items() if name != "CRUCIBLE_RACK"}
     return subprocess.Popen(
-        [*STAND_IN, *map(str, arguments)],
+        [*settings.pop("program", STAND_IN), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
