@@ -12,6 +12,8 @@ from crucible_emu.rack import presence
 
 LINE_BYTES_MAX = 64 * 1024
 ANSWER_BYTES_MAX = 4 << 20
+ANSWER_S_MAX = 180.0
+"""Longer than a supervisor waits for anything; one that is silent for so long stands still."""
 
 
 class NotRunning(UsageError):
@@ -22,11 +24,11 @@ class Refused(UsageError):
     """The supervisor said that it cannot be done; the message is its sentence."""
 
 
-def ask(directory: Path, request: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+def ask(directory: Path, request: dict[str, Any], *, timeout_s: float = ANSWER_S_MAX) -> dict[str, Any]:
     """The rack as the supervisor describes it when ``request`` has been done.
 
     Raises :class:`NotRunning` where nobody answers (or stops answering), :class:`Refused` with the supervisor's own
-    sentence, and :class:`TimeoutError`.
+    sentence, and :class:`UsageError` where there is no answer within ``timeout_s``.
     """
     caller = presence.connect(directory)
     if caller is None:
@@ -38,6 +40,10 @@ def ask(directory: Path, request: dict[str, Any], *, timeout_s: float | None = N
             answer = _line(caller)
         except ConnectionError:
             answer = b""
+        except TimeoutError:
+            raise UsageError(
+                f"the supervisor of the rack in {directory} has not answered for {timeout_s:.0f} s: look at its log"
+            ) from None
     if not answer:
         raise NotRunning(f"the supervisor of the rack in {directory} ended before it answered: look at its log")
     document = json.loads(answer)

@@ -101,6 +101,9 @@ def _be_supervisor(root: Path, rack: RackFile, programs: Programs, lock: int, wo
     except UsageError as error:
         _say(word, {"error": str(error)})
         raise SystemExit(1) from None
+    except OSError as error:
+        _say(word, {"error": f"the rack cannot be started: {error}"})
+        raise
 
 
 def _redirect(root: Path, kept: Sequence[int]) -> None:
@@ -137,7 +140,8 @@ def supervise(
     Raises :class:`UsageError` where it does not become ready; nothing of it runs then.
     """
     planned = plan.services(rack, root)
-    plan.log_path(root, "").parent.mkdir(exist_ok=True)
+    for directory in (plan.log_path(root, "").parent, *(each.directory for each in planned if each.directory)):
+        directory.mkdir(parents=True, exist_ok=True)
     with Reservations(rack.address) as reservations:
         kept = give_ports(root, rack, reservations, new_ports=new_ports)
         programs.load()

@@ -141,8 +141,6 @@ class Supervisor:
     def _spawn(self, name: str) -> None:
         """Have the service forked. The write end of its standard input stays here, and nowhere else."""
         planned = self._plan_of(name)
-        if planned.directory is not None:
-            planned.directory.mkdir(parents=True, exist_ok=True)
         arguments = plan.command_line(planned, self.document, self.state, self.root)
         path = plan.log_path(self.root, name)
         self._log_starts[name] = prepare_log(path)

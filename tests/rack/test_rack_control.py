@@ -82,3 +82,9 @@ async def test_a_caller_that_leaves_costs_nothing(tmp_path: Path) -> None:
         async with await trio.open_unix_socket(tmp_path / presence.SOCKET) as stream:
             await stream.send_all(b"{}\n")
             assert await stream.receive_some(4096)
+
+
+async def test_a_supervisor_that_stands_still_is_one_sentence(tmp_path: Path) -> None:
+    ask = partial(asking.ask, tmp_path, {"do": "status"}, timeout_s=0.05)
+    with presence.listen(tmp_path), pytest.raises(UsageError, match="has not answered for 0 s: look at its log"):
+        await trio.to_thread.run_sync(ask)

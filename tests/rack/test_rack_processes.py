@@ -193,6 +193,14 @@ def test_a_port_that_somebody_else_has_is_one_sentence(root: Path) -> None:
     rack("down", root)
 
 
+def test_a_directory_that_cannot_be_used_is_one_sentence(root: Path) -> None:
+    root.mkdir()
+    (root / "sled0").write_text("in the way")
+    words = sentence("up", root, *ONE)
+    assert words.startswith("the rack cannot be started: ") and "sled0" in words
+    assert nothing_left(root)
+
+
 def test_two_racks_do_not_share_ports_and_a_copy_is_refused(root: Path) -> None:
     other = root.with_name("other")
     first = service(rack("up", root, *ONE), "sled0-disk0")
