@@ -136,9 +136,8 @@ class RackCore:
             self._happen(each, Event.KILL)
 
     def shut_down(self) -> None:
-        """End all in order; nothing is started any more. A second time: at once."""
+        """End all in order; nothing is started any more. Said again it changes nothing."""
         if self.leaving:
-            self.kill_all()
             return
         self.leaving = True
         for each in self.services:

@@ -35,7 +35,6 @@ from crucible_emu.rack.supervisor import Supervisor
 
 SUPERVISOR_LOG = "supervisor"
 WORD_BYTES_MAX = 4 << 20
-CLAIM_TRIES_MAX = 100
 
 Ready = Callable[[dict[str, Any]], None]
 
@@ -118,11 +117,10 @@ def _redirect(root: Path, kept: Sequence[int]) -> None:
 def _say(word: int, document: dict[str, Any]) -> None:
     """Once; whoever waits for it reads to the end of the pipe."""
     try:
-        os.write(word, json.dumps(document).encode())
+        with open(word, "wb") as file:
+            file.write(json.dumps(document).encode())
     except BrokenPipeError:
         pass  # nobody waits any more
-    finally:
-        os.close(word)
 
 
 def supervise(
@@ -183,7 +181,7 @@ def give_ports(root: Path, rack: RackFile, reservations: Reservations, *, new_po
     if new_ports:
         found.http_ports.clear()
     refused: frozenset[int] = frozenset()
-    for _ in range(CLAIM_TRIES_MAX):
+    while True:  # each time more hundreds are refused, and there are not many
         pools = plan.wanted_pools(rack, planned, found, refused)
         taken = reservations.claim({hundred for pool in pools.values() for hundred in pool.hundreds})
         if not taken:

@@ -114,9 +114,12 @@ class Supervisor:
         log.info("rack down")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
-        async for _ in signals:
-            self.core.shut_down()
-            self.perform()
+        await anext(signals)
+        self.core.shut_down()
+        self.perform()
+        await anext(signals)  # somebody is in a hurry
+        self.core.kill_all()
+        self.perform()
 
     # -- the core's actions -------------------------------------------------------------------------------------------
 

@@ -203,6 +203,8 @@ def test_nothing_is_started_during_the_end() -> None:
         core.start_failed()
     assert not any(isinstance(action, Spawn) for action in core.take_actions())
     core.shut_down()
+    assert doings(core) == []
+    core.kill_all()
     assert doings(core) == [Kill("p0"), Kill("h0")]
 
 

@@ -135,6 +135,16 @@ def test_death_of_the_fork_server_ends_the_rack(root: Path) -> None:
     assert nothing_left(root)
 
 
+def test_down_twice_at_once_is_down_once(root: Path) -> None:
+    """The race: the second comes while the first is being obeyed; it must not turn an orderly end into a sudden one."""
+    rack("up", root, *ONE)
+    both = [command("down", root) for _ in range(2)]
+    assert [process.communicate(timeout=60) for process in both] == [(f"The rack in {root} is down.\n", "")] * 2
+    assert nothing_left(root)
+    said = (root / "logs" / "supervisor.log").read_text()
+    assert '"state": "killing"' not in said and said.count('"state": "stopped"') == 2
+
+
 def test_two_that_start_at_once_start_one_rack(root: Path) -> None:
     """The race: both find no rack, and both make one."""
     both = [command("up", root, *ONE, "--json") for _ in range(2)]
