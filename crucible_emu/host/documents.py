@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from crucible_emu.host.components import (
     U32,
@@ -32,6 +32,10 @@ MigrationState = Literal[
     "Sync", "RamPush", "Pause", "RamPushDirty", "Device", "Resume", "RamPull", "Server", "Finish", "Error"
 ]
 InstanceStateRequested = Literal["Run", "Stop", "Reboot"]
+
+
+class StateRequest(RootModel[InstanceStateRequested]):
+    """What ``PUT .../state`` takes: one word."""
 
 
 class _Document(BaseModel):
