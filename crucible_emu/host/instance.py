@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from crucible_emu.host import documents as d
 from crucible_emu.host.components import InstanceSpec, spec_key
-from crucible_emu.host.refusals import Forbidden, Gone, NoDisk, NoInstance
+from crucible_emu.host.refusals import Forbidden, Gone, NoDisk, NoDiskToChange, NoInstance
 from crucible_emu.host.spec import DiskPlan, disks_of, with_vcr
 from crucible_emu.host.states import ALIVE, FINAL, REQUESTS, Doing, Event, InstanceState, step
 from crucible_emu.volume.vcr import VolumeConstructionRequest
@@ -112,22 +112,22 @@ class Instance:
             raise NoInstance(f"Server not initialized (no instance): it is {self.state}")
         if self.spec is None:
             raise NoInstance("Server not initialized (no instance): its spec is still on its way from the source")
-        return self._plan(disk_id)
+        return self._plan(disk_id, NoDisk)
 
     def disk_to_change(self, disk_id: str, *, waited: bool) -> DiskPlan:
         """The disk whose VCR is to be replaced now (§6.3); ``waited``: the request came when the instance could still
-        be changed. Raises :class:`Gone`, :class:`Forbidden`, :class:`NoDisk`."""
+        be changed. Raises :class:`Gone`, :class:`Forbidden`, :class:`NoDiskToChange`."""
         if self.state not in ALIVE:
             if waited:
                 raise Gone(f"the instance is {self.state}: it ended while the request waited")
             raise Forbidden(f"no VCR can be replaced: the instance is {self.state}")
-        return self._plan(disk_id)
+        return self._plan(disk_id, NoDiskToChange)
 
-    def _plan(self, disk_id: str) -> DiskPlan:
+    def _plan(self, disk_id: str, refusal: type[NoDisk]) -> DiskPlan:
         try:
             return self.plans[spec_key(disk_id)]
         except (KeyError, ValueError):
-            raise NoDisk(f"no Crucible backend {disk_id[:100]!r} in this instance") from None
+            raise refusal(f"no Crucible backend {disk_id[:100]!r} in this instance") from None
 
     def replaced(self, plan: DiskPlan, request: VolumeConstructionRequest, vcr_json: str) -> None:
         """``request`` was accepted in place of that of ``plan``: the spec has it from now on."""

@@ -49,6 +49,10 @@ class NoDisk(Refused):
 
     status = 404
 
+
+class NoDiskToChange(NoDisk):
+    """The same, where a VCR is to be replaced."""
+
     @property
     def error_code(self) -> str | None:
         # In faithful mode a 404 has no sentence of its own; clients of the real one read it here (§9, row 8).
