@@ -77,7 +77,8 @@ async def test_reboot_sends_the_guest_away_and_keeps_the_disk(tmp_path: Path) ->
         while seen["state"] != "Running":
             seen = await control.seen(seen["gen"] + 1)
         assert seen["gen"] == 4
-        assert not any(member.region.extent_versions()[2].any() for member in servers.members)
+        dirty = [bool(member.region.extent_versions()[2].any()) for member in servers.members]
+        assert sum(dirty) <= 1, "a flush is answered when two replicas have done it"
         async with guest(uri) as machine:
             assert await machine.read(0, BLOCK) == pattern(BLOCK)
         assert (await control.status())["volume"]["sub_volumes"][0]["upstairs"]["session_id"] == session
