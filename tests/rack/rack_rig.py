@@ -77,6 +77,19 @@ def hello(url: str) -> list[str]:
     return arguments
 
 
+def call(method: str, url: str, version: str, body: object = None) -> Any:
+    """What a service answers to a request; raises for a refusal."""
+    request = urllib.request.Request(
+        url,
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"api-version": version, "content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+
 def processes_of(root: Path) -> set[int]:
     """The processes of the rack in ``root``, by its name on their command line; those that have ended do not count."""
     found = set()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import resource
 import signal
-import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from uuid import UUID
 
 import pytest
 import rack_rig
-from rack_rig import REAL, end_by_force, nothing_left, processes_of, states, urls, wait_until
+from rack_rig import REAL, call, end_by_force, nothing_left, processes_of, states, urls, wait_until
 
 CPU_S_MAX = 4.0
 """What a rack of five sleds may cost until it is ready. On two cores that is well under five seconds, whatever else the
@@ -48,18 +46,6 @@ def test_five_sleds_are_ready_for_little(root: Path) -> None:
     assert command_s + sum(map(cpu_s, processes_of(root))) < CPU_S_MAX
     rack("down", root)
     assert nothing_left(root)
-
-
-def call(method: str, url: str, version: str, body: object = None) -> Any:
-    request = urllib.request.Request(
-        url,
-        method=method,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"api-version": version, "content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None
 
 
 class Disk:
