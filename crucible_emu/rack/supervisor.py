@@ -206,6 +206,8 @@ class Supervisor:
                 self.core.ended(event["name"], event["returncode"], trio.current_time(), said)
             self.perform()
         self._forks_gone = True
+        while self._inputs:
+            os.close(self._inputs.popitem()[1])
         if not self.core.leaving:
             log.error("the fork server is gone, and with it all services: the rack ends")
             self.core.leaving = True
