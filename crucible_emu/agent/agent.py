@@ -26,7 +26,7 @@ import trio
 from crucible_emu.agent import books, core
 from crucible_emu.agent.core import PortPool, Reason, Refused, Task, Work
 from crucible_emu.agent.datasets import Datasets
-from crucible_emu.agent.digesting import Digests
+from crucible_emu.agent.digesting import Digests, Key
 from crucible_emu.agent.documents import CreateRegion, DigestStatus, GetSnapshotResponse, RunningSnapshot, Snapshot
 from crucible_emu.agent.failures import Failing, Failures
 from crucible_emu.agent.records import Records, RegionRecord
@@ -53,7 +53,7 @@ class AgentOptions:
     """``host``: where Downstairs listen. ``capacity_bytes``: what reservations may add up to, ``None`` for no limit."""
 
     host: str = "::1"
-    pool: PortPool = PortPool(19000, 1000)
+    pool: PortPool = field(default_factory=lambda: PortPool(19000, 1000))
     capacity_bytes: int | None = None
     isolate: bool = False
     failures: Failures = field(default_factory=Failures)
@@ -175,9 +175,7 @@ class Agent:
     async def run_snapshot(self, region_id: str, name: str) -> RunningSnapshot:
         async with self._snapshots:
             await self.snapshot(region_id, name)
-            after = await self._change(
-                lambda records: core.run_snapshot(records, region_id, name, self.options.pool)
-            )
+            after = await self._change(lambda records: core.run_snapshot(records, region_id, name, self.options.pool))
         run = after.run(region_id, name)
         assert run is not None
         return run
@@ -197,13 +195,19 @@ class Agent:
             region = self.services.region(f"downstairs-{region_id}")
             return region is not None and region.flush_under_way
 
-        return await self._digests.ask((region_id, None), path, immutable=record.read_only, flushing=flushing)
+        return await self._ask_digest((region_id, None), path, immutable=record.read_only, flushing=flushing)
 
     async def snapshot_digest(self, region_id: str, name: str) -> DigestStatus:
         await self.snapshot(region_id, name)
         path = self.datasets.snapshot_path(region_id, name)
         assert path is not None
-        return await self._digests.ask((region_id, name), path, immutable=True)
+        return await self._ask_digest((region_id, name), path, immutable=True, flushing=lambda: False)
+
+    async def _ask_digest(self, key: Key, path: Path, *, immutable: bool, flushing: Callable[[], bool]) -> DigestStatus:
+        try:
+            return await self._digests.ask(key, path, immutable=immutable, flushing=flushing)
+        except UsageError as error:  # it went between the question and the look
+            raise Refused(Reason.NOT_CREATED, str(error)) from None
 
     # The worker
 
@@ -217,9 +221,11 @@ class Agent:
             if work is None:
                 await changed.wait()
             else:
-                log.info("working", task=work.task.value, region=work.region_id, snapshot=work.name)
                 await trio.sleep(self.options.failures.slow_s)
-                await self._do(work)
+                # A request may have come meanwhile that makes it another.
+                if work == core.next_work(self._records, self._resting):
+                    log.info("working", task=work.task.value, region=work.region_id, snapshot=work.name)
+                    await self._do(work)
 
     async def _do(self, work: Work) -> None:
         match work.task:
@@ -263,7 +269,8 @@ class Agent:
             else:
                 await trio.to_thread.run_sync(self.datasets.begin, wish)  # holds its reservation from now on
                 await self._region_news(region_id, RegionEvent.CLONE_BEGINS)
-                self._nursery.start_soon(self._clone, wish)
+                if self._records.regions[region_id].state is RegionState.CREATING:
+                    self._nursery.start_soon(self._clone, wish)
                 return
         except TROUBLE as error:
             await self._not_made(region_id, error)
@@ -273,6 +280,7 @@ class Agent:
     async def _clone(self, wish: CreateRegion) -> None:
         async with self._clones:
             try:
+                await trio.sleep(self.options.failures.slow_s)
                 await self.datasets.clone(wish)
             except TROUBLE as error:
                 await self._not_made(wish.id, error)

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from crucible_emu.agent.agent import Agent
 from crucible_emu.agent.core import Reason, Refused
 from crucible_emu.agent.documents import CreateRegion
+from crucible_emu.errors import CrucibleError
+from crucible_emu.logs import get_logger
 from crucible_emu.service import Api, Call, Operation, Refusal, Versions
 
 NAME = "crucible-agent"
@@ -35,6 +37,8 @@ STATUSES: dict[Reason, tuple[int, int]] = {
     Reason.NOT_CREATED: (409, 409),
 }
 """Status of each refusal: of a faithful agent, and otherwise."""
+
+log = get_logger(__name__)
 
 Handler = Callable[[Call], Awaitable[object]]
 
@@ -65,9 +69,7 @@ def agent_api(agent: Agent, *, faithful: bool = False, lenient: bool = False) ->
     operations.append(
         Operation("region_create", "POST", "/crucible/0/regions", _told(_create(agent)), CreateRegion, 200)
     )
-    return Api(
-        NAME, operations, BODY_BYTES_MAX, versions=Versions((VERSION,)), faithful=faithful, lenient=lenient
-    )
+    return Api(NAME, operations, BODY_BYTES_MAX, versions=Versions((VERSION,)), faithful=faithful, lenient=lenient)
 
 
 def _named(call: Call) -> tuple[str, str]:
@@ -104,5 +106,8 @@ def _told(handler: Handler) -> Handler:
         except Refused as refused:
             faithful, otherwise = STATUSES[refused.reason]
             raise Refusal(faithful if call.faithful else otherwise, str(refused)) from None
+        except (CrucibleError, OSError) as error:
+            log.error("request failed", operation=call.operation.operation_id, reason=str(error))
+            raise Refusal(500, str(error)) from None
 
     return told

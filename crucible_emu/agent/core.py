@@ -1,4 +1,4 @@
-"""What the agent decides: each request and each piece of news as a function from records to records (apis-and-tools.md §1).
+"""What the agent decides: each request and each piece of news, as a function of its records (apis-and-tools.md §1).
 
 What it is for: everything that can be said without looking at a disk, a clock or a socket. A function either returns
 the records after the change, the same object where nothing changes, or raises :class:`Refused`. Who calls it writes

@@ -32,6 +32,7 @@ from crucible_emu.wire.messages import SocketAddress
 REGIONS = "regions"
 MAKING, REMOVING = ".making-", ".removing-"
 
+
 class Datasets:
     """The region directories below ``parent``."""
 

@@ -1,4 +1,4 @@
-"""The documents of the agent's API, with the names and members of ``crucible-agent-1.0.0.json`` (apis-and-tools.md §1.2).
+"""The documents of the agent's API, as in ``crucible-agent-1.0.0.json`` (apis-and-tools.md §1.2).
 
 What it is for: requests are checked against these models, answers are made of them, clients read with them; the region
 and running-snapshot models are also the entries of the data file. Unknown members are ignored everywhere, as in the

@@ -1,4 +1,4 @@
-"""What the agent knows of its regions and running snapshots, and the text in which it keeps that (apis-and-tools.md §1.7).
+"""What the agent knows of its regions and running snapshots, and its text on disk (apis-and-tools.md §1.7).
 
 What it is for: :class:`Records` is everything that must survive a restart. It never changes; a change makes a new one,
 which becomes *the* records only after it is on disk. So nobody ever answers from, or acts on, what a crash could take
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
-from crucible_emu.agent.documents import CreateRegion, Document, Region, RunningSnapshot, State
+from crucible_emu.agent.documents import CreateRegion, Document, Region, RunningSnapshot
 from crucible_emu.agent.states import OCCUPIES_PORT, RegionEvent, RegionState, RunEvent, after_region, after_run
 from crucible_emu.errors import UsageError
 

@@ -1,4 +1,4 @@
-"""What may happen to a region and to a running snapshot, as tables that the code executes (apis-and-tools.md §1.3, §1.4).
+"""What may happen to a region and to a running snapshot, as executed tables (apis-and-tools.md §1.3, §1.4).
 
 What it is for: :data:`REGION_TRANSITIONS` and :data:`RUN_TRANSITIONS` give for a state and an event the state after it.
 Rows that lead back to their state are there on purpose: a request that is repeated, and news that come too late.
@@ -59,7 +59,8 @@ REGION_TRANSITIONS: dict[tuple[RegionState, RegionEvent], RegionState] = {
     (_R.FAILED, _E.DELETE): _R.TOMBSTONED,
     (_R.TOMBSTONED, _E.DELETE): _R.TOMBSTONED,
     (_R.DESTROYED, _E.DELETE): _R.DESTROYED,
-    # It was deleted while it was being made.
+    # It was deleted while it was being made, or about to be.
+    (_R.TOMBSTONED, _E.CLONE_BEGINS): _R.TOMBSTONED,
     (_R.TOMBSTONED, _E.MADE): _R.TOMBSTONED,
     (_R.TOMBSTONED, _E.NOT_MADE): _R.TOMBSTONED,
     (_R.TOMBSTONED, _E.REMOVED): _R.DESTROYED,
