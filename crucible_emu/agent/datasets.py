@@ -26,7 +26,7 @@ from crucible_emu.downstairs.network_clone import clone_from, open_source
 from crucible_emu.errors import SnapshotFailed
 from crucible_emu.region import directory, snapshot
 from crucible_emu.region.clone import check_compatible
-from crucible_emu.region.storage import OsStorage
+from crucible_emu.region.storage import OsStorage, Storage
 from crucible_emu.wire.messages import SocketAddress
 
 REGIONS = "regions"
@@ -36,11 +36,11 @@ MAKING, REMOVING = ".making-", ".removing-"
 class Datasets:
     """The region directories below ``parent``."""
 
-    def __init__(self, parent: Path) -> None:
+    def __init__(self, parent: Path, storage: Storage | None = None) -> None:
         self.root = parent / REGIONS
-        self._storage = OsStorage()
-        if not self.root.is_dir():
-            self.root.mkdir()
+        self._storage = storage or OsStorage()
+        if not self._storage.exists(self.root):
+            self._storage.make_directories(self.root)
             self._storage.sync_directory(parent)
 
     def path(self, region_id: str) -> Path | None:
@@ -55,15 +55,15 @@ class Datasets:
 
     def held(self) -> set[str]:
         """Ids of all regions that have files, those included that are being made or removed."""
-        return {name.removeprefix(MAKING).removeprefix(REMOVING) for name in os.listdir(self.root)}
+        return {name.removeprefix(MAKING).removeprefix(REMOVING) for name in self._storage.names(self.root)}
 
     def sweep(self) -> None:
         """Remove what an interruption left: directories that were being made or removed, and such snapshots."""
-        for name in sorted(os.listdir(self.root)):
+        for name in sorted(self._storage.names(self.root)):
             if name.startswith((MAKING, REMOVING)):
                 self._storage.remove_tree(self.root / name)
             else:
-                snapshot.sweep(self.root / name)
+                snapshot.sweep(self.root / name, self._storage)
         self._storage.sync_directory(self.root)
 
     # Making
@@ -95,11 +95,13 @@ class Datasets:
         """Put the certificates beside the region, and give it its name."""
         for name, text in (("cert.pem", wish.cert_pem), ("key.pem", wish.key_pem), ("root.pem", wish.root_pem)):
             if text is not None:
-                descriptor = os.open(making / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    file.write(text)
+                descriptor = self._storage.open(making / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, PRIVATE)
+                try:
+                    self._storage.pwrite(descriptor, text.encode(), 0)
+                finally:
+                    self._storage.close(descriptor)
         self._storage.sync_tree(making)
-        os.rename(making, self.root / wish.id)
+        self._storage.rename(making, self.root / wish.id)
         self._storage.sync_directory(self.root)
 
     # Removing
@@ -113,7 +115,7 @@ class Datasets:
         for leftover in (removing, self.root / (MAKING + path.name)):
             self._storage.remove_tree(leftover)
         if self._storage.exists(path):
-            os.rename(path, removing)
+            self._storage.rename(path, removing)
             self._storage.sync_directory(self.root)
             self._storage.remove_tree(removing)
         self._storage.sync_directory(self.root)
@@ -125,7 +127,7 @@ class Datasets:
         path = self.path(region_id)
         if path is None:
             return []
-        found = (self.snapshot(region_id, name) for name in snapshot.list_snapshots(path))
+        found = (self.snapshot(region_id, name) for name in snapshot.list_snapshots(path, self._storage))
         return [each for each in found if each is not None]
 
     def snapshot(self, region_id: str, name: str) -> Snapshot | None:
@@ -155,4 +157,4 @@ class Datasets:
         if self.snapshot_path(region_id, name) is not None:
             path = self.path(region_id)
             assert path is not None
-            snapshot.delete_snapshot(path, name)
+            snapshot.delete_snapshot(path, name, self._storage)
