@@ -106,7 +106,8 @@ class Served:
         async with self.upstairs(region_id, generation) as upstairs:
             count = PARAMETERS["extent_size"] * PARAMETERS["extent_count"]
             await upstairs.ask(write(1000, 0, count, fill), m.WriteAck)
-            await upstairs.ask(flush(1001, [1000], generation, generation, snapshot), m.FlushAck)
+            ack = await upstairs.ask(flush(1001, [1000], generation, generation, snapshot), m.FlushAck)
+            assert ack.result is None
 
     async def digest(self, path: str) -> Any:
         """The digest of ``/id`` or ``/id/snapshots/name``, when it is there."""

@@ -6,5 +6,6 @@ import sys
 from pathlib import Path
 
 sys.path += [
-    str(Path(__file__).parent.parent / neighbour) for neighbour in ("downstairs", "region_tools", "volume", "nbd", "cli")
+    str(Path(__file__).parent.parent / neighbour)
+    for neighbour in ("downstairs", "region_tools", "volume", "nbd", "cli")
 ]
