@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import trio
@@ -39,6 +39,19 @@ def wish(region_id: str, **changes: Any) -> dict[str, Any]:
     return {"id": region_id, **PARAMETERS, **changes}
 
 
+T = TypeVar("T")
+
+
+async def until(look: Callable[[], Awaitable[T]], good: Callable[[T], bool], timeout_s: float = ENOUGH_S) -> T:
+    """What ``look`` finds, as soon as it is ``good``."""
+    with trio.fail_after(timeout_s):
+        while True:
+            found = await look()
+            if good(found):
+                return found
+            await trio.sleep(0.005)
+
+
 class Served:
     """An agent and its API."""
 
@@ -64,10 +77,7 @@ class Served:
 
     async def until(self, region_id: str, state: str) -> Any:
         """The region, as soon as it is in ``state``."""
-        with trio.fail_after(ENOUGH_S):
-            while (found := await self.region(region_id))["state"] != state:
-                await trio.sleep(0.005)
-        return found
+        return await until(lambda: self.region(region_id), lambda found: found["state"] == state)
 
     async def made(self, region_id: str, **changes: Any) -> Any:
         """POST a region and wait for it."""
@@ -81,13 +91,11 @@ class Served:
 
     async def run_of(self, region_id: str, name: str, state: str) -> Any:
         """The running snapshot, as soon as it is in ``state``."""
-        with trio.fail_after(ENOUGH_S):
-            while True:
-                found = await self.ask("GET", f"/{region_id}/snapshots")
-                run = found["running_snapshots"].get(name)
-                if run is not None and run["state"] == state:
-                    return run
-                await trio.sleep(0.005)
+
+        async def look() -> Any:
+            return (await self.ask("GET", f"/{region_id}/snapshots"))["running_snapshots"].get(name)
+
+        return await until(look, lambda run: run is not None and run["state"] == state)
 
     async def run(self, region_id: str, name: str) -> Any:
         """Run a snapshot and wait for it."""
@@ -111,10 +119,7 @@ class Served:
 
     async def digest(self, path: str) -> Any:
         """The digest of ``/id`` or ``/id/snapshots/name``, when it is there."""
-        with trio.fail_after(ENOUGH_S):
-            while (found := await self.ask("GET", f"{path}/digest"))["state"] == "computing":
-                await trio.sleep(0.005)
-        return found
+        return await until(lambda: self.ask("GET", f"{path}/digest"), lambda found: found["state"] != "computing")
 
 
 @asynccontextmanager

@@ -31,16 +31,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-HERE = Path(__file__).parent
-IN_MEMORY = Path("/dev/shm")
-"""Where files cost no syncs, so that more happens in a life: a process is killed here, and no machine."""
-if __name__ == "__main__":
-    sys.path += [str(HERE.parent.parent), str(HERE), str(HERE.parent / "downstairs")]
-
+import agent_neighbours  # noqa: F401  opens the ways to the neighbours
 import httpx2
 import numpy as np
 import trio
-from agent_rig import PARAMETERS, POOL, REGIONS, VERSION, connected, own_host, serving_agent, wish
+from agent_rig import PARAMETERS, POOL, REGIONS, VERSION, connected, own_host, serving_agent, until, wish
 from downstairs_rig import flush, write
 
 from crucible_emu.geometry import RegionDefinition
@@ -51,6 +46,8 @@ from crucible_emu.region.view import RegionView
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.constants import REPAIR_PORT_OFFSET
 
+IN_MEMORY = Path("/dev/shm")
+"""Where files cost no syncs, so that more happens in a life: a process is killed here, and no machine."""
 CLIENTS = 3
 LIVE_MAX = 6
 SETTLE_S = 60
@@ -103,6 +100,7 @@ class World:
         self.ports: dict[tuple[str, str | None], int] = {}
         self.told: list[str] = []
         self.counts: dict[str, int] = {}
+        self.killed = trio.Event()
         self._numbers = itertools.count(1)
 
     # Asking
@@ -208,8 +206,7 @@ class World:
         await self.wait_for(region.id, "destroyed")
 
     async def wait_for(self, region_id: str, state: str) -> None:
-        while (await self.get(f"/{region_id}"))["state"] != state:
-            await trio.sleep(0.005)
+        await until(lambda: self.get(f"/{region_id}"), lambda found: found["state"] == state, timeout_s=SETTLE_S)
 
     async def snapshot(self, region: RegionModel) -> None:
         fill, name = self.rng.randrange(1, 256), f"s{next(self._numbers)}"
@@ -239,8 +236,11 @@ class World:
         await self.wait_for_run(region.id, name, "destroyed")
 
     async def wait_for_run(self, region_id: str, name: str, state: str) -> None:
-        while (await self.get(f"/{region_id}/snapshots"))["running_snapshots"][name]["state"] != state:
-            await trio.sleep(0.005)
+        await until(
+            lambda: self.get(f"/{region_id}/snapshots"),
+            lambda found: found["running_snapshots"][name]["state"] == state,
+            timeout_s=SETTLE_S,
+        )
 
     async def unsnapshot(self, region: RegionModel, name: str, snapshot: SnapshotModel) -> None:
         snapshot.possible = {"absent", "there"}
@@ -256,10 +256,7 @@ class World:
 
     async def compare(self) -> None:
         """Let the agent settle, and hold what is found against what is possible; from now on that is certain."""
-        with trio.fail_after(SETTLE_S):
-            while unsettled := self.unsettled(found := await self.listing()):
-                self.told.append(f"waiting for {unsettled}")
-                await trio.sleep(0.01)
+        found = await until(self.listing, lambda found: not self.unsettled(found), timeout_s=SETTLE_S)
         if extra := found.keys() - self.regions.keys():
             raise Violation(f"nobody asked for {sorted(extra)}")
         for region in list(self.regions.values()):
@@ -319,9 +316,7 @@ class World:
             await self.expect_digest(f"/{region.id}", SOURCE_FILL)
 
     async def expect_digest(self, path: str, fill: int) -> None:
-        with trio.fail_after(SETTLE_S):
-            while (status := await self.get(f"{path}/digest"))["state"] == "computing":
-                await trio.sleep(0.005)
+        status = await until(lambda: self.get(f"{path}/digest"), lambda found: found["state"] != "computing")
         if status["digest"] != digest_of(fill):
             raise Violation(f"{path} does not hold what was written: {status}")
 
@@ -358,25 +353,25 @@ class World:
     async def one_life(self, delay_s: float) -> None:
         """Start, compare, ask for this and that, and kill it in the middle of it."""
         agent = await trio.to_thread.run_sync(self.start)
+        self.killed = trio.Event()
         try:
             await self.compare()
             async with trio.open_nursery() as nursery:
                 for _ in range(CLIENTS):
-                    nursery.start_soon(self.until_killed, agent)
+                    nursery.start_soon(self.until_killed)
                 await trio.sleep(delay_s)  # the load under which it is killed
+                self.killed.set()
                 agent.kill()
+                nursery.cancel_scope.cancel()
         finally:
             _end(agent)
 
-    async def until_killed(self, agent: subprocess.Popen[bytes]) -> None:
+    async def until_killed(self) -> None:
         try:
             await self.client()
         except GONE:
-            if agent.poll() is None:
-                with trio.move_on_after(5):  # the kill may be seen here before it is seen there
-                    while agent.poll() is None:
-                        await trio.sleep(0.01)
-                    return
+            # The kill may be seen here before it is seen there. An agent that lives has no excuse.
+            if not self.killed.is_set():
                 raise
 
     async def delete_everything(self) -> None:
@@ -461,7 +456,6 @@ def main() -> None:
     parser.add_argument("--isolate", action="store_true", help="Downstairs as child processes of the agent")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
     say: Callable[[str], None] = print if arguments.verbose else lambda _: None
     world = run(arguments.kills, arguments.seed, isolate=arguments.isolate, say=say)
     done = ", ".join(f"{count} x {name}" for name, count in sorted(world.counts.items()))

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 import trio
-from agent_rig import A, B, C, POOL, Served, first_byte, serving_agent, wish
+from agent_rig import POOL, A, B, C, Served, first_byte, serving_agent, wish
+from agent_rig import until as poll
+from disk_rig import until
 
 from crucible_emu.agent import Failing, Failures
 from crucible_emu.agent.core import PortPool
+from crucible_emu.agent.states import RegionState
 from crucible_emu.region.view import RegionView
 from crucible_emu.wire.constants import REPAIR_PORT_OFFSET
 
 
-def files(directory: Path) -> set[str]:
+def files(directory: Path, where: str = "regions") -> set[str]:
     """What lies in the dataset."""
-    return {path.name for path in (directory / "regions").iterdir()}
+    return {path.name for path in (directory / where).iterdir()}
 
 
 def repair_address(served: Served, port: int) -> str:
@@ -59,13 +62,11 @@ async def test_region_fails_and_no_downstairs_runs(tmp_path: Path, expect_log) -
 )
 async def test_what_cannot_be_made_ends_in_failed(tmp_path: Path, expect_log, region_id, changes, reason) -> None:
     expect_log(f"region not made.*{reason}")
-    async with serving_agent(tmp_path / "d") as served:
+    async with serving_agent(tmp_path) as served:
         await served.post(region_id, **changes)
-        with trio.fail_after(30):
-            while (await served.states())[region_id] != "failed":
-                await trio.sleep(0.01)
-        assert files(tmp_path / "d") == set()
-    assert {path.name for path in tmp_path.iterdir()} == {"d"}
+        await poll(served.states, lambda states: states[region_id] == "failed")
+        assert files(tmp_path) == set()
+    assert files(tmp_path, ".") == {"crucible.json", "regions"}
 
 
 async def test_region_with_a_source_is_a_read_only_copy(tmp_path: Path) -> None:
@@ -103,9 +104,7 @@ async def test_agent_bounced_in_mid_flight_changes_nothing(tmp_path: Path) -> No
         async with serving_agent(tmp_path / "two", failures=Failures(slow_s=0.2)) as two:
             await two.post(B, source=source)
             await two.made(C)
-            with trio.fail_after(30):
-                while not (tmp_path / "two" / "regions" / f".making-{B}").exists():
-                    await trio.sleep(0.001)
+            await until((tmp_path / "two" / "regions" / f".making-{B}").exists)
             before = await two.region(B)
             assert before["state"] == "requested"
         async with serving_agent(tmp_path / "two") as two:
@@ -206,11 +205,7 @@ async def test_delete_while_cloning_is_answered_503(tmp_path: Path) -> None:
         await served.fill(A, 9, snapshot="monday")
         run = await served.run(A, "monday")
         await served.post(B, source=repair_address(served, run["port_number"]))
-        with trio.fail_after(30):
-            while not (tmp_path / "regions" / f".making-{B}" / "region.json").exists():
-                await trio.sleep(0.001)
-            while served.agent.region(B).state.value != "creating":
-                await trio.sleep(0.001)
+        await until(lambda: served.agent.region(B).state is RegionState.CREATING)
         await served.ask("DELETE", f"/{B}", 503)
         assert (await served.region(B))["state"] == "requested"
         await served.until(B, "created")
