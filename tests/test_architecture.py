@@ -40,7 +40,18 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 
 DECIDING = tuple(
     f"crucible_emu.{name}"
-    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service", "agent")
+    for name in (
+        "wire",
+        "downstairs",
+        "upstairs",
+        "volume",
+        "nbd",
+        "control",
+        "supervisor",
+        "exercise",
+        "service",
+        "agent",
+    )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
