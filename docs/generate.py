@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from crucible_emu.agent.states import REGION_TRANSITIONS, RUN_TRANSITIONS
 from crucible_emu.downstairs.promotion import ACCEPTED
 from crucible_emu.downstairs.session import TRANSITIONS as SESSION_TRANSITIONS
 from crucible_emu.downstairs.session import Row as SessionRow
@@ -190,6 +191,37 @@ def _instance() -> list[str]:
     ]
 
 
+def _agent() -> list[str]:
+    """The sections about an agent's records."""
+    lines: list[str] = []
+    for title, transitions in (
+        ("A region of an agent", REGION_TRANSITIONS),
+        ("A running snapshot of an agent", RUN_TRANSITIONS),
+    ):
+        lines += [
+            f"## {title}",
+            "",
+            "```mermaid",
+            "stateDiagram-v2",
+            "    [*] --> requested : POST",
+            *(
+                f"    {before.value} --> {after.value} : {event.value}"  # type: ignore[attr-defined]
+                for (before, event), after in transitions.items()  # type: ignore[attr-defined]
+                if before is not after
+            ),
+            "```",
+            "",
+            "| in | when | then |",
+            "|---|---|---|",
+            *(
+                f"| {before.value} | {event.value} | {after.value} |"  # type: ignore[attr-defined]
+                for (before, event), after in transitions.items()  # type: ignore[attr-defined]
+            ),
+            "",
+        ]
+    return [*lines, "Clients see *creating* as *requested*. What is not listed is a defect, and raises.", ""]
+
+
 def render() -> str:
     """``state-machines.md``."""
     lines = [
@@ -237,6 +269,7 @@ def render() -> str:
         "",
         *_downstairs(),
         *_started("A Downstairs process under run-many", ProcessState.STOPPED, PROCESS_TRANSITIONS),
+        *_agent(),
         *_instance(),
         *_started("A service of a rack", ServiceState.STOPPED, SERVICE_TRANSITIONS),
     ]

@@ -28,6 +28,7 @@ GROUPS: dict[str, str] = {
     "attach": "Serve the disk that a VCR describes.",
     "downstairs": "Run Downstairs, one or many.",
     "host": "Give instances their disks, as Propolis does.",
+    "agent": "Run a Crucible agent over a directory of regions.",
     "exercise": "Write to a disk and check what comes back.",
     "rack": "Run a rack on this machine.",
     "region": "Make, fill, look at and check region directories.",
