@@ -37,7 +37,7 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 
 DECIDING = tuple(
     f"crucible_emu.{name}"
-    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise")
+    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "pantry")
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
@@ -61,6 +61,7 @@ DRIVERS = {
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
+    *(f"crucible_emu.pantry.{name}" for name in ("driver", "fetching", "operations", "work")),
     *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
 }
 OUTSIDE_WORLD = {
