@@ -7,6 +7,7 @@ with something else ends the import. A server that takes too long, or says that 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
@@ -24,6 +25,9 @@ PAUSE_S = 1.0
 BUSY = frozenset({429, 503})
 SUCCESS = frozenset({200, 206})
 T = TypeVar("T")
+
+# It tells every URL in full, secrets included.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class _AskAgain(Exception):
