@@ -362,4 +362,6 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, BaseExceptionGroup):
         sentences = [_sentence(each) for each in error.exceptions]
         return None if None in sentences else sentences[0]
+    if isinstance(error, errors.GenericError):
+        return error.detail  # what the class itself says is only that there is one
     return str(error) if isinstance(error, errors.CrucibleError | errors.UsageError) else None
