@@ -271,7 +271,7 @@ class Pantry:
             try:
                 volume = await self._construct(entry.vcr, stack)
             except (errors.UsageError, errors.CrucibleError) as error:
-                held.failure = f"the volume {entry.volume_id!r} cannot be built: {error}"
+                held.failure = f"the volume {entry.volume_id!r} cannot be built: {_sentence(error)}"
         if held.building.cancel_called:
             held.failure = f"the volume {entry.volume_id!r} was detached while it was being built"
         if held.failure is None:

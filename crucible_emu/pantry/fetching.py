@@ -106,6 +106,8 @@ class Source:
             raise _AskAgain("the server took too long") from error
         except httpx2.HTTPError as error:
             raise self._failure(str(error) or type(error).__name__) from error
+        except UnicodeError as error:
+            raise self._failure("the host cannot be a name: a part of it is empty or too long") from error
 
     async def _persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until there is an answer. Raises :class:`errors.GenericError` when there is none after all attempts."""

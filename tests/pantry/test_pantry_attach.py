@@ -237,6 +237,12 @@ async def test_an_activation_that_fails_is_a_job_that_failed(tmp_path: Path, exp
         await caller.attach(raised(vcr, 6))
 
 
+async def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    async with running_pantry() as caller:
+        vcr = volume_of(FileRequest(type="file", id=uuid4(), block_size=BLOCK, path="a\0b"))
+        assert "zero byte" in await caller.refused(500, "POST", "/volume/v", attach_body(vcr))
+
+
 # -- detach -----------------------------------------------------------------------------------------------------------
 
 

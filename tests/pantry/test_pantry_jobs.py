@@ -15,7 +15,7 @@ import pytest
 import trio
 from disk_rig import pattern, region_set
 from image_server import ImageServer, image_server
-from pantry_rig import BLOCK, CHUNK, SIZE, Caller, replicas, request_of, running_pantry, volume_of
+from pantry_rig import BLOCK, CHUNK, SIZE, Caller, attach_body, replicas, request_of, running_pantry, volume_of
 from trio.testing import MockClock
 
 from crucible_emu import errors
@@ -138,6 +138,27 @@ async def test_what_can_be_no_url_fails_the_job(tmp_path: Path, url: str) -> Non
         job = await caller.start("import-from-url", {"url": url})
         assert not await caller.ok(job)
         assert "the url is none" in (await caller.job(job))["error"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:99999/",
+        "http://[::1]:99999/",
+        f"http://{'a' * 64}/",
+        "http://a..b/",
+        "http://127.0.0.1:1/%zz",
+        "http://user:p@x@127.0.0.1:1/",
+        "http://\u202e/",
+        "http://\0/",
+    ],
+)
+async def test_an_odd_url_fails_the_job_and_the_attach(tmp_path: Path, url: str) -> None:
+    async with with_file(tmp_path) as caller:
+        job = await caller.start("import-from-url", {"url": url})
+        assert not await caller.ok(job)
+        vcr = volume_of(UrlRequest(type="url", id=uuid4(), block_size=BLOCK, url=url))
+        assert "cannot be built" in await caller.refused(500, "POST", "/volume/w", attach_body(vcr))
 
 
 async def test_secrets_of_a_url_are_not_told(tmp_path: Path) -> None:
