@@ -27,6 +27,7 @@ GROUPS: dict[str, str] = {
     "serve": "Serve a disk over NBD.",
     "attach": "Serve the disk that a VCR describes.",
     "downstairs": "Run Downstairs, one or many.",
+    "host": "Give instances their disks, as Propolis does.",
     "exercise": "Write to a disk and check what comes back.",
     "pantry": "Hold volumes for a control plane, over HTTP.",
     "region": "Make, fill, look at and check region directories.",
