@@ -41,6 +41,8 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 DECIDING = tuple(
     f"crucible_emu.{name}"
     for name in (
+        *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
+        "pantry",
         "wire",
         "downstairs",
         "upstairs",
@@ -80,6 +82,7 @@ DRIVERS = {
     *(f"crucible_emu.agent.{name}" for name in ("agent", "api", "datasets", "digesting", "services", "store")),
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
+    *(f"crucible_emu.pantry.{name}" for name in ("driver", "fetching", "operations", "work")),
     *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
     *(f"crucible_emu.rack.{name}" for name in ("asking", "control", "forkserver", "launch", "presence", "reach")),
     *(f"crucible_emu.rack.{name}" for name in ("reservations", "state_file", "supervisor")),
