@@ -52,6 +52,8 @@ DECIDING = tuple(
         "service",
         "agent",
         "host",
+        *("wire", "service", "downstairs", "supervisor", "upstairs", "volume", "nbd", "control", "exercise"),
+        *("agent", "pantry", "host"),
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
@@ -79,6 +81,7 @@ DRIVERS = {
     *(f"crucible_emu.host.{name}" for name in ("directory", "disk", "host", "machine", "operations", "source")),
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
+    *(f"crucible_emu.pantry.{name}" for name in ("driver", "fetching", "operations", "work")),
     *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
 }
 OUTSIDE_WORLD = {
