@@ -41,8 +41,6 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 DECIDING = tuple(
     f"crucible_emu.{name}"
     for name in (
-        *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
-        "pantry",
         "wire",
         "downstairs",
         "upstairs",
@@ -55,6 +53,8 @@ DECIDING = tuple(
         "rack",
         "host",
         "agent",
+        *("wire", "service", "downstairs", "supervisor", "upstairs", "volume", "nbd", "control", "exercise"),
+        *("agent", "pantry", "host"),
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
