@@ -11,7 +11,8 @@ the records of the last answer or later, and begins again whatever they say is t
 * *tombstoned*: a removal continues, one that had ended is found done;
 * *created*: the region is whole, for it got its name before its record said so; its Downstairs is started.
 
-A region's record says *created* before its Downstairs is started, a running snapshot's after that, as in the real one.
+A region's record says *created* before its Downstairs is started, a running snapshot's after that, as in the real one;
+but clients hear it when the Downstairs can be reached.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from crucible_emu.agent import books, core
 from crucible_emu.agent.core import PortPool, Reason, Refused, Task, Work
 from crucible_emu.agent.datasets import Datasets
 from crucible_emu.agent.digesting import Digests, Key
-from crucible_emu.agent.documents import CreateRegion, DigestStatus, GetSnapshotResponse, RunningSnapshot, Snapshot
+from crucible_emu.agent.documents import (
+    CreateRegion,
+    DigestStatus,
+    GetSnapshotResponse,
+    Region,
+    RunningSnapshot,
+    Snapshot,
+    State,
+)
 from crucible_emu.agent.failures import Failing, Failures
 from crucible_emu.agent.records import Records, RegionRecord
 from crucible_emu.agent.services import AsChildren, InThisProcess, Running, ServiceConfig, Services
@@ -103,6 +112,8 @@ class Agent:
         self._changed = trio.Event()
         self._clones = trio.CapacityLimiter(CLONES_MAX)
         self._resting: set[Work] = set()
+        self._coming: set[str] = set()
+        """Regions that are made and whose Downstairs are about to be started."""
 
     @property
     def records(self) -> Records:
@@ -141,6 +152,15 @@ class Agent:
 
     def region(self, region_id: str) -> RegionRecord:
         return core.region(self._records, region_id)
+
+    def document(self, record: RegionRecord, *, faithful: bool) -> Region:
+        """The record as a client sees it. *Liveness*: who hears *created* connects at once; so a region stays
+        *requested* until its Downstairs can be reached, or has failed once. The real agent does not wait for that."""
+        document = record.document()
+        starting = record.id in self._coming or self.services.is_starting(f"downstairs-{record.id}")
+        if faithful or not starting or document.state is not State.CREATED:
+            return document
+        return document.model_copy(update={"state": State.REQUESTED})
 
     async def create_region(self, wish: CreateRegion) -> RegionRecord:
         after = await self._change(lambda records: core.create_region(records, wish, self.options.pool))
@@ -294,9 +314,13 @@ class Agent:
             reservation_bytes=books.reservation_bytes(wish),
             quota_bytes=books.quota_bytes(wish),
         )
-        await self._region_news(wish.id, RegionEvent.MADE)
-        # A process takes a second to start, and nothing that follows needs it.
-        await self._reconcile(wait=not self.options.isolate)
+        self._coming.add(wish.id)
+        try:
+            await self._region_news(wish.id, RegionEvent.MADE)
+            # A process takes a second to start, and nothing that follows needs it.
+            await self._reconcile(wait=not self.options.isolate)
+        finally:
+            self._coming.discard(wish.id)
 
     async def _not_made(self, region_id: str, error: Exception) -> None:
         log.error("region not made", region=region_id, reason=str(error))

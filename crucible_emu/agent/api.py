@@ -77,22 +77,22 @@ def _named(call: Call) -> tuple[str, str]:
 
 
 def _regions(agent: Agent) -> Handler:
-    async def handler(_call: Call) -> object:
-        return [record.document() for record in agent.regions()]
+    async def handler(call: Call) -> object:
+        return [agent.document(record, faithful=call.faithful) for record in agent.regions()]
 
     return handler
 
 
 def _region(agent: Agent) -> Handler:
     async def handler(call: Call) -> object:
-        return agent.region(call.path["id"]).document()
+        return agent.document(agent.region(call.path["id"]), faithful=call.faithful)
 
     return handler
 
 
 def _create(agent: Agent) -> Handler:
     async def handler(call: Call) -> object:
-        return (await agent.create_region(call.body)).document()
+        return agent.document(await agent.create_region(call.body), faithful=call.faithful)
 
     return handler
 

@@ -169,6 +169,7 @@ class _Service:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
     up: bool = False
+    tried: bool = False
     region: Region | None = None
     reasons: set[str] = field(default_factory=set)
 
@@ -185,6 +186,11 @@ class Services:
         """Whether this Downstairs can be reached."""
         service = self._services.get(name)
         return service is not None and service.up
+
+    def is_starting(self, name: str) -> bool:
+        """Whether this Downstairs shall run, and has neither been reached nor failed yet."""
+        service = self._services.get(name)
+        return service is not None and not service.tried
 
     def region(self, name: str) -> Region | None:
         """The open region of a Downstairs in this process."""
@@ -225,7 +231,7 @@ class Services:
                             log.info("downstairs runs", service=service.config.name, port=service.config.port)
                             pause_s = PAUSE_S_MIN
                             if not told:
-                                told = True
+                                told = service.tried = True
                                 task_status.started()
                     except* Ended as group:
                         reason = str(_leaves(group)[0])
@@ -233,7 +239,7 @@ class Services:
                         service.up, service.region = False, None
                     self._report(service, reason)
                     if not told:
-                        told = True
+                        told = service.tried = True
                         task_status.started()
                     await trio.sleep(pause_s)
                     pause_s = min(2 * pause_s, PAUSE_S_MAX)
