@@ -22,7 +22,7 @@ PIECE_BYTES = 1 << 20
 IN_FLIGHT = 16
 """Pieces in memory at once: between 256 KiB and 4 MiB of length and from 8 on the rates did not differ."""
 BATCH_MAX = 4
-"""Pieces that one visit to a thread takes along. *Optimisation*: on a busy machine each visit waits for a core twice."""
+"""Pieces that one visit to a thread takes along. *Optimisation*: on a busy machine each waits for a core twice."""
 
 HOLE_BYTES_MIN = 64 * 1024
 """The granule of zeros that are not sent to a disk: a request of its own costs about as much as sending this."""

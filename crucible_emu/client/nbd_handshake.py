@@ -148,7 +148,7 @@ class Handshake:
         self._informed = False
         self._answer = bytearray()
 
-    def receive(self, data: bytes | memoryview) -> tuple[bytes, Outcome]:
+    def receive(self, data: bytes | bytearray | memoryview) -> tuple[bytes, Outcome]:
         """Take ``data``; return what to send and what to do then.
 
         Raises :class:`RemoteError` or :class:`ExportRefused`: close the connection.

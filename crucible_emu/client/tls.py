@@ -26,5 +26,7 @@ def client_context(
         try:
             context.load_cert_chain(certificate, key)
         except (OSError, ssl.SSLError) as error:
-            raise UsageError(f"'{certificate}' and '{key or certificate}' are no certificate and key: {error}") from None
+            raise UsageError(
+                f"'{certificate}' and '{key or certificate}' are no certificate and key: {error}"
+            ) from None
     return context

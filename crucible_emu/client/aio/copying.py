@@ -1,6 +1,6 @@
 """Copies between a local file and a disk, under asyncio.
 
-What it is for: :func:`copy_in` and :func:`copy_out`, which :class:`~crucible_emu.client.aio.disk.Disk` offers. Local
+What it is for: :func:`copy_in` and :func:`copy_out`, which a disk offers. Local
 files are opened and worked on in the threads of ``aiofiles``, several pieces a visit; requests to the disk are under
 way meanwhile.
 
@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import aiofiles
 import aiofiles.os
 
-from crucible_emu.client.aio.disk import Disk
+from crucible_emu.client.aio.device import Device
 from crucible_emu.client.copying import BATCH_MAX, Copied, Pace, Progress, page_aligned
 from crucible_emu.client.failures import read_only
 from crucible_emu.client.file_pieces import FileReader, FileWriter, Piece
@@ -74,7 +74,7 @@ async def opened(path: str | os.PathLike[str], mode: str) -> AsyncIterator[Any]:
 
 
 async def _open(path: str | os.PathLike[str], mode: str) -> Any:
-    return await aiofiles.open(path, mode, buffering=0)  # type: ignore[call-overload]  # the mode is not known here
+    return await aiofiles.open(path, mode, buffering=0)
 
 
 class Window:
@@ -126,9 +126,9 @@ class Tally:
 
 
 async def copy_in(
-    disk: Disk, path: str | os.PathLike[str], offset: int, progress: Progress | None, pace: Pace
+    disk: Device, path: str | os.PathLike[str], offset: int, progress: Progress | None, pace: Pace
 ) -> Copied:
-    """See :meth:`Disk.copy_in`."""
+    """See :meth:`crucible_emu.client.aio.disk.Disk.copy_in`."""
     if disk.read_only:
         raise read_only("copy_in")
     if offset % disk.block_size:
@@ -151,7 +151,7 @@ async def copy_in(
 class _CopyIn:
     """One copy of a file to a disk: pieces are read in order, and sent several at a time."""
 
-    def __init__(self, disk: Disk, offset: int, tally: Tally) -> None:
+    def __init__(self, disk: Device, offset: int, tally: Tally) -> None:
         self.data_bytes = 0
         self._disk = disk
         self._offset = offset
@@ -223,9 +223,9 @@ class _CopyIn:
 
 
 async def copy_out(
-    disk: Disk, path: str | os.PathLike[str], offset: int, length: int, progress: Progress | None, pace: Pace
+    disk: Device, path: str | os.PathLike[str], offset: int, length: int, progress: Progress | None, pace: Pace
 ) -> Copied:
-    """See :meth:`Disk.copy_out`."""
+    """See :meth:`crucible_emu.client.aio.disk.Disk.copy_out`."""
     target = await in_thread(_place, path)
     unfinished = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
     try:
@@ -251,7 +251,7 @@ def _place(path: str | os.PathLike[str]) -> Path:
 class _CopyOut:
     """One copy of a disk to a file: several pieces are read at a time, and stored in order."""
 
-    def __init__(self, disk: Disk, writer: FileWriter, offset: int, tally: Tally, pace: Pace) -> None:
+    def __init__(self, disk: Device, writer: FileWriter, offset: int, tally: Tally, pace: Pace) -> None:
         self._disk = disk
         self._writer = writer
         self._offset = offset

@@ -98,7 +98,8 @@ class NbdDisk(Disk):
             if self._over is not None:
                 raise self._over
             cookie, header = self._exchange.request(command, offset, length, flags=flags, into=into)
-            waiting = self._waiting[cookie] = asyncio.get_running_loop().create_future()
+            waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._waiting[cookie] = waiting
             self._link.send(cookie, [memoryview(header), data] if data is not None else [memoryview(header)])
             try:
                 answer = await waiting
