@@ -76,7 +76,10 @@ async def request_of(reader: asyncio.StreamReader) -> tuple[int, int, int, int]:
 async def scripted(path: Path, behave: Behaviour, info: server.ExportInfo = INFO) -> AsyncIterator[str]:
     """A server at ``path`` that agrees on the export and then behaves; its address."""
 
+    attending = []
+
     async def attend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attending.append(asyncio.current_task())
         handshake = server_side(info)
         writer.write(handshake.greeting())
         try:
@@ -94,3 +97,4 @@ async def scripted(path: Path, behave: Behaviour, info: server.ExportInfo = INFO
     listening = await asyncio.start_unix_server(attend, str(path))
     async with listening:
         yield f"nbd+unix:///?socket={path}"
+    await asyncio.gather(*(task for task in attending if task is not None))

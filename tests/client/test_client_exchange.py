@@ -45,7 +45,9 @@ def read_answer(rng: random.Random, cookie: int, offset: int, content: bytes) ->
     for first, last in ranges:
         part = content[first:last]
         if not any(part) and rng.random() < 0.8:
-            chunks.append(chunk(cookie, Chunk.OFFSET_HOLE, struct.pack(">QI", offset + first, last - first), done=False))
+            chunks.append(
+                chunk(cookie, Chunk.OFFSET_HOLE, struct.pack(">QI", offset + first, last - first), done=False)
+            )
         else:
             chunks.append(data_chunk(cookie, offset + first, part, done=False))
     return [*chunks, chunk(cookie, Chunk.NONE)]
