@@ -36,6 +36,7 @@ import httpx2
 import numpy as np
 import trio
 from agent_rig import PARAMETERS, POOL, REGIONS, VERSION, connected, own_host, serving_agent, until, wish
+from disk_rig import until as until_true
 from downstairs_rig import flush, write
 
 from crucible_emu.geometry import RegionDefinition
@@ -50,6 +51,7 @@ IN_MEMORY = Path("/dev/shm")
 """Where files cost no syncs, so that more happens in a life: a process is killed here, and no machine."""
 CLIENTS = 3
 LIVE_MAX = 6
+REQUESTS_MAX, DELAY_S_MAX = 30, 0.05
 SETTLE_S = 60
 SOURCE, SOURCE_FILL = "5eed5eed-0000-4000-8000-000000000001", 77
 BLOCKS = PARAMETERS["extent_size"] * PARAMETERS["extent_count"]
@@ -98,7 +100,8 @@ class World:
         self.http = httpx2.AsyncClient(headers=VERSION, timeout=SETTLE_S)
         self.regions: dict[str, RegionModel] = {}
         self.ports: dict[tuple[str, str | None], int] = {}
-        self.told: list[str] = []
+        self.begun = 0
+        """How many things were asked for."""
         self.counts: dict[str, int] = {}
         self.killed = trio.Event()
         self._numbers = itertools.count(1)
@@ -106,9 +109,7 @@ class World:
     # Asking
 
     async def ask(self, method: str, path: str, body: object = None) -> httpx2.Response:
-        answer = await self.http.request(method, self.url + REGIONS + path, json=body)
-        self.told.append(f"{method} {path}: {answer.status_code}")
-        return answer
+        return await self.http.request(method, self.url + REGIONS + path, json=body)
 
     async def get(self, path: str) -> Any:
         answer = await self.ask("GET", path)
@@ -150,6 +151,7 @@ class World:
             name, region, action = choice
             if region is not None:
                 region.busy = True
+            self.begun += 1
             await action()
             self.counts[name] = self.counts.get(name, 0) + 1
             if region is not None:
@@ -350,8 +352,8 @@ class World:
         self.url = json.loads(line)["url"]
         return agent
 
-    async def one_life(self, delay_s: float) -> None:
-        """Start, compare, ask for this and that, and kill it in the middle of it."""
+    async def one_life(self, requests: int, delay_s: float) -> None:
+        """Start, compare, ask for this and that, and kill it so long after so many requests: in the middle of it."""
         agent = await trio.to_thread.run_sync(self.start)
         self.killed = trio.Event()
         try:
@@ -359,6 +361,8 @@ class World:
             async with trio.open_nursery() as nursery:
                 for _ in range(CLIENTS):
                     nursery.start_soon(self.until_killed)
+                enough = self.begun + requests
+                await until_true(lambda: self.begun >= enough)
                 await trio.sleep(delay_s)  # the load under which it is killed
                 self.killed.set()
                 agent.kill()
@@ -431,8 +435,7 @@ async def lives(folder: Path, kills: int, seed: int, *, isolate: bool, say: Call
     async with clone_source(folder / "source") as source:
         world = World(folder / "agent", source, seed, isolate=isolate)
         for number in range(kills):
-            world.told.clear()
-            await world.one_life(world.rng.uniform(0.0, 0.8))
+            await world.one_life(world.rng.randrange(REQUESTS_MAX), world.rng.uniform(0.0, DELAY_S_MAX))
             say(f"kill {number + 1}: {len(world.regions)} regions known")
         await world.delete_everything()
         await world.http.aclose()
