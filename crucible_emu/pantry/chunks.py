@@ -24,6 +24,16 @@ def check_length(length: int) -> None:
         raise Refused(Situation.BAD_INPUT, f"{length} bytes in one request: at most {CHUNK_BYTES_MAX} are allowed")
 
 
+def check_range(offset: int, length: int, volume_bytes: int, block_size: int) -> None:
+    """Raises :class:`errors.CrucibleError` for a range that is not made of blocks of the volume."""
+    if offset % block_size:
+        raise errors.OffsetUnaligned()
+    if length % block_size:
+        raise errors.DataLenUnaligned()
+    if offset + length > volume_bytes:
+        raise errors.OffsetInvalid()
+
+
 def decode(text: str) -> bytes:
     """The bytes of a bulk write. Raises :class:`Refused`."""
     try:

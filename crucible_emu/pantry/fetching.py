@@ -7,6 +7,7 @@ with something else ends the import. A server that takes too long, or says that 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
@@ -24,6 +25,9 @@ PAUSE_S = 1.0
 BUSY = frozenset({429, 503})
 SUCCESS = frozenset({200, 206})
 T = TypeVar("T")
+
+# It tells every URL in full, secrets included.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class _AskAgain(Exception):
@@ -102,6 +106,8 @@ class Source:
             raise _AskAgain("the server took too long") from error
         except httpx2.HTTPError as error:
             raise self._failure(str(error) or type(error).__name__) from error
+        except UnicodeError as error:
+            raise self._failure("the host cannot be a name: a part of it is empty or too long") from error
 
     async def _persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until there is an answer. Raises :class:`errors.GenericError` when there is none after all attempts."""

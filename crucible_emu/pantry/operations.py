@@ -5,7 +5,7 @@ into calls of :class:`~crucible_emu.pantry.driver.Pantry`. What fails is answere
 :mod:`~crucible_emu.pantry.refusals` says.
 
 What it guarantees: nothing that a client sends reaches a volume before its size and form were checked; no answer shows
-a key.
+a key. A bulk write that was answered is durable, and found by whoever has the volume next.
 """
 
 from __future__ import annotations
@@ -122,13 +122,17 @@ class Operations:
         body: documents.BulkWriteRequest = call.body
         async with self._pantry.using(call.path["id"]) as volume:
             data = memoryview(bytearray(chunks.decode(body.base64_encoded_data)))
-            await submit(volume, Request(Kind.WRITE, body.offset, len(data), data))
+            chunks.check_range(body.offset, len(data), volume.size_bytes, volume.block_size)
+            # *Safety*: the API has no flush, so what is answered must be durable: it would be lost when another client
+            # takes the volume. Alone, a chunk of 512 KiB takes 20 ms instead of 5; eight at a time, 7 instead of 5.
+            await submit(volume, Request(Kind.WRITE, body.offset, len(data), data, fua=True))
         return None
 
     async def bulk_read(self, call: Call) -> object:
         body: documents.BulkReadRequest = call.body
         async with self._pantry.using(call.path["id"]) as volume:
             chunks.check_length(body.size)
+            chunks.check_range(body.offset, body.size, volume.size_bytes, volume.block_size)
             data = bytearray(body.size)
             await submit(volume, Request(Kind.READ, body.offset, body.size, memoryview(data)))
         return documents.BulkReadResponse(base64_encoded_data=chunks.encode(data))
