@@ -74,7 +74,7 @@ async def test_there_is_one_instance_in_a_place(tmp_path: Path, place: str) -> N
         assert await control.get() == {"instance": {"properties": properties(), "state": "Creating"}}
         found = await control.get("/spec")
         assert found == {"properties": properties(), "state": "Creating", "spec": {"type": "Present", "value": spec()}}
-        assert await control.get("/migration-status") == {}
+        assert await control.get("/migration-status") == {"migration_in": None, "migration_out": None}
         await control.stop()
         await control.ensure(None)
 
@@ -174,7 +174,7 @@ async def test_the_monitor_waits_for_what_was_not_seen_yet(tmp_path: Path) -> No
             assert seen == []
             await control.put_state("Stop")
         assert seen[0]["gen"] >= 1 and seen[0]["state"] in ("Stopping", "Stopped", "Destroyed")
-        assert seen[0]["migration"] == {}
+        assert seen[0]["migration"] == {"migration_in": None, "migration_out": None}
         await control.until("Destroyed")
         last = await control.seen(0)
         assert (last["gen"], last["state"]) == (3, "Destroyed")
