@@ -90,10 +90,6 @@ async def delete_region(agent: AgentClient, region_id: str, persistence: Persist
             return
         raise
 
-    async def delete_and_look() -> Region:
-        await asking.ask(lambda: agent.region_delete(region_id))
-        return await look()
-
     async def look() -> Region:
         try:
             return await agent.region_get(region_id)
@@ -109,8 +105,8 @@ async def delete_region(agent: AgentClient, region_id: str, persistence: Persist
         return _judge(DELETE, what, region.state) is Verdict.DONE
 
     async def attempt() -> Region:
-        region = await delete_and_look()
-        return region if ended(region) else await asking.wait_for(look, ended)
+        await asking.ask(lambda: agent.region_delete(region_id))
+        return await asking.wait_for(look, ended)
 
     await asking.wait_for(attempt, done)
 

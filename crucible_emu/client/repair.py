@@ -6,10 +6,10 @@ geometry or fetch an extent. (A Downstairs that is repaired does not come throug
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -77,8 +77,11 @@ class RepairClient(ServiceClient):
     @asynccontextmanager
     async def get_extent_file(self, extent_id: int, kind: FileType) -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes of one file, piece by piece as they arrive."""
-        async with self._stream("GET", f"/newextent/{extent_id:d}/{kind.value}") as response:
-            yield response.aiter_bytes()
+        async with (
+            self._stream("GET", f"/newextent/{extent_id:d}/{kind.value}") as response,
+            aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces,
+        ):
+            yield pieces
 
     async def get_work(self) -> bool:
         """Have the Downstairs print its work."""

@@ -16,8 +16,8 @@ It knows no loop of its own: under Trio and under asyncio it is the same.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
@@ -143,15 +143,25 @@ class ServiceClient:
                     )
                 yield response
         except BROKEN as error:
-            raise ServiceUnreachable(self.url, str(error) or type(error).__name__) from error
+            raise ServiceUnreachable(self.url, _reason(error)) from error
 
     async def _whole(self, response: httpx2.Response, most: int) -> bytes:
-        pieces = bytearray()
-        async for piece in response.aiter_bytes():
-            pieces += piece
-            if len(pieces) > most:
-                raise RemoteError(f"{self.url} answers with more than {most} bytes")
-        return bytes(pieces)
+        body = bytearray()
+        # Closed here: a generator that is left in the middle is closed by nobody.
+        async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > most:
+                    raise RemoteError(f"{self.url} answers with more than {most} bytes")
+        return bytes(body)
+
+
+def _reason(error: BaseException) -> str:
+    """The first word on why: those who pass an error on often say nothing themselves."""
+    deeper = error
+    while not str(deeper) and (cause := deeper.__cause__ or deeper.__context__) is not None:
+        deeper = cause
+    return str(deeper) or type(error).__name__
 
 
 def refusal(status: int, body: bytes, request_id: str | None) -> ServiceError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 from collections.abc import Callable
@@ -308,4 +309,4 @@ def test_data_runs_are_everything_but_zeros(parts: list[tuple[int, bool]], odd: 
         len(content[at : at + granule]) for at in range(0, len(content), granule) if any(content[at : at + granule])
     )
     assert sum(end - start for start, end in runs) == expected
-    assert all(before[1] < after[0] for before, after in zip(runs, runs[1:]))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(runs))

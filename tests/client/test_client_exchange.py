@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import struct
@@ -39,7 +40,7 @@ def feed(exchange: Exchange, data: bytes, rng: random.Random | None = None) -> l
 def read_answer(rng: random.Random, cookie: int, offset: int, content: bytes) -> list[bytes]:
     """A structured answer to a read in any number of chunks, in any order."""
     cuts = sorted({0, len(content), *(rng.randrange(len(content)) for _ in range(rng.randrange(4)))})
-    ranges = list(zip(cuts, cuts[1:]))
+    ranges = list(itertools.pairwise(cuts))
     rng.shuffle(ranges)
     chunks = []
     for first, last in ranges:
