@@ -4,8 +4,8 @@ What it is for: tests and programs of this project that stand on Trio: the same 
 :mod:`crucible_emu.client.aio`, for requests that are whole blocks, without files.
 
 What it guarantees: any number of tasks may ask at once. When the connection ends, each request that waits, and each
-later one, gets the reason. A request that is cancelled before it was sent is taken back; one that was begun ends the
-connection, since half a request cannot be taken back, unless it was sent already: then its answer goes nowhere.
+later one, gets the reason. A task of the connection sends, so a cancelled request never leaves in half: it is taken
+back before it has begun, and sent to its end after; then its answer goes nowhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class NbdDisk:
         self._exchange = Exchange(structured=export.structured, allocation=export.allocation)
         self._waiting: dict[int, trio.Event] = {}
         self._answers: dict[int, Answer] = {}
-        self._sending = trio.Lock()
+        self._outgoing: dict[int, bytes] = {}  # by cookie, in order; what is being sent is not among them
+        self._to_send = trio.Event()
         self._over: Exception | None = None
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -78,23 +79,20 @@ class NbdDisk:
         data: bytes = b"",
         into: memoryview | None = None,
     ) -> Answer:
-        async with self._sending:
-            if self._over is not None:
-                raise self._over
-            cookie, header = self._exchange.request(command, offset, length, flags=flags, into=into)
-            here = self._waiting[cookie] = trio.Event()
-            try:
-                await self._stream.send_all(header + data)
-            except GONE as error:
-                self._end(ConnectionLost(f"the connection to {self.address} was lost: {error}"))
-            except trio.Cancelled:
-                self._end(ConnectionLost(f"a request to {self.address} was cancelled while it was sent"))
-                raise
+        if self._over is not None:
+            raise self._over
+        cookie, header = self._exchange.request(command, offset, length, flags=flags, into=into)
+        here = self._waiting[cookie] = trio.Event()
+        self._outgoing[cookie] = header + data
+        self._to_send.set()
         try:
             await here.wait()
         except trio.Cancelled:
             self._waiting.pop(cookie, None)
-            self._exchange.abandon(cookie)
+            if self._outgoing.pop(cookie, None) is not None:
+                self._exchange.forget(cookie)
+            else:
+                self._exchange.abandon(cookie)
             raise
         answer = self._answers.pop(cookie, None)
         if answer is None:
@@ -103,6 +101,18 @@ class NbdDisk:
         if answer.error is not None:
             raise answer.error
         return answer
+
+    async def send(self) -> None:
+        """Send what is asked, in order, until the connection ends."""
+        while self._over is None:
+            await self._to_send.wait()
+            self._to_send = trio.Event()
+            while self._outgoing:
+                request = self._outgoing.pop(next(iter(self._outgoing)))
+                try:
+                    await self._stream.send_all(request)
+                except GONE as error:
+                    self._end(ConnectionLost(f"the connection to {self.address} was lost: {error}"))
 
     async def receive(self) -> None:
         """Take answers until the connection ends."""
@@ -129,8 +139,8 @@ class NbdDisk:
                         here.set()
 
     async def say_goodbye(self) -> None:
-        """End in order, where the server still listens."""
-        if self._over is None:
+        """End in order, where the server still listens and nothing is half sent."""
+        if self._over is None and not self._exchange.outstanding:
             self._end(ConnectionLost(f"the connection to {self.address} was closed here"))
             with trio.move_on_after(1):
                 try:
@@ -143,6 +153,7 @@ class NbdDisk:
         for here in self._waiting.values():
             here.set()
         self._waiting.clear()
+        self._outgoing.clear()
 
 
 @asynccontextmanager
@@ -164,11 +175,18 @@ async def opened(
         with trio.fail_after(timeout_s):
             stream, export = await _negotiate(uri, stream, tls)
         disk = NbdDisk(address, stream, export)
+        failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(disk.receive)
-            yield disk
-            await disk.say_goodbye()
+            nursery.start_soon(disk.send)
+            try:
+                yield disk
+            except Exception as error:  # noqa: BLE001 — raised below, where no nursery puts it into a group
+                failure = error
             nursery.cancel_scope.cancel()
+        await disk.say_goodbye()
+        if failure is not None:
+            raise failure
     finally:
         await trio.aclose_forcefully(stream)
 

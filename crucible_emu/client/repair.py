@@ -6,10 +6,10 @@ geometry or fetch an extent. (A Downstairs that is repaired does not come throug
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from enum import Enum
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -79,7 +79,7 @@ class RepairClient(ServiceClient):
         """The bytes of one file, piece by piece as they arrive."""
         async with (
             self._stream("GET", f"/newextent/{extent_id:d}/{kind.value}") as response,
-            aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces,
+            aclosing(response.aiter_bytes()) as pieces,
         ):
             yield pieces
 

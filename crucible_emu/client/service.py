@@ -16,7 +16,7 @@ It knows no loop of its own: under Trio and under asyncio it is the same.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -148,7 +148,7 @@ class ServiceClient:
     async def _whole(self, response: httpx2.Response, most: int) -> bytes:
         body = bytearray()
         # Closed here: a generator that is left in the middle is closed by nobody.
-        async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as pieces:
+        async with aclosing(response.aiter_bytes()) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > most:
@@ -158,6 +158,8 @@ class ServiceClient:
 
 def _reason(error: BaseException) -> str:
     """The first word on why: those who pass an error on often say nothing themselves."""
+    if isinstance(error, httpx2.TimeoutException):
+        return f"nothing came in time ({type(error).__name__})"
     deeper = error
     while not str(deeper) and (cause := deeper.__cause__ or deeper.__context__) is not None:
         deeper = cause
