@@ -14,6 +14,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -32,10 +33,10 @@ import asyncio, json, sys, time
 from crucible_emu.client import aio
 
 async def main(direction, uri, path):
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     async with await aio.open(uri) as disk:
-        copied = await (disk.copy_in(path) if direction == "in" else disk.copy_out(path))
-    print(json.dumps({"seconds": time.perf_counter() - began, "blake3": copied.blake3}))
+        await (disk.copy_in(path) if direction == "in" else disk.copy_out(path))
+    print(json.dumps([time.perf_counter() - began, time.process_time() - cpu]))
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -47,24 +48,31 @@ class CopyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One copy of the whole disk."""
+    """One copy of the whole disk; ``cpu_seconds`` of the client alone."""
 
     round: int
     direction: str
     program: str
     seconds: float
+    cpu_seconds: float
 
 
-def by_aio(direction: str, uri: str, path: Path) -> float:
-    answer = _run([sys.executable, "-c", SCRIPT, direction, uri, str(path)])
-    return float(json.loads(answer)["seconds"])
+def by_aio(direction: str, uri: str, path: Path) -> tuple[float, float]:
+    seconds, cpu_seconds = json.loads(_run([sys.executable, "-c", SCRIPT, direction, uri, str(path)]))
+    return seconds, cpu_seconds
 
 
-def by_nbdcopy(direction: str, uri: str, path: Path) -> float:
+def by_nbdcopy(direction: str, uri: str, path: Path) -> tuple[float, float]:
     words = ["--flush", str(path), uri] if direction == "in" else [uri, str(path)]
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), _cpu_of_children()
     _run([find_program("nbdcopy") or "nbdcopy", *words])
-    return time.perf_counter() - began
+    return time.perf_counter() - began, _cpu_of_children() - cpu
+
+
+def _cpu_of_children() -> float:
+    """CPU time of all children that have ended; the server has not."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 PROGRAMS = {OURS_AIO: by_aio, NBDCOPY: by_nbdcopy}
@@ -84,10 +92,10 @@ def run(folder: Path, size_mib: int, rounds: int) -> list[Copy]:
                     for name in names:
                         target.unlink(missing_ok=True)
                         path = image if direction == "in" else target
-                        seconds = PROGRAMS[name](direction, server.uri, path)
+                        seconds, cpu_seconds = PROGRAMS[name](direction, server.uri, path)
                         if direction == "out" and not filecmp.cmp(image, target, shallow=False):
                             raise CopyError(f"{name} copied out something else than what was copied in")
-                        found.append(Copy(number + 1, direction, name, seconds))
+                        found.append(Copy(number + 1, direction, name, seconds, cpu_seconds))
     except Absent as problem:
         raise CopyError(str(problem)) from None
     return found
@@ -98,15 +106,16 @@ def summary(copies: list[Copy], size_mib: int) -> list[str]:
     lines = []
     for direction in ("in", "out"):
         ours, theirs = (
-            [copy.seconds for copy in copies if (copy.direction, copy.program) == (direction, name)]
+            [copy for copy in copies if (copy.direction, copy.program) == (direction, name)]
             for name in (OURS_AIO, NBDCOPY)
         )
-        ratio = statistics.median(mine / other for mine, other in zip(ours, theirs))
-        mine, other = statistics.median(ours), statistics.median(theirs)
-        lines.append(
-            f"copy {direction}: asyncio {mine:.2f} s ({size_mib / mine:,.0f} MiB/s), nbdcopy {other:.2f} s "
-            f"({size_mib / other:,.0f} MiB/s), median ratio of the rounds {ratio:.2f}"
-        )
+        ratio = statistics.median(mine.seconds / other.seconds for mine, other in zip(ours, theirs))
+        words = [
+            f"{name} {(median := statistics.median(copy.seconds for copy in found)):.2f} s "
+            f"({size_mib / median:,.0f} MiB/s, {statistics.median(copy.cpu_seconds for copy in found):.2f} s of CPU)"
+            for name, found in (("asyncio", ours), ("nbdcopy", theirs))
+        ]
+        lines.append(f"copy {direction}: {', '.join(words)}, median ratio of the rounds {ratio:.2f}")
     return lines
 
 

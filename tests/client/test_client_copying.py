@@ -280,6 +280,30 @@ def test_a_cancelled_copy_in_leaves_the_connection_sound(serve: Serve, tmp_path:
     run(main())
 
 
+@pytest.mark.parametrize("out", [True, False])
+def test_a_progress_that_fails_ends_the_copy(serve: Serve, tmp_path: Path, out: bool) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"x" * SIZE)
+    device = Recording()
+    device.depths[:] = 1
+    uri = str(serve(device).uri)
+
+    def fail(done_bytes: int, size_bytes: int) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        async with await aio.open(uri) as disk:
+            with pytest.raises(ZeroDivisionError):
+                await (
+                    disk.copy_out(tmp_path / "out", pace=SMALL, progress=fail)
+                    if out
+                    else disk.copy_in(image, pace=SMALL, progress=fail)
+                )
+
+    run(main())
+    assert left_over(tmp_path) == []
+
+
 def test_a_file_that_shrinks_is_noticed(serve: Serve, tmp_path: Path) -> None:
     """The race: somebody truncates the file while it is copied."""
     image = tmp_path / "image"

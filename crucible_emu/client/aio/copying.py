@@ -275,7 +275,7 @@ class _CopyOut:
         finally:
             await self._window.close()
             if self._storing is not None:
-                await finished(asyncio.wait([self._storing]))
+                await finished(asyncio.gather(self._storing, return_exceptions=True))
 
     async def _fetch_run(self, start: int, end: int, is_zero: bool) -> None:
         step = end - start if is_zero else self._pace.piece_bytes
