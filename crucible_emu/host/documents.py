@@ -212,12 +212,14 @@ class HostedDisk(_Document):
 
 
 class HostedInstance(_Document):
-    """An instance of this host. ``key``: what its routes name it by, ``None`` for that of ``/instance``."""
+    """An instance of this host. ``key``: what its routes name it by, ``None`` for that of ``/instance``.
+    ``problem``: why it has failed."""
 
     key: UUID | None
     id: UUID
     name: str
     state: InstanceState
+    problem: str | None
     disks: tuple[HostedDisk, ...]
 
 

@@ -75,6 +75,7 @@ class Machine:
         self._prepared = trio.Event()
         self._watchers = 0
         self._step = trio.CancelScope()
+        self._built = False
         self._refusal: Refused | None = None
         self._stack: AsyncExitStack
         self._nursery: trio.Nursery
@@ -91,8 +92,8 @@ class Machine:
     async def prepared(self) -> None:
         """Return when the disks are built. Raises why they are not."""
         await self._prepared.wait()
-        if self._refusal is not None:
-            raise self._refusal
+        if not self._built:
+            raise self._refusal or CouldNotStart(self.instance.problem or "it was stopped while its disks were built")
 
     async def ended(self) -> None:
         """Return when it holds nothing any more."""
@@ -154,6 +155,7 @@ class Machine:
             id=instance.properties.id,
             name=instance.properties.name,
             state=instance.state,
+            problem=instance.problem,
             disks=tuple(disk.describe() for disk in self.disks.values()),
         )
 
@@ -229,6 +231,7 @@ class Machine:
         except Refused as refusal:
             self._fail(refusal)
         else:
+            self._built = True
             self.instance.happened(Event.PREPARED)
             self._prepared.set()
 

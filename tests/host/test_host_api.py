@@ -220,6 +220,43 @@ async def test_what_cannot_be_built_leaves_the_place_free(tmp_path: Path, expect
         await control.ensure(None)
 
 
+async def test_a_defect_while_disks_are_built_is_an_internal_error(
+    tmp_path: Path, expect_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(*_: Any) -> None:
+        raise RuntimeError("a defect")
+
+    async with plane(tmp_path) as control:
+        with monkeypatch.context() as broken, expect_log("an instance broke"):
+            broken.setattr("crucible_emu.host.machine.Machine._fetch", breaks)
+            assert refusal(await control.ask("PUT", "", ensure_body(None)))[:2] == (500, "Internal")
+        await control.ensure(None)
+
+
+async def test_a_stop_while_disks_are_built_leaves_the_place_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Race: stop with ensure. Whoever asked for the instance hears that it is not there."""
+
+    async def takes_long(*_: Any) -> None:
+        await trio.sleep_forever()
+
+    async with plane(tmp_path) as control:
+        with monkeypatch.context() as slow:
+            slow.setattr("crucible_emu.host.machine.Machine._fetch", takes_long)
+            answers: list[httpx2.Response] = []
+
+            async def ensure() -> None:
+                answers.append(await control.ask("PUT", "", ensure_body(None)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ensure)
+                await wait_all_tasks_blocked()
+                await control.put_state("Stop")
+            assert refusal(answers[0])[0] == 500 and "stopped" in refusal(answers[0])[2]
+        await control.ensure(None)
+
+
 async def test_a_key_whose_socket_could_not_be_reached_is_refused(tmp_path: Path, expect_log: Any) -> None:
     async with plane(tmp_path / "host") as control:
         with expect_log("an instance failed"):

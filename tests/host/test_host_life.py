@@ -116,6 +116,8 @@ async def test_an_instance_whose_generation_is_too_low_fails_and_may_be_made_aga
         assert answer.status_code == 403
         answer = await control.replace(servers.request(8))
         assert answer.status_code == 403
+        (listed,) = (await control.http.get("/hosts/0/instances", headers=NEWEST)).json()["instances"]
+        assert "the generation is too low" in listed["problem"]
         assert (await control.ask("GET", "/state-monitor", {"gen": 3})).status_code == 410
         await control.boot(servers.request(8))
 
