@@ -8,7 +8,7 @@
 How: each disk has an asyncio loop of its own, which runs in the caller's thread while a call is under way and not at
 all in between. So there is one implementation of the protocol and of the copies, no thread has to be started or ended,
 and an interrupt (Ctrl-C) cancels the call under way as it does in asyncio: a copy cleans up, and KeyboardInterrupt is
-raised. A round trip costs some 60 µs more than under asyncio.
+raised. A read of 4 KiB costs 80 µs of a processor instead of 37 under asyncio.
 
 What it guarantees: what ``aio`` does. A disk belongs to one thread at a time. Where a loop is running in the thread
 already, as in a notebook, nothing here works, and the sentence says to use ``aio``.
