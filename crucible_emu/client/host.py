@@ -93,20 +93,22 @@ class HostClient(ServiceClient):
     async def instance_migrate_status(self) -> InstanceMigrateStatusResponse:
         return await self._ask("GET", f"{self._base}/migration-status", _MIGRATION)
 
-    async def snapshot(self, disk_id: str, snapshot_id: UUID | str) -> None:
+    async def instance_issue_crucible_snapshot_request(self, disk_id: str, snapshot_id: UUID | str) -> None:
         """Flush the disk, and have its Downstairs take a snapshot of that name."""
         path = f"{self._base}/disk/{segment(disk_id)}/snapshot/{segment(snapshot_id)}"
         await self._ask("POST", path, _NULL, waits=True)
 
-    async def disk_status(self, disk_id: str) -> VolumeStatus:
+    async def disk_volume_status(self, disk_id: str) -> VolumeStatus:
         return await self._ask("GET", f"{self._base}/disk/{segment(disk_id)}/status", _VOLUME)
 
-    async def replace(self, disk_id: str, request: VolumeConstructionRequest) -> ReplaceResult:
+    async def instance_issue_crucible_vcr_request(
+        self, disk_id: str, request: VolumeConstructionRequest
+    ) -> ReplaceResult:
         """Have the disk made of ``request`` from now on (§6.3)."""
         body = InstanceVCRReplace(vcr_json=dumps(request))
         return await self._ask("PUT", f"{self._base}/disk/{segment(disk_id)}/vcr", _REPLACED, body)
 
-    async def disks_list(self) -> tuple[HostedDisk, ...]:
+    async def instance_disks_list(self) -> tuple[HostedDisk, ...]:
         """The disks of the instance and where a guest finds them; this project's hosts only."""
         return (await self._ask("GET", f"{self._base}/disks", _DISKS)).disks
 

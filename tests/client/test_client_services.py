@@ -15,11 +15,14 @@ from uuid import UUID
 import httpx2
 import pytest
 import trio
+from agent_rig import serving_agent
 from disk_rig import make_regions, region_set
 from test_client_aio import run
 
+from crucible_emu.agent import agent_api
 from crucible_emu.blockio_memory import MemoryDevice
 from crucible_emu.client import aio
+from crucible_emu.client.agent import AgentClient
 from crucible_emu.client.failures import ServiceError
 from crucible_emu.client.host import HostClient
 from crucible_emu.client.nbd import opened
@@ -120,14 +123,15 @@ async def test_an_instance_on_a_host(tmp_path: Path, many: bool) -> None:
             seen = await instance.instance_state_monitor(seen.gen + 1)
         assert (await instance.instance_get()).instance.state == "Running"
         assert (await instance.instance_spec_get()).spec.type == "Present"
-        (disk,) = await instance.disks_list()
+        (disk,) = await instance.instance_disks_list()
         assert disk.uri is not None and disk.active
         async with opened(disk.uri) as guest:
             await guest.write(0, b"g" * BLOCK)
             await guest.flush()
-        await instance.snapshot("disk", SNAPSHOT)
-        assert (await instance.disk_status("disk")).volume_info is not None
-        assert await instance.replace("disk", region.model_copy(update={"gen": 2})) is ReplaceResult.VCR_MATCHES
+        await instance.instance_issue_crucible_snapshot_request("disk", SNAPSHOT)
+        assert (await instance.disk_volume_status("disk")).volume_info is not None
+        newer = region.model_copy(update={"gen": 2})
+        assert await instance.instance_issue_crucible_vcr_request("disk", newer) is ReplaceResult.VCR_MATCHES
         assert (await instance.instance_migrate_status()).migration_in is None
         listed = (await client.hosted_instances_list()).instances
         assert [str(each.id) for each in listed] == [SOMEBODY]
@@ -156,6 +160,23 @@ async def test_a_repair_service(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
     listener.close()
     region.close()
+
+
+async def test_every_operation_of_a_service_is_a_method_of_its_client(tmp_path: Path) -> None:
+    async with (
+        hosting(Settings(tmp_path / "host")) as host,
+        serving_agent(tmp_path / "agent") as served,
+    ):
+        for client, api in (
+            (AgentClient, agent_api(served.agent)),
+            (PantryClient, pantry_api(Pantry())),
+            (HostClient, host_api(host)),
+        ):
+            ids = {operation.operation_id for operation in api.operations}
+            # An instance of many has the methods of the one.
+            wanted = {name.removeprefix("hosted_") if name.removeprefix("hosted_") in ids else name for name in ids}
+            assert wanted - set(dir(client)) == set()
+            assert api.versions is not None and client.VERSION in api.versions.supported
 
 
 # --- a pantry's volume as a disk of asyncio ---
