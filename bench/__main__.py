@@ -22,7 +22,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from bench import fio, report, rounds
+from bench import copying, fio, report, rounds
 from bench import repair as repairing
 from bench.flush import FlushError, flush
 from bench.lines import MIB, Line, choose
@@ -169,6 +169,31 @@ def repair(
     typer.echo(f"medians: the guest keeps {write:.2f} of its write rate, the repair has {fetch:.2f} of a copy's rate")
     if json is not None:
         json.write_text(dumps([asdict(found) for found in done], indent=2) + "\n")
+
+
+@app.command()
+def copy(
+    json: Annotated[Path | None, typer.Option(help="Write the records to this file as well.")] = None,
+    turns: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds; figures are their medians.")] = 5,
+    folder: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, writable=True, help="Where the disk's files go.")
+    ] = None,
+    size_mib: Annotated[int, typer.Option(min=16, help="The size of the disk and of the file.")] = 1024,
+) -> None:
+    """Copy a file to this disk and back, by the asyncio client and by nbdcopy, in turns."""
+    if find_program("nbdcopy") is None:
+        refuse("nbdcopy is not installed (Debian package libnbd-bin); there is nothing to compare with.")
+    machine = report.conditions(os.getloadavg()[0], os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as home:
+        try:
+            found = copying.run(Path(home), size_mib, turns)
+        except copying.CopyError as problem:
+            typer.echo(f"bench: {problem}", err=True)
+            raise typer.Exit(1) from None
+    for line in [*copying.summary(found, size_mib), machine]:
+        typer.echo(line)
+    if json is not None:
+        json.write_text(dumps(copying.records(found), indent=2) + "\n")
 
 
 if __name__ == "__main__":

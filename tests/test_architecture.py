@@ -43,6 +43,8 @@ DECIDING = tuple(
     for name in (
         *("wire", "service", "downstairs", "supervisor", "upstairs", "volume", "nbd", "control", "exercise"),
         *("agent", "pantry", "host", "rack"),
+        *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
+        *("agent", "pantry", "host", "client"),
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
@@ -68,6 +70,12 @@ DRIVERS = {
     *(f"crucible_emu.service.{name}" for name in ("application", "serving")),
     *(f"crucible_emu.host.{name}" for name in ("directory", "disk", "host", "machine", "operations", "source")),
     *(f"crucible_emu.agent.{name}" for name in ("agent", "api", "datasets", "digesting", "services", "store")),
+    *(
+        f"crucible_emu.client.{name}"
+        for name in ("agent", "file_pieces", "host", "nbd", "pantry", "persistence", "regions", "repair", "service")
+    ),
+    *(f"crucible_emu.client.{name}" for name in ("aio", "sync")),
+    *(f"crucible_emu.client.aio.{name}" for name in ("copying", "device", "disk", "link", "nbd", "opening", "pantry")),
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
     *(f"crucible_emu.pantry.{name}" for name in ("driver", "fetching", "operations", "work")),
