@@ -24,15 +24,15 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from pydantic import BaseModel
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from crucible_emu import http_errors
 from crucible_emu.control import metrics
 from crucible_emu.errors import CrucibleError, UsageError
-from crucible_emu.http_errors import error_response, refused
+from crucible_emu.http_errors import error_response
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs import status
 from crucible_emu.upstairs.driver import Upstairs
@@ -129,7 +129,7 @@ def replacement(body: bytes) -> tuple[str, str]:
     return addresses[0], addresses[1]
 
 
-def application(control: Control) -> Starlette:
+def application(control: Control) -> ASGIApp:
     """The API as an ASGI application."""
     routes = [
         Route("/info", _endpoint(control.info), methods=["GET"]),
@@ -139,7 +139,7 @@ def application(control: Control) -> Starlette:
         Route("/volume-info", _endpoint(control.volume_info), methods=["GET"]),
         Route("/replace", _endpoint(control.replace), methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    return http_errors.application(routes)
 
 
 def _endpoint(answer: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:

@@ -81,7 +81,8 @@ class RepairService:
 
     def answer(self, method: str, path: str) -> Answer:
         """The answer to a request for ``path`` (without a query, percent signs resolved). Does no more I/O than
-        opening a file; raises nothing."""
+        opening a file; raises nothing. Like the real server it takes no notice of empty segments."""
+        path = "/" + "/".join(segment for segment in path.split("/") if segment)
         try:
             for pattern, handler in self._routes:
                 found = pattern.fullmatch(path)

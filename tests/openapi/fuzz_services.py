@@ -1,0 +1,56 @@
+"""Requests of every kind against every HTTP service, each answer held to the real program's OpenAPI document.
+
+The suite runs a slice. The full run, by hand, from the project's folder (some minutes)::
+
+    python tests/openapi/fuzz_services.py --examples 2000 [--service NAME]... [--seed N]
+
+It reports the statuses seen for each operation, and every defect with a request that shows it; exit code 1 where there
+is one. A defect is a 500 that is not meant, an answer that the document does not allow, no answer, something accepted
+that must be refused, an error in the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+if __package__ in (None, ""):
+    here = Path(__file__).resolve().parent
+    sys.path[:0] = [
+        str(here.parent.parent),
+        *(str(here.parent / name) for name in ("downstairs", "upstairs", "volume")),
+    ]
+
+from fuzz_judge import Report, Run, running
+from fuzz_worlds import WORLDS
+
+EXAMPLES = 2_000
+
+
+def fuzz(service: str, examples: int, seed: int, folder: Path) -> Report:
+    """``examples`` requests against ``service``, whose state goes below ``folder``."""
+    with running(WORLDS[service], folder) as world:
+        return Run(service, world).fuzz(examples, seed)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Hold the HTTP services to the real OpenAPI documents.")
+    parser.add_argument("--examples", type=int, default=EXAMPLES, help="requests for each service")
+    parser.add_argument("--service", action="append", choices=sorted(WORLDS), help="only this one; may be repeated")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)  # errors are heard; what is refused is no news here
+    wrong = 0
+    for service in chosen.service or WORLDS:
+        with tempfile.TemporaryDirectory() as folder:
+            report = fuzz(service, chosen.examples, chosen.seed, Path(folder))
+        print("\n".join(report.lines()), flush=True)
+        wrong += len(report.defects)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
