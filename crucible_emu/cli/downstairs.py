@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from crucible_emu.cli import serving
+from crucible_emu.cli import service, serving
 from crucible_emu.cli.run_many import run_many
 from crucible_emu.downstairs import tls
 from crucible_emu.downstairs.faults import REAL_ERROR_PROBABILITY, Faults
@@ -122,16 +122,8 @@ async def _serve(server: DownstairsServer, as_json: bool, until_eof: bool) -> No
 
 
 async def _end_of_input(server_scope: trio.CancelScope) -> None:
-    """Cancel ``server_scope`` when standard input ends. What comes in before that is thrown away."""
-    descriptor = sys.stdin.fileno()
-    while True:
-        try:
-            await trio.lowlevel.wait_readable(descriptor)
-        except PermissionError:
-            pass  # a file, /dev/null for one: always readable
-        if not os.read(descriptor, 4096):
-            break
-        await trio.lowlevel.checkpoint()
+    """Cancel ``server_scope`` when standard input ends."""
+    await service.end_of_input()
     server_scope.cancel()
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -249,12 +249,12 @@ def fio_verifies(bench: Bench) -> None:
 # --- a file system ---
 
 
-def file_system(bench: Bench) -> None:
-    """As root: the export as a file (nbdfuse), as a loop device, with ext4 on it, mounted, filled, checked."""
-    for name in ("nbdfuse", "fusermount3", "losetup", "mkfs.ext4", "mount", "umount", "fsck.ext4"):
+@contextmanager
+def as_loop_device(bench: Bench) -> Iterator[str]:
+    """As root: the export as a file (nbdfuse) and that as a loop device, whose name is yielded."""
+    for name in ("nbdfuse", "fusermount3", "losetup"):
         bench.program(name)
-    (bench.folder / "fuse").mkdir()
-    (bench.folder / "mounted").mkdir()
+    (bench.folder / "fuse").mkdir(exist_ok=True)
     disk = bench.folder / "fuse" / "disk"
     with ExitStack() as undo:
         fuse = subprocess.Popen([bench.program("nbdfuse"), disk, str(bench.uri)], cwd=bench.folder)
@@ -266,18 +266,34 @@ def file_system(bench: Bench) -> None:
         sector = max(512, export["block_size_minimum"])
         loop = bench.run("losetup", "--sector-size", sector, "-f", "--show", disk).strip()
         undo.callback(bench.run, "losetup", "-d", loop)
+        yield loop
+
+
+@contextmanager
+def mounted(bench: Bench, loop: str, *options: str) -> Iterator[Path]:
+    """The file system on a loop device, mounted."""
+    where = bench.folder / "mounted"
+    where.mkdir(exist_ok=True)
+    bench.run("mount", *options, loop, where)
+    try:
+        yield where
+    finally:
+        bench.run("umount", where)
+
+
+def file_system(bench: Bench) -> None:
+    """As root: ext4 on a loop device, filled, checked, and read back."""
+    for name in ("mkfs.ext4", "mount", "umount", "fsck.ext4"):
+        bench.program(name)
+    content = {f"file{n}": os.urandom(1 + n * n * 401) for n in range(40)}
+    with as_loop_device(bench) as loop:
         bench.run("mkfs.ext4", "-q", "-F", loop)
-        content = {f"file{n}": os.urandom(1 + n * n * 401) for n in range(40)}
-        with ExitStack() as unmount:
-            bench.run("mount", loop, "mounted")
-            unmount.callback(bench.run, "umount", "mounted")
+        with mounted(bench, loop) as where:
             for name, data in content.items():
-                (bench.folder / "mounted" / name).write_bytes(data)
+                (where / name).write_bytes(data)
         bench.run("fsck.ext4", "-fn", loop)
-        with ExitStack() as unmount:
-            bench.run("mount", "-o", "ro", loop, "mounted")
-            unmount.callback(bench.run, "umount", "mounted")
-            assert {name: (bench.folder / "mounted" / name).read_bytes() for name in content} == content
+        with mounted(bench, loop, "-o", "ro") as where:
+            assert {name: (where / name).read_bytes() for name in content} == content
 
 
 def until(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
