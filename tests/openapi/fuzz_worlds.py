@@ -138,7 +138,7 @@ async def control(folder: Path) -> AsyncIterator[World]:
 def _cid_or_seconds(_operation: Operation, name: str, n: int) -> str | None:
     """Members that exist, and the one after; windows of random stops; signals."""
     if name == "name":
-        return ("STOP", "CONT", "TERM", "KILL", "stop")[n % 5]
+        return ("stop", "cont", "term", "kill", "STOP")[n % 5]
     return str(n % (MEMBERS + 1)) if name == "cid" else str(n)
 
 

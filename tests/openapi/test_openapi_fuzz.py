@@ -1,0 +1,20 @@
+"""A slice of ``fuzz_services.py``: every service answers whatever it is sent, as its document says."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from fuzz_services import fuzz
+from fuzz_worlds import WORLDS
+
+EXAMPLES = 60
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("service", WORLDS)
+def test_a_slice_of_the_fuzz(service: str, tmp_path: Path) -> None:
+    report = fuzz(service, EXAMPLES, random.randrange(2**32), tmp_path)
+    assert report.examples >= EXAMPLES
+    assert not report.defects, "\n".join(report.lines())
