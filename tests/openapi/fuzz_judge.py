@@ -138,6 +138,7 @@ class Report:
     """What came of it."""
 
     service: str
+    seed: int = 0
     examples: int = 0
     statuses: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     families: Counter[str] = field(default_factory=Counter)
@@ -151,7 +152,7 @@ class Report:
     def lines(self) -> Iterator[str]:
         """The report, for a person."""
         families = ", ".join(f"{count} {family}" for family, count in sorted(self.families.items()))
-        yield f"{self.service}: {self.examples} examples ({families})"
+        yield f"{self.service}: {self.examples} examples ({families}), seed {self.seed}"
         for operation_id, counts in sorted(self.statuses.items()):
             told = "  ".join(f"{status}: {count}" for status, count in sorted(counts.items()))
             yield f"  {operation_id:42} {told}"
@@ -184,6 +185,7 @@ class Run:
 
     def fuzz(self, examples: int, number: int) -> Report:
         """Send ``examples`` requests, drawn from the seed ``number``."""
+        self.report.seed = number
         logging.getLogger().addHandler(self._complaints)
         try:
             while self.report.examples < examples:

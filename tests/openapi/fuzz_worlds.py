@@ -136,10 +136,12 @@ async def control(folder: Path) -> AsyncIterator[World]:
 
 
 def _cid_or_seconds(_operation: Operation, name: str, n: int) -> str | None:
-    """Members that exist, and the one after; windows of random stops; signals."""
+    """Members that exist, and the one after; windows of random stops, long but for the first; signals."""
     if name == "name":
         return ("stop", "cont", "term", "kill", "STOP")[n % 5]
-    return str(n % (MEMBERS + 1)) if name == "cid" else str(n)
+    if name == "cid":
+        return str(n % (MEMBERS + 1))
+    return str(n if name == "min" else n + 10)
 
 
 @asynccontextmanager
