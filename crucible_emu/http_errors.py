@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from crucible_emu.http_body import drained
+
 
 def error_response(status_code: int, message: str, error_code: str | None = None) -> Response:
     """The refusal with ``message``, a sentence for a person, and perhaps a word for machines."""
@@ -49,7 +51,7 @@ def application(routes: Sequence[Route]) -> ASGIApp:
             scope = {**scope, "path": joined(scope["path"])}
         await starlette(scope, receive, send)
 
-    return answer
+    return drained(answer)
 
 
 def joined(path: str) -> str:
