@@ -59,6 +59,8 @@ class UpstairsCore(Dispatcher):
         self.reconciliation: Reconciliation | None = None
         self.reconciled_extents = self.reconciliations_aborted = 0
         self.repair: LiveRepair | None = None
+        self.extents_ahead: int | None = None
+        """How many extents a live repair has under way at a time; ``None``: as many as suits their size."""
         self.repairs_begun = self.repairs_failed = self.activations = 0
         self.disabled_by: errors.CrucibleError | None = None
         self._collation = Collation(1, 1, ())

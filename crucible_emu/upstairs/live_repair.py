@@ -16,8 +16,9 @@ stage       id     waits for                   does
 *opening*   N+3    N+2                         open it again; sent first of all, because guests' jobs wait for it
 ==========  =====  ==========================  ====================================================================
 
-While one extent is fetched the next is closed (*optimisation*: most of a close is waiting for disks and for the work
-before it). Only one is ever fetched: a Downstairs does no two repairs at once, and a flush must not wait for both.
+Several extents are under way at a time, :func:`extents_ahead` says how many (*optimisation*: while one is fetched the
+next is closed, and where extents are small and equal the way to the replicas and back is all that they take). Only one
+is ever fetched: a Downstairs does no two repairs at once, and a flush must not wait for both.
 After the last extent comes a flush; when it is final the repaired replicas are as good as the others.
 
 Why it is safe: the four jobs are ordinary jobs to the dependency tracker, a writer of the whole extent under the id
@@ -46,6 +47,10 @@ Versions = tuple[int, int, bool]
 """Generation, flush number and dirtiness of one extent on one replica."""
 
 
+UNDER_WAY_MIN, UNDER_WAY_MAX = 2, 16
+UNDER_WAY_BYTES = 32 << 20
+
+
 class Stage(Enum):
     """What the repair waits for; the order is that of the table above."""
 
@@ -57,7 +62,7 @@ class Stage(Enum):
 
 class ExtentRepair:
     """One extent under way. ``ids``: those of its four jobs; ``awaited``: the job that its stage waits for;
-    ``versions``: what the replicas said when they closed it."""
+    ``versions``: what the replicas said when they closed it; ``needing``: the clients that fetch it."""
 
     def __init__(self, extent_id: int, first_job_id: int) -> None:
         self.extent_id = extent_id
@@ -66,6 +71,13 @@ class ExtentRepair:
         self.opening: Job | None = None
         self.awaited: Job | None = None
         self.versions: dict[int, Versions] = {}
+        self.needing: frozenset[int] = frozenset()
+
+
+def extents_ahead(extent_bytes: int) -> int:
+    """How many extents are under way at a time. What is under way makes guests' reads wait, so it is bounded in bytes
+    as well as in number."""
+    return max(UNDER_WAY_MIN, min(UNDER_WAY_MAX, UNDER_WAY_BYTES // extent_bytes))
 
 
 class LiveRepair:
@@ -80,6 +92,7 @@ class LiveRepair:
         self.clients = clients
         self.extent_count = core.definition.extent_count
         self.blocks_per_extent = core.definition.blocks_per_extent
+        self.ahead = core.extents_ahead or extents_ahead(self.blocks_per_extent * core.definition.block_size)
         self.extent_id = -1
         self.under_way: list[ExtentRepair] = []
         self.aborted = False
@@ -122,7 +135,7 @@ class LiveRepair:
         members = tuple(client.index for client in self.clients)
         self._core.report("info", "live repair begins", clients=list(members), source=self.source.index)
         self._tell("start", 0)
-        self._next_extent()
+        self._begin_extents()
 
     def closed(self, extent_id: int, client: int, versions: Versions) -> None:
         """A replica has closed an extent under way and says what it holds."""
@@ -138,7 +151,7 @@ class LiveRepair:
     def _one_step(self) -> bool:
         """Let the first extent that can go on do so; after all of them, the final flush. Whether anything went on."""
         for extent in self.under_way:
-            if self._final(extent.awaited) and not (extent.stage is Stage.CLOSING and self._fetching):
+            if self._final(extent.awaited) and self._may_go_on(extent):
                 self._next_stage(extent)
                 return True
         if self._final(self._final_flush):
@@ -153,9 +166,12 @@ class LiveRepair:
             self._abort()
         return step.complete
 
-    @property
-    def _fetching(self) -> bool:
-        return any(extent.stage is Stage.FETCHING for extent in self.under_way)
+    def _may_go_on(self, extent: ExtentRepair) -> bool:
+        """Not where it would be fetched beside another."""
+        if extent.stage is not Stage.CLOSING:
+            return True
+        extent.needing = self._needing(extent)
+        return not extent.needing or not any(other.needing for other in self.under_way if other.stage is Stage.FETCHING)
 
     def _must_abort(self, step: Job) -> bool:
         """Whether the repair cannot go on as it began (§8.7)."""
@@ -172,7 +188,6 @@ class LiveRepair:
             case Stage.CLOSING:
                 extent.stage = Stage.FETCHING
                 extent.awaited = self._fetch(extent)
-                self._next_extent()
             case Stage.FETCHING:
                 extent.stage = Stage.SETTLING
                 extent.awaited = self._submit(extent, JobKind.EXTENT_NO_OP, settle_id, [fetch_id])
@@ -181,13 +196,16 @@ class LiveRepair:
                 extent.awaited = extent.opening
             case Stage.OPENING:
                 self.under_way.remove(extent)
+                self._begin_extents()
                 if not self.under_way:
                     self._final_flush = self._core.submit_flush(None)
 
+    def _begin_extents(self) -> None:
+        """Begin to close further extents, as long as there are some and the repair goes on."""
+        while not self.aborted and self.extent_id + 1 < self.extent_count and len(self.under_way) < self.ahead:
+            self._next_extent()
+
     def _next_extent(self) -> None:
-        """Begin to close the next extent, if there is one and the repair goes on."""
-        if self.aborted or self.extent_id + 1 == self.extent_count:
-            return
         core = self._core
         self.extent_id += 1
         first_id = core.next_job_id
@@ -204,20 +222,28 @@ class LiveRepair:
         flush_number, core.next_flush = core.next_flush, core.next_flush + 1
         extent.awaited = self._submit(extent, JobKind.EXTENT_CLOSE, first_id, dependencies, flush_number=flush_number)
 
+    def _needing(self, extent: ExtentRepair) -> frozenset[int]:
+        """Those that hold another extent than the source, or did not say (§8.2)."""
+        if self.aborted:
+            return frozenset()
+        wanted = extent.versions.get(self.source.index)
+        found = set()
+        for client in self.clients:
+            held = extent.versions.get(client.index)
+            if held is None or held[2] or wanted is None or held[:2] != wanted[:2]:
+                found.add(client.index)
+        return frozenset(found)
+
     def _fetch(self, extent: ExtentRepair) -> Job:
-        """Fetch the extent for those that hold another one than the source; confirm it for the others (§8.2)."""
-        needing: frozenset[int] = frozenset()
+        """Fetch the extent for those that need it; confirm it for the others."""
         if not self.aborted:
-            wanted = extent.versions.get(self.source.index)
             for client in self.clients:
-                held = extent.versions.get(client.index)
-                if held is None or held[2] or wanted is None or held[:2] != wanted[:2]:
-                    needing |= {client.index}
+                if client.index in extent.needing:
                     client.extents_repaired += 1
                 else:
                     client.extents_confirmed += 1
         close_id, fetch_id, _, _ = extent.ids
-        return self._submit(extent, JobKind.EXTENT_REPAIR, fetch_id, [close_id], needing=needing)
+        return self._submit(extent, JobKind.EXTENT_REPAIR, fetch_id, [close_id])
 
     def _submit(
         self,
@@ -226,7 +252,6 @@ class LiveRepair:
         job_id: int,
         dependencies: list[int],
         *,
-        needing: frozenset[int] = frozenset(),
         flush_number: int = 0,
     ) -> Job:
         core = self._core
@@ -242,16 +267,16 @@ class LiveRepair:
                 job.skipped[client.index] = job.full
         core.jobs.add(job)
         for client in targets:
-            core.send(client.index, self._message(job, client, needing))
+            core.send(client.index, self._message(job, client, extent))
         if not targets:
             core.check(job)
         return job
 
-    def _message(self, job: Job, client: Client, needing: frozenset[int]) -> m.Message:
+    def _message(self, job: Job, client: Client, extent: ExtentRepair) -> m.Message:
         core = self._core
         dependencies = tuple(core.pruned_dependencies(job, client.index)[0])
         ids = (core.identity.upstairs_id, core.identity.session_id, job.first_id, dependencies)
-        extent_id = job.starts[0]
+        extent_id = extent.extent_id
         match job.kind:
             case JobKind.EXTENT_REOPEN:
                 return m.ExtentLiveReopen(*ids, extent_id)
@@ -259,7 +284,7 @@ class LiveRepair:
                 return m.ExtentLiveClose(*ids, extent_id)
             case JobKind.EXTENT_CLOSE:
                 return m.ExtentLiveFlushClose(*ids, extent_id, job.flush_number, job.gen_number)
-            case JobKind.EXTENT_REPAIR if client.index in needing and self.source.repair_address is not None:
+            case JobKind.EXTENT_REPAIR if client.index in extent.needing and self.source.repair_address is not None:
                 return m.ExtentLiveRepair(*ids, extent_id, self.source.index, self.source.repair_address)
             case _:
                 return m.ExtentLiveNoOp(*ids)

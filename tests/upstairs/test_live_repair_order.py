@@ -41,6 +41,7 @@ class Recorder(Rig):
 
     def __init__(self) -> None:
         super().__init__(RegionDefinition(512, EXTENT, EXTENTS, UUID(int=9)))
+        self.core.extents_ahead = 2
         self.sent: list[list[Sent]] = [[], [], []]
 
     def deliver(self, action: actions.Send) -> None:

@@ -13,7 +13,7 @@ from upstairs_rig import Replica, Rig
 
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
-from crucible_emu.upstairs.live_repair import LiveRepair, Stage
+from crucible_emu.upstairs.live_repair import LiveRepair, Stage, extents_ahead
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import Mode, Phase
 from crucible_emu.wire import messages as m
@@ -187,23 +187,48 @@ def test_the_four_jobs_of_an_extent_as_each_replica_gets_them(target: int, diffe
         assert (settling.job_id, settling.dependencies) == (settle, (fetch,))
 
 
+def stages(rig: StepRig) -> list[tuple[int, Stage]]:
+    return [(extent.extent_id, extent.stage) for extent in rig.repair.under_way]
+
+
 def test_the_next_extent_is_closed_while_one_is_fetched_and_no_two_are_fetched_at_once() -> None:
     rig = StepRig().active()
+    rig.core.extents_ahead = 2
     spoil(rig.replicas[1], 0)
     spoil(rig.replicas[1], 1)
     rig.begin(1)
-    assert [extent.stage for extent in rig.repair.under_way] == [Stage.CLOSING]
+    assert stages(rig) == [(0, Stage.CLOSING), (1, Stage.CLOSING)]
     rig.step(CLOSE)
-    assert [extent.stage for extent in rig.repair.under_way] == [Stage.FETCHING, Stage.CLOSING]
     next_one = rig.repair.under_way[1].ids
     for client in CLIENTS:
         rig.do(client, next_one[CLOSE])
-    assert [extent.stage for extent in rig.repair.under_way] == [Stage.FETCHING, Stage.CLOSING]
+    assert stages(rig) == [(0, Stage.FETCHING), (1, Stage.CLOSING)]
     assert not rig.of_ids(1, [next_one[FETCH]]), "the first is still being fetched"
     rig.step(FETCH)
-    assert [extent.stage for extent in rig.repair.under_way] == [Stage.SETTLING, Stage.FETCHING, Stage.CLOSING]
+    assert stages(rig) == [(0, Stage.SETTLING), (1, Stage.FETCHING)]
     (fetching,) = rig.of_ids(1, [next_one[FETCH]])
     assert isinstance(fetching, m.ExtentLiveRepair) and fetching.extent_id == 1
+    rig.step(SETTLE)
+    rig.step(OPEN)
+    assert stages(rig) == [(1, Stage.FETCHING), (2, Stage.CLOSING)]
+
+
+def test_extents_that_need_no_fetch_wait_for_none() -> None:
+    rig = StepRig().active()
+    rig.core.extents_ahead = EXTENTS
+    spoil(rig.replicas[1], 0)
+    rig.begin(1)
+    for extent in list(rig.repair.under_way):
+        for client in CLIENTS:
+            rig.do(client, extent.ids[CLOSE])
+    assert stages(rig) == [(extent_id, Stage.FETCHING) for extent_id in range(EXTENTS)]
+    kinds = {type(rig.of_ids(1, [extent.ids[FETCH]])[0]) for extent in rig.repair.under_way[1:]}
+    assert kinds == {m.ExtentLiveNoOp}
+
+
+@pytest.mark.parametrize(("extent_mib", "ahead"), [(1024, 2), (16, 2), (4, 8), (1, 16)])
+def test_how_many_extents_are_under_way_depends_on_their_size(extent_mib: int, ahead: int) -> None:
+    assert extents_ahead(extent_mib << 20) == ahead
 
 
 def reconnect_first(rig: Rig, clients: tuple[int, ...]) -> None:
@@ -431,8 +456,7 @@ def test_whoever_fails_a_step_ends_the_repair(target: int, failing: int, step: i
         ids = sorted(message.job_id for message in lived)
         begun = len(ids) // 4
         assert ids == list(range(first, first + 4 * begun)), "every id of what was begun was sent"
-        ahead = 0 if step == CLOSE else 1 if step == FETCH else 2
-        assert extent_id < begun <= extent_id + 1 + ahead, "and what is closed ahead is one extent"
+        assert begun == extent_id + 1, "and no more"
         kinds = [type(message) for message in sorted(lived, key=lambda message: message.job_id)][-4:]
         assert kinds == [m.ExtentLiveFlushClose, m.ExtentLiveNoOp, m.ExtentLiveNoOp, m.ExtentLiveReopen]
     assert rig.news[-1].what == "finish" and rig.news[-1].aborted

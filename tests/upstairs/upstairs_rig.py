@@ -88,6 +88,7 @@ class Rig:
         self.core = UpstairsCore(
             Identity(UPSTAIRS, SESSION, self.definition.encrypted, read_only, remote), generation, self.definition
         )
+        self.core.extents_ahead = 1  # one after the other is what a person can follow
         self.replicas = [Replica(client, self.definition) for client in CLIENTS]
         self.answers: dict[object, errors.CrucibleError | None] = {}
         self.reports: list[actions.Report] = []

@@ -42,6 +42,8 @@ from crucible_emu.volume.vcr import CrucibleOpts, RegionRequest
 DISK = UUID(int=0x5708)
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 HEALED_WITHIN_S = 180
+EXTENT_S = 0.05
+"""What the messages of an extent may take besides, on a busy machine."""
 BLOWS = {"kill": 4, "stall": 2, "replace": 2, "kill while it is repaired": 2, "kill and wait": 1}
 """What may happen to a replica, and how often beside the others."""
 
@@ -172,8 +174,9 @@ class Storm:
 
     async def whole_again(self, guest: Guest) -> None:
         clients = guest.upstairs.core.clients
-        if not await within(HEALED_WITHIN_S, lambda: all(client.state.phase is Phase.ACTIVE for client in clients)):
-            raise AssertionError(f"not whole after {HEALED_WITHIN_S} s: {[str(client.state) for client in clients]}")
+        patience_s = HEALED_WITHIN_S + EXTENT_S * self.definition.extent_count
+        if not await within(patience_s, lambda: all(client.state.phase is Phase.ACTIVE for client in clients)):
+            raise AssertionError(f"not whole after {patience_s:.0f} s: {[str(client.state) for client in clients]}")
 
     def differences(self) -> list[str]:
         """What is wrong with the replicas at rest."""
