@@ -40,7 +40,7 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 
 DECIDING = tuple(
     f"crucible_emu.{name}"
-    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service")
+    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service", "agent")
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
@@ -63,6 +63,7 @@ DRIVERS = {
     *(f"crucible_emu.volume.{name}" for name in ("pseudo_file", "region_set", "scrub", "url", "volume")),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
     *(f"crucible_emu.service.{name}" for name in ("application", "serving")),
+    *(f"crucible_emu.agent.{name}" for name in ("agent", "api", "datasets", "digesting", "services", "store")),
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
     *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),

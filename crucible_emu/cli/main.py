@@ -27,6 +27,7 @@ GROUPS: dict[str, str] = {
     "serve": "Serve a disk over NBD.",
     "attach": "Serve the disk that a VCR describes.",
     "downstairs": "Run Downstairs, one or many.",
+    "agent": "Run a Crucible agent over a directory of regions.",
     "exercise": "Write to a disk and check what comes back.",
     "region": "Make, fill, look at and check region directories.",
 }

@@ -21,13 +21,14 @@ The *volume digest* is BLAKE3 of the disk's bytes: what ``b3sum`` says of an exp
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from blake3 import blake3
 
 from crucible_emu.errors import UsageError
+from crucible_emu.geometry import RegionDefinition
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.region.view import RegionView, look_through, require_contexts
 
@@ -52,13 +53,16 @@ class RegionDigest:
 
 def region_digest(region: RegionView, progress: Progress | None = None) -> RegionDigest:
     """Digest of everything that is stored. Raises a CrucibleError at an extent that cannot be read."""
-    definition = region.definition
-    extents = [extent_digest(region, extent_id, progress) for extent_id in range(definition.extent_count)]
+    extents = [extent_digest(region, extent_id, progress) for extent_id in range(region.definition.extent_count)]
+    return RegionDigest(whole_digest(region.definition, extents), tuple(digest.hex() for digest in extents))
+
+
+def whole_digest(definition: RegionDefinition, extents: Sequence[bytes]) -> str:
+    """The region digest, in hex, of a region whose extents have these digests, in order."""
     head = struct.pack(
         "<IQIB", definition.block_size, definition.blocks_per_extent, definition.extent_count, definition.encrypted
     )
-    whole = blake3(REGION_PREFIX + head + b"".join(extents)).hexdigest()
-    return RegionDigest(whole, tuple(digest.hex() for digest in extents))
+    return blake3(REGION_PREFIX + head + b"".join(extents)).hexdigest()
 
 
 def extent_digest(region: RegionView, extent_id: int, progress: Progress | None = None) -> bytes:

@@ -318,6 +318,11 @@ class Region:
         self._work = self._writer.begin(first, stop, numbers)
         return self._work
 
+    @property
+    def flush_under_way(self) -> bool:
+        """Whether the files are between two flushes' contents this instant."""
+        return self._work is not None
+
     def finish_flush(self, work: FlushWork) -> None:
         """After :meth:`FlushWork.run` succeeded: what it wrote is what the region knows from now on."""
         current = self._current(work)

@@ -66,10 +66,12 @@ def take_snapshot(region: Path, name: str, definition: RegionDefinition, storage
     """
     storage = storage or OsStorage()
     target = snapshot_path(region, name)
-    if storage.exists(target):
-        return target
     making = target.with_name(_MAKING + name)
     try:
+        if storage.exists(target):
+            # *Safety*: whoever made it may have been killed before its name was durable.
+            storage.sync_directory(target.parent)
+            return target
         storage.remove_tree(making)
         storage.make_directories(making)
         for directory in (region, region / SNAPSHOTS.parent):
@@ -118,5 +120,21 @@ def delete_snapshot(region: Path, name: str, storage: Storage | None = None) -> 
             storage.rename(target, deleting)
             storage.sync_directory(target.parent)
             storage.remove_tree(deleting)
+        elif storage.exists(target.parent):
+            # *Safety*: it may have been renamed away by somebody who was killed before that was durable.
+            storage.sync_directory(target.parent)
     except OSError as error:
         raise SnapshotFailed(f"{target} could not be deleted: {error.strerror or error}") from error
+
+
+def sweep(region: Path, storage: Storage | None = None) -> None:
+    """Remove what interrupted calls left, while nobody takes or deletes a snapshot of the region. Raises
+    :class:`OSError`."""
+    storage = storage or OsStorage()
+    try:
+        names = storage.names(region / SNAPSHOTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        if name.startswith((_MAKING, _DELETING)):
+            storage.remove_tree(region / SNAPSHOTS / name)

@@ -1,0 +1,3 @@
+"""The ways to the neighbours' rigs: scripted Upstairs, interrupted disks, commands."""
+
+import agent_neighbours  # noqa: F401
