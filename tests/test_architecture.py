@@ -41,6 +41,10 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 DECIDING = tuple(
     f"crucible_emu.{name}"
     for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service", "agent")
+    for name in (
+        *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
+        "pantry",
+    )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
 DRIVERS = {
@@ -66,6 +70,7 @@ DRIVERS = {
     *(f"crucible_emu.agent.{name}" for name in ("agent", "api", "datasets", "digesting", "services", "store")),
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
+    *(f"crucible_emu.pantry.{name}" for name in ("driver", "fetching", "operations", "work")),
     *(f"crucible_emu.exercise.{name}" for name in ("control", "disk", "journal", "runner", "scenarios")),
 }
 OUTSIDE_WORLD = {

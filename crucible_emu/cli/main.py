@@ -29,6 +29,7 @@ GROUPS: dict[str, str] = {
     "downstairs": "Run Downstairs, one or many.",
     "agent": "Run a Crucible agent over a directory of regions.",
     "exercise": "Write to a disk and check what comes back.",
+    "pantry": "Hold volumes for a control plane, over HTTP.",
     "region": "Make, fill, look at and check region directories.",
 }
 """Every group and the line that ``--help`` shows for it. What is not installed is not listed."""

@@ -239,6 +239,8 @@ def _open(path: Path, read_only: bool) -> tuple[int, bool]:
                 if error.errno not in NOT_TO_BE_WRITTEN:
                     raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC), True
+    except ValueError:
+        raise UsageError("the path of a file has a zero byte in it: no file is named so") from None
     except OSError as error:
         raise UsageError(f"cannot open the file {path}: {(error.strerror or str(error)).lower()}") from None
 

@@ -179,6 +179,8 @@ async def _answered(
         raise _MayPass(str(error) or type(error).__name__) from error
     except httpx2.HTTPError as error:
         raise errors.GenericError(f"{shown(url)}: {error}") from error
+    except UnicodeError as error:
+        raise errors.GenericError(f"{shown(url)}: the host cannot be a name: a part is empty or too long") from error
 
 
 def shown(url: httpx2.URL) -> str:
