@@ -15,6 +15,8 @@ from crucible_emu.downstairs.promotion import ACCEPTED
 from crucible_emu.downstairs.session import TRANSITIONS as SESSION_TRANSITIONS
 from crucible_emu.downstairs.session import Row as SessionRow
 from crucible_emu.downstairs.session import State as SessionState
+from crucible_emu.host.states import TRANSITIONS as INSTANCE_TRANSITIONS
+from crucible_emu.host.states import InstanceState
 from crucible_emu.supervisor.states import TRANSITIONS as PROCESS_TRANSITIONS
 from crucible_emu.supervisor.states import ProcessState
 from crucible_emu.upstairs.rules import RULES
@@ -157,6 +159,34 @@ def _process() -> list[str]:
     ]
 
 
+def _instance() -> list[str]:
+    """The section about an instance of a host."""
+    return [
+        "## An instance of a host",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {InstanceState.CREATING}",
+        f"    [*] --> {InstanceState.MIGRATING}",
+        *(
+            f"    {before} --> {to.after} : {event.name.lower()}"
+            for (before, event), to in INSTANCE_TRANSITIONS.items()
+            if to.after is not before
+        ),
+        "```",
+        "",
+        "| in | when | then | and |",
+        "|---|---|---|---|",
+        *(
+            f"| {before} | {event.value} | {to.after} | {to.doing.value} |"
+            for (before, event), to in INSTANCE_TRANSITIONS.items()
+        ),
+        "",
+        "A request that is not listed is refused; a report that is not listed comes too late and changes nothing.",
+        "",
+    ]
+
+
 def render() -> str:
     """``state-machines.md``."""
     lines = [
@@ -204,6 +234,7 @@ def render() -> str:
         "",
         *_downstairs(),
         *_process(),
+        *_instance(),
     ]
     return "\n".join(lines)
 

@@ -44,6 +44,17 @@ DECIDING = tuple(
     for name in (
         *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
         "pantry",
+    for name in (
+        "wire",
+        "downstairs",
+        "upstairs",
+        "volume",
+        "nbd",
+        "control",
+        "supervisor",
+        "exercise",
+        "service",
+        "host",
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
@@ -68,6 +79,7 @@ DRIVERS = {
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
     *(f"crucible_emu.service.{name}" for name in ("application", "serving")),
     *(f"crucible_emu.agent.{name}" for name in ("agent", "api", "datasets", "digesting", "services", "store")),
+    *(f"crucible_emu.host.{name}" for name in ("directory", "disk", "host", "machine", "operations", "source")),
     *(f"crucible_emu.control.{name}" for name in ("metrics", "notifier", "observation", "server")),
     *(f"crucible_emu.supervisor.{name}" for name in ("control", "driver", "process")),
     *(f"crucible_emu.pantry.{name}" for name in ("driver", "fetching", "operations", "work")),

@@ -28,6 +28,7 @@ GROUPS: dict[str, str] = {
     "attach": "Serve the disk that a VCR describes.",
     "downstairs": "Run Downstairs, one or many.",
     "agent": "Run a Crucible agent over a directory of regions.",
+    "host": "Give instances their disks, as Propolis does.",
     "exercise": "Write to a disk and check what comes back.",
     "pantry": "Hold volumes for a control plane, over HTTP.",
     "region": "Make, fill, look at and check region directories.",

@@ -19,6 +19,8 @@ from crucible_emu.logs import get_logger
 REQUEST_S_MAX = 15.0
 RETRY_PAUSE_S = 1.0
 """Five attempts at once would be over before a receiver that is being restarted is back."""
+API_VERSION = "1.0.0"
+"""Of the internal API; a receiver refuses requests that do not name it (apis-and-tools.md §0.3)."""
 FAREWELL_S = 2.0
 """How long leaving waits for what is not sent yet."""
 
@@ -59,7 +61,10 @@ class Notifier:
 
     async def run(self) -> None:
         """Send until cancelled."""
-        async with httpx2.AsyncClient(timeout=REQUEST_S_MAX, trust_env=False, transport=self._transport) as http:
+        headers = {"api-version": API_VERSION}
+        async with httpx2.AsyncClient(
+            headers=headers, timeout=REQUEST_S_MAX, trust_env=False, transport=self._transport
+        ) as http:
             while True:
                 notice = self.queue.take()
                 if notice is None:
