@@ -40,21 +40,9 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 
 DECIDING = tuple(
     f"crucible_emu.{name}"
-    for name in ("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service", "agent")
     for name in (
         *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
-        "pantry",
-    for name in (
-        "wire",
-        "downstairs",
-        "upstairs",
-        "volume",
-        "nbd",
-        "control",
-        "supervisor",
-        "exercise",
-        "service",
-        "host",
+        *("agent", "pantry", "host"),
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""

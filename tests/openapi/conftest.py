@@ -1,8 +1,3 @@
-"""The ways to the neighbours' rigs: Downstairs, scripted replicas, disks over loopback."""
+"""The ways to the neighbours' rigs: Downstairs, scripted replicas, disks over loopback, agents, hosts."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path += [str(Path(__file__).parent.parent / neighbour) for neighbour in ("downstairs", "upstairs", "volume")]
+import openapi_neighbours  # noqa: F401

@@ -43,6 +43,8 @@ class World:
     documented: frozenset[tuple[str, int]] = frozenset()
     slow: frozenset[str] = frozenset()
     learn: Callable[[Operation, bytes], None] = lambda _operation, _body: None
+    told: frozenset[str] = frozenset()
+    """What the service may log as an error, since it is about what was asked for."""
     last: tuple[str, ...] = ()
     """Operations without parameters that are asked for at the very end, since they end the service."""
 
@@ -165,11 +167,14 @@ class Report:
 class Complaints(logging.Handler):
     """Counts what the service logs as an error: a handler that failed says so there, whatever it answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, meant: frozenset[str]) -> None:
         super().__init__(logging.ERROR)
+        self._meant = meant
         self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() in self._meant and record.exc_info is None:
+            return
         error = record.exc_info[1] if record.exc_info else None
         self.heard.append(f"{record.getMessage()}{f': {error!r}'[:300] if error else ''}")
 
@@ -181,7 +186,7 @@ class Run:
         self.report = Report(service)
         self._world = world
         self._sender = Sender(world.url)
-        self._complaints = Complaints()
+        self._complaints = Complaints(world.told)
 
     def fuzz(self, examples: int, number: int) -> Report:
         """Send ``examples`` requests, drawn from the seed ``number``."""

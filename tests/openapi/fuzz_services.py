@@ -17,17 +17,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-if __package__ in (None, ""):
-    here = Path(__file__).resolve().parent
-    sys.path[:0] = [
-        str(here.parent.parent),
-        *(str(here.parent / name) for name in ("downstairs", "upstairs", "volume")),
-    ]
-
+import openapi_neighbours  # noqa: F401  opens the ways to the neighbours
 from fuzz_judge import Report, Run, running
-from fuzz_worlds import WORLDS
+from fuzz_sled import SLED_WORLDS
+from fuzz_worlds import WORLDS as DISK_WORLDS
 
 EXAMPLES = 2_000
+WORLDS = {**DISK_WORLDS, **SLED_WORLDS}
 
 
 def fuzz(service: str, examples: int, seed: int, folder: Path) -> Report:
