@@ -11,7 +11,7 @@ import http.client
 import logging
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,8 @@ class World:
     learn: Callable[[Operation, bytes], None] = lambda _operation, _body: None
     told: frozenset[str] = frozenset()
     """What the service may log as an error, since it is about what was asked for."""
+    behind: Mapping[str, Any] = field(default_factory=dict)
+    """What is behind the service, for whoever knows it."""
     last: tuple[str, ...] = ()
     """Operations without parameters that are asked for at the very end, since they end the service."""
 

@@ -48,12 +48,14 @@ CAPACITY_BYTES = 64 << 20
 # -- agent ------------------------------------------------------------------------------------------------------------
 
 REGIONS = [str(UUID(int=number + 1)) for number in range(24)]
-WRITTEN, RUNS, RESTS = REGIONS[0], "runs", "rests"
+WRITTEN = REGIONS[0]
+SNAPSHOTS = [f"snapshot-{number}" for number in range(10)]
+RUNNING = SNAPSHOTS[0]
 
 
 @asynccontextmanager
 async def agent(folder: Path) -> AsyncIterator[World]:
-    """Three regions, the first of them with two snapshots."""
+    """Three regions, the first of them with snapshots, one of which runs."""
     options = AgentOptions(host=own_host(), pool=POOL, capacity_bytes=CAPACITY_BYTES)
     async with running_agent(folder, options) as made:
         api = agent_api(made)
@@ -62,9 +64,9 @@ async def agent(folder: Path) -> AsyncIterator[World]:
             served = Served(made, http)
             for region_id in REGIONS[:3]:
                 await served.made(region_id)
-            for generation, name in enumerate((RUNS, RESTS), start=1):
+            for generation, name in enumerate(SNAPSHOTS, start=1):
                 await served.fill(WRITTEN, generation, snapshot=name, generation=generation)
-            repair_port = (await served.run(WRITTEN, RUNS))["port_number"] + 4000
+            repair_port = (await served.run(WRITTEN, RUNNING))["port_number"] + 4000
         numbers = st.sampled_from([512, 4096, 8, 1, 4, 0, 3, 2**32, 2**64 - 1])
         source = st.sampled_from([None, f"{options.host}:{repair_port}", NOBODY, "[::1]:9", "here"])
         wishes = st.fixed_dictionaries(
@@ -102,8 +104,8 @@ async def agent(folder: Path) -> AsyncIterator[World]:
 
 def _agent_known(operation: Operation, name: str, n: int) -> str | None:
     if name == "name":
-        return (RUNS, RESTS, "none")[n % 3]
-    return WRITTEN if operation.path.endswith("/digest") or n % 2 else REGIONS[n % len(REGIONS)]
+        return SNAPSHOTS[n % len(SNAPSHOTS)]
+    return WRITTEN if "snapshots" in operation.path or n % 2 else REGIONS[n % len(REGIONS)]
 
 
 # -- disks ------------------------------------------------------------------------------------------------------------
@@ -112,6 +114,12 @@ def _agent_known(operation: Operation, name: str, n: int) -> str | None:
 def volume_of(*parts: vcr.VolumeConstructionRequest, parent: vcr.VolumeConstructionRequest | None = None) -> Any:
     """A volume's request."""
     return vcr.VolumeRequest(type="volume", id=uuid4(), block_size=BLOCK, sub_volumes=parts, read_only_parent=parent)
+
+
+def replaced_third(volume: Any, region: vcr.RegionRequest) -> Any:
+    """``volume`` over the region set with another third target, where nobody is."""
+    opts = region.opts.model_copy(update={"target": (*region.opts.target[:2], NOBODY)})
+    return volume.model_copy(update={"sub_volumes": (region.model_copy(update={"opts": opts}),)})
 
 
 def written(request: vcr.VolumeConstructionRequest) -> Any:
@@ -151,7 +159,7 @@ class PantryIds:
             return self.jobs[n % len(self.jobs)]
         if operation.operation_id == "detach":
             return FILES[n % len(FILES)]
-        return HELD if n % 2 else FILES[n // 2 % len(FILES)]
+        return HELD if n % 4 == 0 else FILES[n % len(FILES)]
 
     def learn(self, _operation: Operation, body: bytes) -> None:
         found = json.loads(body) if body else None
@@ -159,7 +167,7 @@ class PantryIds:
             self.jobs = [*self.jobs, found["job_id"]][-LEARNT_MAX:]
 
 
-def _pantry_bodies(requests: list[Any], image_url: str) -> dict[str, st.SearchStrategy[Any]]:
+def _pantry_bodies(requests: list[Any], replacement: Any, image_url: str) -> dict[str, st.SearchStrategy[Any]]:
     request = st.sampled_from(requests)
     digest = st.sampled_from([hashlib.sha256(bytes(DISK_BYTES)).hexdigest(), "0" * 64, "no digest", ""])
     expected = st.fixed_dictionaries({"sha256": digest})
@@ -173,7 +181,7 @@ def _pantry_bodies(requests: list[Any], image_url: str) -> dict[str, st.SearchSt
         "attach_activate_background": st.fixed_dictionaries(
             {"volume_construction_request": request, "job_id": st.sampled_from([*FILES, "another"])}
         ),
-        "replace": st.fixed_dictionaries({"volume_construction_request": request}),
+        "replace": st.fixed_dictionaries({"volume_construction_request": request | st.just(replacement)}),
         "bulk_write": st.fixed_dictionaries({"offset": offset, "base64_encoded_data": encoded}),
         "bulk_read": st.fixed_dictionaries({"offset": offset, "size": size}),
         "import_from_url": st.fixed_dictionaries({"url": urls}, optional={"expected_digest": expected | st.none()}),
@@ -209,13 +217,18 @@ async def pantry(folder: Path) -> AsyncIterator[World]:
                     load("pantry"),
                     PANTRY_BODY_BYTES_MAX,
                     versioned=True,
-                    bodies=_pantry_bodies([written(each) for each in (held, other, *files)], images.url),
+                    bodies=_pantry_bodies(
+                        [written(each) for each in (held, other, *files, *files)],
+                        written(replaced_third(held, request(1))),
+                        images.url,
+                    ),
                     extensions=[Extension("GET", "/crucible/pantry/0/job/{id}")],
                 ),
                 ids.known,
                 documented=PANTRY_MEANT,
                 slow=frozenset({"job_result_ok", "attach"}),
                 learn=ids.learn,
+                behind={"image": images.url, "held": held, "replaced": replaced_third(held, request(1))},
             )
         nursery.cancel_scope.cancel()
 
@@ -237,7 +250,7 @@ HOSTED = [str(UUID(int=number + 1)) for number in range(3)]
 
 def _host_known(operation: Operation, name: str, n: int) -> str | None:
     if name == "id":
-        return DISK if n % 4 else "none"
+        return DISK if n % 8 else "none"
     return HOSTED[n % len(HOSTED)] if name == "instance_id" else str(UUID(int=n))
 
 
@@ -253,7 +266,7 @@ async def host(folder: Path) -> AsyncIterator[World]:
         ensures = st.sampled_from([ensure_body(each) for each in (*requests, None)])
         bodies = {
             "instance_ensure": ensures,
-            "instance_state_put": st.sampled_from(["Run", "Run", "Stop", "Reboot"]),
+            "instance_state_put": st.sampled_from(["Run", "Run", "Run", "Run", "Reboot", "Stop"]),
             "instance_state_monitor": st.fixed_dictionaries({"gen": st.integers(0, 3)}),
             "instance_issue_crucible_vcr_request": st.fixed_dictionaries(
                 {"vcr_json": st.sampled_from([*texts, "", "{}", "[" * 5000, "null", '{"type": "volume"}'])}
@@ -271,6 +284,7 @@ async def host(folder: Path) -> AsyncIterator[World]:
                     skipped=NOT_OFFERED,
                 ),
                 _host_known,
+                behind={"requests": requests},
                 slow=frozenset({"instance_state_monitor", "(ours) GET /hosts/0/instances/{instance_id}/state-monitor"}),
             )
 

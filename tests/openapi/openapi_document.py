@@ -213,6 +213,8 @@ def as_json_schema(schema: Any, closed: bool, extra: frozenset[str] | set[str] =
         return [as_json_schema(each, closed) for each in schema]
     if not isinstance(schema, dict):
         return schema
+    if schema.get("enum") == [None]:
+        return {"type": "null"}  # written down as a string without words
     made: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties":
