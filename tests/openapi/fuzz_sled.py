@@ -261,7 +261,9 @@ async def host(folder: Path) -> AsyncIterator[World]:
     state.mkdir()
     settings = Settings(state, reconnect_delay_s=0.05, scrub_delay_s=None)
     async with replicated(folder) as request, hosting(settings) as made:
-        requests = [volume_of(request(generation)) for generation in (1, 2)] + [volume_of(file_of(folder, "disk"))]
+        disk = volume_of(request(1))
+        again = disk.model_copy(update={"sub_volumes": (request(2),)})
+        requests = [disk, again, replaced_third(disk, request(2)), volume_of(file_of(folder, "disk"))]
         texts = [vcr.dumps(each) for each in requests]
         ensures = st.sampled_from([ensure_body(each) for each in (*requests, None)])
         bodies = {
