@@ -183,6 +183,7 @@ class Registers:
                 covered += 1
             register.floor = _fold(register.floor, register.log[:covered])
             del register.log[:covered]
+            register.claimed = None  # what is durable now is what the next loss is measured against
             acceptable.append(set(register.survivors()))
         self.loss_to_report = False
         self._must_be_durable(acceptable, replicas, need)
