@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crucible_emu.agent.states import REGION_TRANSITIONS, RUN_TRANSITIONS
 from crucible_emu.downstairs.promotion import ACCEPTED
 from crucible_emu.downstairs.session import TRANSITIONS as SESSION_TRANSITIONS
 from crucible_emu.downstairs.session import Row as SessionRow
@@ -187,6 +188,37 @@ def _instance() -> list[str]:
     ]
 
 
+def _agent() -> list[str]:
+    """The sections about an agent's records."""
+    lines: list[str] = []
+    for title, transitions in (
+        ("A region of an agent", REGION_TRANSITIONS),
+        ("A running snapshot of an agent", RUN_TRANSITIONS),
+    ):
+        lines += [
+            f"## {title}",
+            "",
+            "```mermaid",
+            "stateDiagram-v2",
+            "    [*] --> requested : POST",
+            *(
+                f"    {before.value} --> {after.value} : {event.value}"  # type: ignore[attr-defined]
+                for (before, event), after in transitions.items()  # type: ignore[attr-defined]
+                if before is not after
+            ),
+            "```",
+            "",
+            "| in | when | then |",
+            "|---|---|---|",
+            *(
+                f"| {before.value} | {event.value} | {after.value} |"  # type: ignore[attr-defined]
+                for (before, event), after in transitions.items()  # type: ignore[attr-defined]
+            ),
+            "",
+        ]
+    return [*lines, "Clients see *creating* as *requested*. What is not listed is a defect, and raises.", ""]
+
+
 def render() -> str:
     """``state-machines.md``."""
     lines = [
@@ -235,6 +267,7 @@ def render() -> str:
         *_downstairs(),
         *_process(),
         *_instance(),
+        *_agent(),
     ]
     return "\n".join(lines)
 

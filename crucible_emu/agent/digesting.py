@@ -68,7 +68,7 @@ class Digests:
             status, job.error = _status(job), None
             return status
         if not job.working and await self._is_outdated(job) and self._jobs.get(key) is job and not job.working:
-            job.working = True
+            job.working, job.scope = True, trio.CancelScope()
             self._nursery.start_soon(self._work, job)
         return _status(job)
 

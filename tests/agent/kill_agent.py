@@ -121,8 +121,11 @@ class World:
         """All regions by id, each with its snapshots and runs; ports are checked on the way."""
         found = {}
         for region in await self.get(""):
-            found[region["id"]] = region
-            region.update(await self.get(f"/{region['id']}/snapshots"))
+            found[region["id"]] = {"snapshots": [], "running_snapshots": {}} | region
+            # What was found destroyed once stays as it is, and its snapshots are all gone.
+            known = self.regions.get(region["id"])
+            if region["state"] != "destroyed" or known is None or known.possible != {"destroyed"}:
+                found[region["id"]].update(await self.get(f"/{region['id']}/snapshots"))
         self.check_ports(found)
         return found
 

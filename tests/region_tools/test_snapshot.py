@@ -166,3 +166,24 @@ def test_list_and_delete(region):
     snapshot.delete_snapshot(region, "a")
     assert snapshot.list_snapshots(region) == ["b"]
     assert os.listdir(region / ".zfs" / "snapshot") == ["b"]
+
+
+def test_what_exists_is_made_durable_before_it_is_promised(region):
+    """Somebody renamed it and was killed before that was synced."""
+    take(region)
+    storage = InterruptedStorage()
+    take(region, storage=storage)
+    assert storage.steps == ["sync_directory"]
+    snapshot.delete_snapshot(region, "monday")
+    storage = InterruptedStorage()
+    snapshot.delete_snapshot(region, "monday", storage)
+    assert storage.steps == ["remove_tree", "sync_directory"]
+
+
+def test_sweep_removes_what_was_interrupted(region):
+    snapshot.sweep(region)
+    take(region)
+    for name in (".making-tuesday", ".deleting-sunday"):
+        (region / ".zfs" / "snapshot" / name).mkdir()
+    snapshot.sweep(region)
+    assert os.listdir(region / ".zfs" / "snapshot") == ["monday"]
