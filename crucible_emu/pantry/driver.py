@@ -80,6 +80,10 @@ class Held:
         return self.volume is not None and self.running and self.volume.active
 
     @property
+    def gone(self) -> bool:
+        return self.entry.state is EntryState.GONE
+
+    @property
     def built(self) -> Volume:
         """The volume, which is there once ``settled`` is set and nothing failed."""
         assert self.volume is not None
@@ -149,12 +153,11 @@ class Pantry:
         stays attached then.
         """
         held = self._held.get(volume_id)
-        if held is None:
+        if held is None or held.gone:
             return
         attempt = held.detach
         self.ledger.admit(held.entry, Use.DETACH, active=held.active)
-        self.ledger.happened(held.entry, EntryEvent.DETACH)
-        if held.entry.state is EntryState.GONE:
+        if self.ledger.happened(held.entry, EntryEvent.DETACH) is EntryState.GONE:
             del self._held[volume_id]
             return
         held.building.cancel()
@@ -240,26 +243,27 @@ class Pantry:
     # -- the task of a volume -----------------------------------------------------------------------------------------
 
     async def _hold(self, held: Held) -> None:
-        """A volume from its building to its end."""
+        """A volume from its building to its end, after which all that belongs to it is closed."""
         entry = held.entry
         try:
             async with AsyncExitStack() as stack:
                 volume = await self._build(held, stack)
                 if volume is not None:
                     await self._keep(held, volume)
+            self.ledger.happened(entry, EntryEvent.NOT_BUILT if volume is None else EntryEvent.LEFT)
         except Exception as error:
             # The other volumes go on. Nothing but a detach is possible with this one, which is what a client sees.
             log.exception("volume lost", volume=entry.volume_id)
             held.failure = f"the volume {entry.volume_id!r} failed unexpectedly, with {type(error).__name__}"
-            if entry.state is not EntryState.GONE:
-                self.ledger.happened(entry, EntryEvent.NOT_BUILT if held.volume is None else EntryEvent.FAILED)
+            held.detach.error = errors.GenericError(held.failure)
+            self.ledger.happened(entry, EntryEvent.NOT_BUILT if held.volume is None else EntryEvent.FAILED)
         finally:
             if held.volume is None and held.failure is None:
                 held.failure = f"the pantry ended before the volume {entry.volume_id!r} was built"
             if not held.activation.job.finished:
                 self.ledger.ended(held.activation.job, JobEvent.CANCELLED, held.failure)
                 held.activation.ended.set()
-            if entry.state is EntryState.GONE:
+            if held.gone:
                 del self._held[entry.volume_id]
             held.settled.set()
             held.detach.done.set()
@@ -274,30 +278,28 @@ class Pantry:
                 held.failure = f"the volume {entry.volume_id!r} cannot be built: {_sentence(error)}"
         if held.building.cancel_called:
             held.failure = f"the volume {entry.volume_id!r} was detached while it was being built"
-        if held.failure is None:
-            return volume
-        self.ledger.happened(entry, EntryEvent.NOT_BUILT)
-        return None
+        return volume if held.failure is None else None
 
     async def _keep(self, held: Held, volume: Volume) -> None:
         """Keep ``volume`` running until it is detached, or the pantry ends."""
         async with kept_running(volume.run):
             held.volume, held.running = volume, True
+            left = False
             try:
                 async with trio.open_nursery() as held.nursery:
                     self.ledger.happened(held.entry, EntryEvent.BUILT)
                     self._launch(held, held.activation, work.activate)
                     held.settled.set()
-                    while held.entry.state is not EntryState.GONE:
+                    while not left:
                         await held.detach.wanted.wait()
-                        await self._take_out(held, volume)
+                        left = await self._take_out(held, volume)
             finally:
-                if held.entry.state is not EntryState.GONE:
+                if not left:
                     await self._leave_service(held, volume)
                 held.running = False
 
-    async def _take_out(self, held: Held, volume: Volume) -> None:
-        """End all that is done with the volume, and take it out of service."""
+    async def _take_out(self, held: Held, volume: Volume) -> bool:
+        """End all that is done with the volume, and take it out of service; whether that worked."""
         tasks = list(held.jobs.values())
         for task in tasks:
             task.scope.cancel()
@@ -309,11 +311,11 @@ class Pantry:
             # What was not answered by now never is.
             for scope in list(held.operations):
                 scope.cancel()
-            self.ledger.happened(held.entry, EntryEvent.LEFT)
-            return
+            return True
         self.ledger.happened(held.entry, EntryEvent.STAYED)
         held.detach = _Detach()
         attempt.done.set()
+        return False
 
     async def _leave_service(self, held: Held, volume: Volume) -> errors.CrucibleError | None:
         """Flush and deactivate; what that failed with."""

@@ -172,13 +172,14 @@ class Ledger:
         job = self.jobs[job_id] = Job(job_id, volume_id, kind)
         return job
 
-    def happened(self, entry: Entry, event: EntryEvent) -> None:
-        """``event`` happened to ``entry``; what is gone is forgotten with its jobs."""
+    def happened(self, entry: Entry, event: EntryEvent) -> EntryState:
+        """``event`` happened to ``entry``; the state after it. What is gone is forgotten with its jobs."""
         entry.state = ENTRY_TRANSITIONS[entry.state, event]
         if entry.state is EntryState.GONE:
             del self.entries[entry.volume_id]
             for job in self.jobs_of(entry.volume_id):
                 del self.jobs[job.id]
+        return entry.state
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 

@@ -330,6 +330,29 @@ async def test_while_a_volume_leaves_other_callers_are_told_to_call_again(
         let.set()
 
 
+async def test_an_attach_races_with_the_end_of_a_detach(tmp_path: Path) -> None:
+    """Race: the volume is out of service and its files are not closed yet; the newcomer must not be forgotten with the
+    volume that leaves."""
+    async with running_pantry() as caller:
+        vcr = volume_of(file_of(tmp_path))
+
+        async def come_and_go() -> None:
+            for _ in range(20):
+                answer = await caller.call("POST", "/volume/v/background", attach_body(vcr, "j"))
+                assert answer.status in (204, 500, 503), answer.json
+                answer = await caller.call("DELETE", "/volume/v")
+                assert answer.status in (204, 503), answer.json
+                answer = await caller.call("GET", "/volume/v")
+                assert answer.status in (200, 404), answer.json
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(come_and_go)
+        await caller.detach()
+        assert await caller.do("GET", "") == {"volumes": [], "num_job_handles": 0}
+        assert caller.pantry._held == {} and caller.pantry.ledger.jobs == {}
+
+
 async def test_a_volume_stays_attached_when_its_deactivation_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:

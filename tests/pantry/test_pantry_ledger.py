@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -258,3 +260,15 @@ def test_padding_adds_zeros_and_less_than_a_block(data: bytes, block_size: int) 
 @given(st.binary(max_size=3000))
 def test_text_of_bytes_and_back(data: bytes) -> None:
     assert chunks.decode(chunks.encode(data)) == data
+
+
+# -- what is written about it -----------------------------------------------------------------------------------------
+
+
+def test_each_difference_that_is_written_down_names_tests_that_exist() -> None:
+    root = Path(__file__).resolve().parents[2]
+    named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "pantry.md").read_text()))
+    tests = {
+        name for path in root.glob("tests/pantry/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named and named <= tests, named - tests
