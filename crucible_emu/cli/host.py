@@ -58,6 +58,7 @@ def run(
         directory.absolute(),
         scrub_delay_s=scrub_delay(scrub_after),
         notifier=None if nexus is None else Notifier(check_url(nexus)),
+        faithful=faithful,
     )
 
     async def main() -> None:

@@ -4,8 +4,8 @@ What it is for: the host reads and writes these, and so do its clients. The spec
 :mod:`~crucible_emu.host.components`.
 
 What it guarantees: members and enumerations are those of the OpenAPI document; unknown members are ignored, but for
-those inside components. What may be absent in the document is left out where it is ``None`` (:func:`written`), because
-some of those members may not be ``null``. Ours are :class:`HostedInstance`, :class:`HostedDisk` and
+those inside components. What is absent from a spec is left out of it again (:func:`written`), because not all of those
+members may be ``null``. Ours are :class:`HostedInstance`, :class:`HostedDisk` and
 :class:`LostInstance`.
 """
 
@@ -212,12 +212,14 @@ class HostedDisk(_Document):
 
 
 class HostedInstance(_Document):
-    """An instance of this host. ``key``: what its routes name it by, ``None`` for that of ``/instance``."""
+    """An instance of this host. ``key``: what its routes name it by, ``None`` for that of ``/instance``.
+    ``problem``: why it has failed."""
 
     key: UUID | None
     id: UUID
     name: str
     state: InstanceState
+    problem: str | None
     disks: tuple[HostedDisk, ...]
 
 

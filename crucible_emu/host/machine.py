@@ -47,13 +47,15 @@ log = get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What all instances of a host share. ``scrub_delay_s``: how long a disk that reads from a parent is in service
-    before it begins to copy from it, ``None``: it never does."""
+    before it begins to copy from it, ``None``: it never does. ``faithful``: nobody is told of a region set that has no
+    IPv6 target, as the real Upstairs does it (§9, row 19)."""
 
     directory: Path
     scrub_delay_s: float | None = SCRUB_DELAY_S
     scrub_pause_s: float = SCRUB_PAUSE_S
     reconnect_delay_s: float = RECONNECT_DELAY_S
     notifier: Notifier | None = None
+    faithful: bool = False
 
 
 Claim = Callable[[DiskPlan], Path]
@@ -73,10 +75,12 @@ class Machine:
         self._prepared = trio.Event()
         self._watchers = 0
         self._step = trio.CancelScope()
+        self._built = False
         self._refusal: Refused | None = None
         self._stack: AsyncExitStack
         self._nursery: trio.Nursery
         self._observation: Observation
+        self._silent: Observation
 
     # -- what is asked ------------------------------------------------------------------------------------------------
 
@@ -88,8 +92,8 @@ class Machine:
     async def prepared(self) -> None:
         """Return when the disks are built. Raises why they are not."""
         await self._prepared.wait()
-        if self._refusal is not None:
-            raise self._refusal
+        if not self._built:
+            raise self._refusal or CouldNotStart(self.instance.problem or "it was stopped while its disks were built")
 
     async def ended(self) -> None:
         """Return when it holds nothing any more."""
@@ -151,6 +155,7 @@ class Machine:
             id=instance.properties.id,
             name=instance.properties.name,
             state=instance.state,
+            problem=instance.problem,
             disks=tuple(disk.describe() for disk in self.disks.values()),
         )
 
@@ -161,6 +166,7 @@ class Machine:
         try:
             async with trio.open_nursery() as observers:
                 self._observation = Observation(observers, self._settings.notifier)
+                self._silent = Observation(observers, None)
                 try:
                     async with AsyncExitStack() as self._stack, kept_running(self._keep):
                         await self._obey()
@@ -225,6 +231,7 @@ class Machine:
         except Refused as refusal:
             self._fail(refusal)
         else:
+            self._built = True
             self.instance.happened(Event.PREPARED)
             self._prepared.set()
 
@@ -240,7 +247,8 @@ class Machine:
 
         def observe(found: Upstairs, control: str | None) -> None:
             upstairs.append(found)
-            self._observation.watch(found, control)
+            silent = self._settings.faithful and not any(client.target.startswith("[") for client in found.core.clients)
+            (self._silent if silent else self._observation).watch(found, control)
 
         path = self._claim(plan)
         volume = await construct(

@@ -64,11 +64,11 @@ def _uuid(text: str, what: str) -> UUID:
 
 
 async def _ensure(host: Host, call: Call) -> object:
-    return written(await host.ensure(_key(call), call.body))
+    return await host.ensure(_key(call), call.body)
 
 
 async def _get(host: Host, call: Call) -> object:
-    return written(host.machine(_key(call)).instance.get())
+    return host.machine(_key(call)).instance.get()
 
 
 async def _get_spec(host: Host, call: Call) -> object:
@@ -81,11 +81,11 @@ async def _put_state(host: Host, call: Call) -> object:
 
 
 async def _monitor(host: Host, call: Call) -> object:
-    return written(await host.machine(_key(call)).monitor(call.body.gen))
+    return await host.machine(_key(call)).monitor(call.body.gen)
 
 
 async def _migration_status(host: Host, call: Call) -> object:
-    return written(host.machine(_key(call)).instance.seen().migration)
+    return host.machine(_key(call)).instance.seen().migration
 
 
 async def _snapshot(host: Host, call: Call) -> object:

@@ -55,8 +55,7 @@ async def fetch_spec(address: str, instance_id: UUID, *, many: bool) -> Instance
 
 async def _place(http: httpx2.AsyncClient, instance_id: UUID) -> str:
     """The path of the instance at a host of many."""
-    for found in json.loads(await _get(http, INSTANCES))["instances"]:
-        hosted = d.HostedInstance.model_validate(found)
+    for hosted in d.HostedInstances.model_validate_json(await _get(http, INSTANCES)).instances:
         if hosted.id == instance_id and hosted.state in ALIVE:
             return "/instance" if hosted.key is None else f"{INSTANCES}/{hosted.key}"
     return "/instance"
@@ -64,17 +63,19 @@ async def _place(http: httpx2.AsyncClient, instance_id: UUID) -> str:
 
 async def _get(http: httpx2.AsyncClient, path: str) -> bytes:
     """Raises :class:`UsageError`."""
-    answer = bytearray()
     async with http.stream("GET", path) as response:
-        async for piece in response.aiter_bytes():
-            answer += piece
-            if len(answer) > ANSWER_BYTES_MAX:
-                raise UsageError(f"the source's answer to {path} has more than {ANSWER_BYTES_MAX} bytes")
+        announced = response.headers.get("content-length", "")
+        if not announced.isdecimal() or int(announced) > ANSWER_BYTES_MAX:
+            raise UsageError(
+                f"the source answers to {path} with {announced or 'an unknown number of'} bytes: "
+                f"at most {ANSWER_BYTES_MAX} are read"
+            )
+        answer = await response.aread()
         if path == INSTANCES and response.status_code == 404:
-            return b'{"instances": []}'
+            return b'{"instances": [], "lost": []}'  # a real one
         if response.status_code != 200:
-            raise UsageError(f"the source answers {response.status_code} to {path}{_reason(bytes(answer))}")
-    return bytes(answer)
+            raise UsageError(f"the source answers {response.status_code} to {path}{_reason(answer)}")
+    return answer
 
 
 def _reason(answer: bytes) -> str:

@@ -78,7 +78,7 @@ class Plane:
     async def ensure(self, request: VolumeConstructionRequest | str | None, **settings: Any) -> None:
         response = await self.ask("PUT", "", ensure_body(request, **settings))
         assert response.status_code == 201, response.text
-        assert response.json() == {}
+        assert response.json() == {"migrate": None}
 
     async def put_state(self, wanted: str) -> None:
         response = await self.ask("PUT", "/state", wanted)
@@ -133,7 +133,7 @@ async def client(host: Host, **settings: Any) -> AsyncIterator[httpx2.AsyncClien
 @asynccontextmanager
 async def plane(directory: Path, *, faithful: bool = False, **settings: Any) -> AsyncIterator[Plane]:
     """A control plane with a host of its own in ``directory``."""
-    settings = {"reconnect_delay_s": 0.05, "scrub_delay_s": None} | settings
+    settings = {"reconnect_delay_s": 0.05, "scrub_delay_s": None, "faithful": faithful} | settings
     async with hosting(Settings(directory, **settings)) as host, client(host, faithful=faithful) as http:
         yield Plane(http)
 

@@ -74,7 +74,7 @@ async def test_there_is_one_instance_in_a_place(tmp_path: Path, place: str) -> N
         assert await control.get() == {"instance": {"properties": properties(), "state": "Creating"}}
         found = await control.get("/spec")
         assert found == {"properties": properties(), "state": "Creating", "spec": {"type": "Present", "value": spec()}}
-        assert await control.get("/migration-status") == {}
+        assert await control.get("/migration-status") == {"migration_in": None, "migration_out": None}
         await control.stop()
         await control.ensure(None)
 
@@ -174,7 +174,7 @@ async def test_the_monitor_waits_for_what_was_not_seen_yet(tmp_path: Path) -> No
             assert seen == []
             await control.put_state("Stop")
         assert seen[0]["gen"] >= 1 and seen[0]["state"] in ("Stopping", "Stopped", "Destroyed")
-        assert seen[0]["migration"] == {}
+        assert seen[0]["migration"] == {"migration_in": None, "migration_out": None}
         await control.until("Destroyed")
         last = await control.seen(0)
         assert (last["gen"], last["state"]) == (3, "Destroyed")
@@ -217,6 +217,43 @@ async def test_what_cannot_be_built_leaves_the_place_free(tmp_path: Path, expect
         assert answer.status_code in (400, 500)
         assert "no-file" in answer.json()["message"]
         assert (await control.ask("GET")).status_code == 424
+        await control.ensure(None)
+
+
+async def test_a_defect_while_disks_are_built_is_an_internal_error(
+    tmp_path: Path, expect_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(*_: Any) -> None:
+        raise RuntimeError("a defect")
+
+    async with plane(tmp_path) as control:
+        with monkeypatch.context() as broken, expect_log("an instance broke"):
+            broken.setattr("crucible_emu.host.machine.Machine._fetch", breaks)
+            assert refusal(await control.ask("PUT", "", ensure_body(None)))[:2] == (500, "Internal")
+        await control.ensure(None)
+
+
+async def test_a_stop_while_disks_are_built_leaves_the_place_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Race: stop with ensure. Whoever asked for the instance hears that it is not there."""
+
+    async def takes_long(*_: Any) -> None:
+        await trio.sleep_forever()
+
+    async with plane(tmp_path) as control:
+        with monkeypatch.context() as slow:
+            slow.setattr("crucible_emu.host.machine.Machine._fetch", takes_long)
+            answers: list[httpx2.Response] = []
+
+            async def ensure() -> None:
+                answers.append(await control.ask("PUT", "", ensure_body(None)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ensure)
+                await wait_all_tasks_blocked()
+                await control.put_state("Stop")
+            assert refusal(answers[0])[0] == 500 and "stopped" in refusal(answers[0])[2]
         await control.ensure(None)
 
 

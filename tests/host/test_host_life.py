@@ -116,6 +116,8 @@ async def test_an_instance_whose_generation_is_too_low_fails_and_may_be_made_aga
         assert answer.status_code == 403
         answer = await control.replace(servers.request(8))
         assert answer.status_code == 403
+        (listed,) = (await control.http.get("/hosts/0/instances", headers=NEWEST)).json()["instances"]
+        assert "the generation is too low" in listed["problem"]
         assert (await control.ask("GET", "/state-monitor", {"gen": 3})).status_code == 410
         await control.boot(servers.request(8))
 
@@ -313,6 +315,39 @@ async def test_a_lost_downstairs_is_told(tmp_path: Path, expect_log: ExpectLog) 
                 await servers.members[1].stop()
                 await until(lambda: any(path.endswith("/stopped") for path, _ in received))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_faithful_host_tells_nobody_of_a_region_set_without_ipv6(tmp_path: Path, expect_log: ExpectLog) -> None:
+    """The API has IPv6 addresses only, so the real one is silent; a host that is not faithful is not."""
+    received: list[Received] = []
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(receive, received)
+        settings = {"notifier": Notifier(url), "faithful": True}
+        async with region_set(make_regions(tmp_path)) as servers, plane(tmp_path / "host", **settings) as control:
+            await control.boot(servers.request())
+            ended = expect_log(ENDED)
+            await servers.members[1].stop()
+            await until(lambda: ended.met > 0)
+            await control.stop()
+        nursery.cancel_scope.cancel()
+    assert received == []
+
+
+@pytest.mark.real_client
+async def test_nbdcopy_fills_a_disk_and_reads_it_back(tmp_path: Path, require_program: Callable[[str], str]) -> None:
+    nbdcopy = require_program("nbdcopy")
+    image, back = tmp_path / "image", tmp_path / "back"
+    image.write_bytes(pattern(SIZE, 5))
+    paths = make_regions(tmp_path)
+    async with region_set(paths) as servers, plane(tmp_path / "host") as control:
+        await control.boot(servers.request())
+        uri = (await control.disk())["uri"]
+        with trio.fail_after(60):
+            await trio.run_process([nbdcopy, "--flush", image, uri])
+            await trio.run_process([nbdcopy, uri, back])
+        await control.stop()
+    assert back.read_bytes() == image.read_bytes()
+    assert len(digests(paths)) == 1
 
 
 async def test_leaving_the_host_flushes_what_its_guests_wrote(tmp_path: Path) -> None:

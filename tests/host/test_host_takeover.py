@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -67,7 +67,8 @@ async def test_a_volume_moves_to_another_host_by_a_higher_generation(tmp_path: P
             assert (answer.status_code, answer.json()) == (201, {"migrate": {"migration_id": str(MIGRATION)}})
             await target.until("Running")
             seen = await target.seen(0)
-            assert seen["migration"] == {"migration_in": {"id": str(MIGRATION), "state": "Finish"}}
+            arrived = {"id": str(MIGRATION), "state": "Finish"}
+            assert seen["migration"] == {"migration_in": arrived, "migration_out": None}
             assert (await target.get("/migration-status")) == seen["migration"]
             async with guest((await target.disk())["uri"]) as machine:
                 assert await machine.read(0, SIZE) == pattern(SIZE, 1), "what was acknowledged is there"
@@ -186,6 +187,37 @@ async def test_a_vcr_for_a_migration_that_fails_meanwhile_is_gone(tmp_path: Path
                 await target.put_state("Stop")
             assert statuses == [410]
             assert str(INSTANCE) in str(await target.get())
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"no JSON", "no spec of an instance"),
+        (b"[]", "no spec of an instance"),
+        (b"x" * 5_000_000, "with 5000000 bytes: at most"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["/instance", NAMED])
+async def test_a_source_that_talks_nonsense_costs_one_sentence(
+    tmp_path: Path, expect_log: ExpectLog, body: bytes, reason: str, prefix: str
+) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def babble(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(4096)
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    async with trio.open_nursery() as nursery, plane(tmp_path) as target:
+        target.prefix = prefix
+        nursery.start_soon(trio.serve_listeners, babble, [listener])
+        expect_log(f"an instance failed.*{reason}")
+        address = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+        value = {"migration_id": str(MIGRATION), "src_addr": address, "replace_components": {}}
+        await target.ask("PUT", "", {"properties": properties(), "init": {"method": "MigrationTarget", "value": value}})
+        assert (await target.seen(1))["state"] == "Failed"
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_source_that_has_another_instance_is_left_alone(tmp_path: Path, expect_log: ExpectLog) -> None:
