@@ -11,7 +11,11 @@ from fuzz_judge import World
 from fuzz_worlds import WORLDS
 from openapi_document import load
 from openapi_recorded import Validated, validated
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from crucible_emu import http_errors
 from crucible_emu.control.server import ROUTES as CONTROL_ROUTES
 from crucible_emu.downstairs.repair_service import ROUTES as REPAIR_ROUTES
 from crucible_emu.supervisor.control import ROUTES as DSC_ROUTES
@@ -45,6 +49,30 @@ async def test_every_operation_succeeds_with_an_answer_that_the_document_allows(
             async with httpx2.AsyncClient(transport=transport, base_url=world.url) as http:
                 await ask_everything(world, http)
     assert operations_that_succeeded(transport) == set(document.operations)
+
+
+@pytest.mark.parametrize(("service", "path"), [("repair", "region-mode"), ("control", "info"), ("dsc", "regioncount")])
+async def test_empty_segments_count_for_nothing_and_there_is_no_head(service: str, path: str, tmp_path: Path) -> None:
+    async with WORLDS[service](tmp_path) as world, httpx2.AsyncClient(base_url=world.url, trust_env=False) as http:
+        for form in (f"/{path}", f"/{path}/", f"//{path}//"):
+            assert (await http.get(world.url + form)).status_code == 200, form
+        for method, target, status in (("HEAD", path, 405), ("PUT", path, 405), ("GET", f"{path}/x", 404)):
+            answer = await http.request(method, f"/{target}")
+            assert (answer.status_code, bool(answer.headers["x-request-id"])) == (status, True)
+
+
+async def test_what_nobody_meant_to_raise_is_a_refusal_of_the_same_form() -> None:
+    async def broken(_request: Request) -> Response:
+        raise ZeroDivisionError("a secret")
+
+    app = http_errors.application([Route("/broken", broken)])
+    transport = validated(
+        httpx2.ASGITransport(app=app, raise_app_exceptions=False), load("dsc"), allowed=frozenset({500})
+    )
+    async with httpx2.AsyncClient(transport=transport, base_url="http://broken.example") as http:
+        answer = await http.get("/broken")
+    assert answer.status_code == 500
+    assert answer.json()["message"] == "Internal Server Error" and answer.json()["error_code"] == "Internal"
 
 
 async def ask_everything(world: World, http: httpx2.AsyncClient) -> None:
