@@ -16,17 +16,20 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
 import trio
 from fuzz_requests import Known, Making, Request
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 from openapi_document import Operation
 
 ANSWER_S_MAX = 20.0
 SLOW_S_MAX = 0.3
 SHOWN_BYTES = 160
+TURN_EXAMPLES = 20
 
 
 @dataclass
@@ -195,10 +198,11 @@ class Run:
         self.report.seed = number
         logging.getLogger().addHandler(self._complaints)
         try:
-            while self.report.examples < examples:
-                # Hypothesis ends early where it thinks it has seen all: another seed then.
-                self._some(examples - self.report.examples, number)
-                number += 1_000_003
+            chance, strategies = Random(number), self._world.making.strategies()
+            # In turns, a few of each: Hypothesis alone would ask for some of them nearly always.
+            turn = max(2, min(TURN_EXAMPLES, examples // (2 * len(strategies))))
+            while (left := examples - self.report.examples) > 0:
+                self._some(chance.choice(strategies), min(turn, left), chance.randrange(2**32))
             for operation_id in self._world.last:
                 operation = self._world.making.document.operations[operation_id]
                 self.one(Request(operation, (), self._world.making.headers(operation)))
@@ -207,18 +211,19 @@ class Run:
             self._sender.close()
         return self.report
 
-    def _some(self, examples: int, number: int) -> None:
+    def _some(self, requests: st.SearchStrategy[Request], examples: int, number: int) -> None:
         @seed(number)
         @settings(
-            max_examples=examples, database=None, deadline=None, phases=[Phase.generate],
+            max_examples=examples,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
-        @given(self._world.making.requests())
+        )
+        @given(requests)
         def each(request: Request) -> None:
-            if self.report.examples < examples + before:
-                self.one(request)
+            self.one(request)
 
-        before = self.report.examples
         each()
 
     def one(self, request: Request) -> None:

@@ -114,13 +114,14 @@ class Making:
 
     # -- strategies ---------------------------------------------------------------------------------------------------
 
-    def requests(self) -> st.SearchStrategy[Request]:
-        """All families, for all operations alike."""
+    def strategies(self) -> list[st.SearchStrategy[Request]]:
+        """For each operation its requests, of all families."""
         operations = [*self.operations, *map(_as_operation, self.extensions)]
         # The number makes every request another one to Hypothesis: the services remember, so the same again is not.
-        return st.tuples(st.sampled_from(operations).flatmap(self._for_operation), st.integers(0, 2**64)).map(
-            lambda pair: pair[0]
-        )
+        return [
+            st.tuples(self._for_operation(operation), st.integers(0, 2**64)).map(lambda pair: pair[0])
+            for operation in operations
+        ]
 
     def _for_operation(self, operation: Operation) -> st.SearchStrategy[Request]:
         allowed = self.allowed(operation)

@@ -40,11 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     logging.disable(logging.WARNING)  # errors are heard; what is refused is no news here
     wrong = 0
-    for service in chosen.service or WORLDS:
-        with tempfile.TemporaryDirectory() as folder:
-            report = fuzz(service, chosen.examples, chosen.seed, Path(folder))
-        print("\n".join(report.lines()), flush=True)
-        wrong += len(report.defects)
+    try:
+        for service in chosen.service or WORLDS:
+            with tempfile.TemporaryDirectory() as folder:
+                report = fuzz(service, chosen.examples, chosen.seed, Path(folder))
+            print("\n".join(report.lines()), flush=True)
+            wrong += len(report.defects)
+    finally:
+        logging.disable(logging.NOTSET)
     return 1 if wrong else 0
 
 
