@@ -104,9 +104,11 @@ class Pantry:
         observe: Observe | None = None,
     ) -> None:
         self.ledger = Ledger()
-        self._held: dict[str, Held] = {}
+        self.held: dict[str, Held] = {}
+        """What the pantry has, by the volume's id."""
         self._new_id = new_id
-        self._construct = partial(construct, reconnect_delay_s=reconnect_delay_s, observe=observe)
+        self.construct = partial(construct, reconnect_delay_s=reconnect_delay_s, observe=observe)
+        """Builds a volume that does not run yet."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -126,10 +128,10 @@ class Pantry:
         """
         if self._nursery is None:
             raise RuntimeError("the pantry is not running: start run() in a nursery first")
-        held = self._held.get(volume_id)
+        held = self.held.get(volume_id)
         entry = self.ledger.attach(volume_id, job_id, vcr, active=held is not None and held.active)
         if held is None or held.entry is not entry:
-            held = self._held[volume_id] = Held(entry)
+            held = self.held[volume_id] = Held(entry)
             self._nursery.start_soon(self._hold, held)
         await held.settled.wait()
         if held.failure is not None:
@@ -152,13 +154,13 @@ class Pantry:
         Raises :class:`Refused` while another detach is under way, and what the deactivation failed with; the volume
         stays attached then.
         """
-        held = self._held.get(volume_id)
+        held = self.held.get(volume_id)
         if held is None or held.gone:
             return
         attempt = held.detach
         self.ledger.admit(held.entry, Use.DETACH, active=held.active)
         if self.ledger.happened(held.entry, EntryEvent.DETACH) is EntryState.GONE:
-            del self._held[volume_id]
+            del self.held[volume_id]
             return
         held.building.cancel()
         attempt.wanted.set()
@@ -177,7 +179,7 @@ class Pantry:
     def job(self, job_id: str) -> Job:
         """The job, as far as it is now. Raises :class:`Refused`."""
         job = self.ledger.job(job_id)
-        held = self._held.get(job.volume_id)
+        held = self.held.get(job.volume_id)
         if job.kind is JobKind.SCRUB and held is not None and held.volume is not None:
             work.update_progress(held.volume, job)
         return job
@@ -187,7 +189,7 @@ class Pantry:
 
         Raises :class:`Refused` where there is none, or it died."""
         job = self.ledger.job(job_id)
-        await self._held[job.volume_id].jobs[job_id].ended.wait()
+        await self.held[job.volume_id].jobs[job_id].ended.wait()
         return job.ok
 
     # -- using --------------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ class Pantry:
     async def _found(self, volume_id: str) -> Held:
         """The volume, built. Raises :class:`Refused`."""
         while True:
-            held = self._held.get(volume_id)
+            held = self.held.get(volume_id)
             if held is None:
                 raise Refused(Situation.UNKNOWN_VOLUME, f"no volume {volume_id!r} is attached here")
             if held.settled.is_set():
@@ -264,7 +266,7 @@ class Pantry:
                 self.ledger.ended(held.activation.job, JobEvent.CANCELLED, held.failure)
                 held.activation.ended.set()
             if held.gone:
-                del self._held[entry.volume_id]
+                del self.held[entry.volume_id]
             held.settled.set()
             held.detach.done.set()
 
@@ -273,7 +275,7 @@ class Pantry:
         entry = held.entry
         with held.building:
             try:
-                volume = await self._construct(entry.vcr, stack)
+                volume = await self.construct(entry.vcr, stack)
             except (errors.UsageError, errors.CrucibleError) as error:
                 held.failure = f"the volume {entry.volume_id!r} cannot be built: {_sentence(error)}"
         if held.building.cancel_called:
@@ -297,6 +299,9 @@ class Pantry:
                 if not left:
                     await self._leave_service(held, volume)
                 held.running = False
+                # What was not answered by now never is.
+                for scope in list(held.operations):
+                    scope.cancel()
 
     async def _take_out(self, held: Held, volume: Volume) -> bool:
         """End all that is done with the volume, and take it out of service; whether that worked."""
@@ -308,9 +313,6 @@ class Pantry:
         attempt = held.detach
         attempt.error = await self._leave_service(held, volume)
         if attempt.error is None:
-            # What was not answered by now never is.
-            for scope in list(held.operations):
-                scope.cancel()
             return True
         self.ledger.happened(held.entry, EntryEvent.STAYED)
         held.detach = _Detach()

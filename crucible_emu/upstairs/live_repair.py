@@ -30,6 +30,7 @@ are sent as no-ops, for others may wait for their ids, and the repair begins ane
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -150,21 +151,24 @@ class LiveRepair:
 
     def _one_step(self) -> bool:
         """Let the first extent that can go on do so; after all of them, the final flush. Whether anything went on."""
+        if not self.aborted and self._must_abort():
+            self._abort()
         for extent in self.under_way:
-            if self._final(extent.awaited) and self._may_go_on(extent):
+            if extent.awaited is not None and extent.awaited.complete and self._may_go_on(extent):
                 self._next_stage(extent)
                 return True
-        if self._final(self._final_flush):
+        if self._final_flush is not None and self._final_flush.complete:
             self._finish()
             return True
         return False
 
-    def _final(self, step: Job | None) -> bool:
-        if step is None:
-            return False
-        if not self.aborted and self._must_abort(step):
-            self._abort()
-        return step.complete
+    @property
+    def _awaited(self) -> Iterator[Job]:
+        if self._final_flush is not None:
+            yield self._final_flush
+        for extent in self.under_way:
+            if extent.awaited is not None:
+                yield extent.awaited
 
     def _may_go_on(self, extent: ExtentRepair) -> bool:
         """Not where it would be fetched beside another."""
@@ -173,13 +177,13 @@ class LiveRepair:
         extent.needing = self._needing(extent)
         return not extent.needing or not any(other.needing for other in self.under_way if other.stage is Stage.FETCHING)
 
-    def _must_abort(self, step: Job) -> bool:
+    def _must_abort(self) -> bool:
         """Whether the repair cannot go on as it began (§8.7)."""
         return (
-            step.error is not None
-            or self._core.state is not UpstairsState.ACTIVE
+            self._core.state is not UpstairsState.ACTIVE
             or self.source.state.phase is not Phase.ACTIVE
             or any(client.state.phase is not Phase.LIVE_REPAIR for client in self.clients)
+            or any(step.error is not None for step in self._awaited)
         )
 
     def _next_stage(self, extent: ExtentRepair) -> None:

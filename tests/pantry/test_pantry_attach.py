@@ -266,7 +266,7 @@ async def test_a_detach_ends_an_activation_that_would_never_end(expect_log: Expe
             nursery.start_soon(wait_for, "/job/v/ok")
             nursery.start_soon(wait_for, "/volume/v", attach_body(vcr))
             await until(lambda: not results)
-            held = caller.pantry._held["v"]
+            held = caller.pantry.held["v"]
             await caller.detach()
         assert sorted(answer.status for answer in results) == [200, 500]
         assert next(answer.json for answer in results if answer.status == 200) == {"job_result_ok": False}
@@ -350,7 +350,7 @@ async def test_an_attach_races_with_the_end_of_a_detach(tmp_path: Path) -> None:
                 nursery.start_soon(come_and_go)
         await caller.detach()
         assert await caller.do("GET", "") == {"volumes": [], "num_job_handles": 0}
-        assert caller.pantry._held == {} and caller.pantry.ledger.jobs == {}
+        assert caller.pantry.held == {} and caller.pantry.ledger.jobs == {}
 
 
 async def test_a_volume_stays_attached_when_its_deactivation_fails(
@@ -379,7 +379,7 @@ async def test_the_end_of_the_pantry_flushes_and_deactivates_every_volume(tmp_pa
             for name, servers in (("one", one), ("two", two)):
                 await caller.attach(volume_of(request_of(servers)), name)
                 await caller.write(0, pattern(BLOCK), name)
-            held = list(caller.pantry._held.values())
+            held = list(caller.pantry.held.values())
         assert all(not each.running and not each.built.active for each in held)
         for servers in (one, two):
             async with running_pantry() as caller:
@@ -400,7 +400,7 @@ async def test_a_volume_that_fails_unexpectedly_takes_no_other_with_it(tmp_path:
                 raise RuntimeError("on purpose")
 
     async with running_pantry() as caller:
-        construct = caller.pantry._construct
+        construct = caller.pantry.construct
 
         async def crashing(vcr: Any, stack: Any) -> Volume:
             volume: Volume = await construct(vcr, stack)
@@ -408,10 +408,21 @@ async def test_a_volume_that_fails_unexpectedly_takes_no_other_with_it(tmp_path:
             return volume
 
         await caller.attach(volume_of(file_of(tmp_path, "a")), "a")
-        caller.pantry._construct = crashing  # type: ignore[assignment]
+        caller.pantry.construct = crashing  # type: ignore[assignment]
         await caller.attach(volume_of(file_of(tmp_path, "b")), "b")
         expect_log("volume lost")
-        crash.set()
+        statuses: list[int] = []
+
+        async def never_answered() -> None:
+            caller.pantry.held["b"].built.submit = lambda *_: None  # type: ignore[method-assign]
+            answer = await caller.call("POST", "/volume/b/bulk-read", {"offset": 0, "size": BLOCK})
+            statuses.append(answer.status)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(never_answered)
+            await until(lambda: bool(caller.pantry.held["b"].operations))
+            crash.set()
+        assert statuses == [503]
         await until(lambda: caller.pantry.ledger.entries["b"].state is EntryState.LOST)
         await caller.refused(410, "POST", "/volume/b/bulk-read", {"offset": 0, "size": BLOCK})
         assert (await caller.call("GET", "/volume/b", version="1.0.0")).json["active"] is False

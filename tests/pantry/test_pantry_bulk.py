@@ -135,7 +135,7 @@ async def test_a_snapshot_wants_three_replicas_and_a_write_two(tmp_path: Path, e
         expect_log(words, at_least=0)
     async with replicas(tmp_path) as servers, running_pantry() as caller:
         await caller.attach(volume_of(request_of(servers)))
-        (part,) = caller.pantry._held["v"].built.sub_volumes
+        (part,) = caller.pantry.held["v"].built.sub_volumes
         await servers.members[1].stop()
         core = part.upstairs.core  # type: ignore[attr-defined]
         await until(lambda: core.clients[1].state.connecting)

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 import trio
-from disk_rig import pattern, region_set
+from disk_rig import pattern, region_set, until
 from image_server import ImageServer, image_server
 from pantry_rig import BLOCK, CHUNK, SIZE, Caller, attach_body, replicas, request_of, running_pantry, volume_of
 from trio.testing import MockClock
@@ -115,6 +115,22 @@ async def test_an_import_of_any_length_is_followed_by_zeros_to_the_end_of_its_la
         assert (await caller.job(job))["done_bytes"] == length
         end = -(-length // BLOCK) * BLOCK
         assert await contents(caller) == data.ljust(end, b"\0") + b"\xff" * (SIZE - end)
+
+
+async def test_an_import_tells_how_far_it_is(tmp_path: Path) -> None:
+    """The server falls silent after the first piece."""
+    server = OddServer(pattern(SIZE), 2, None)
+    async with serving(server), with_file(tmp_path) as caller:
+        job = await caller.start("import-from-url", {"url": server.url})
+        await until(lambda: server.asked == 3)
+        assert await caller.job(job) == {
+            "kind": "import",
+            "state": "running",
+            "done_bytes": CHUNK,
+            "total_bytes": SIZE,
+            "error": None,
+        }
+        await caller.detach()
 
 
 async def test_what_is_longer_than_the_volume_is_not_begun(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ async def test_a_request_that_is_never_answered_ends_with_the_detach(tmp_path: P
     """Race: the device has a read that it does not finish; the caller must not wait for ever."""
     async with replicas(tmp_path) as servers, running_pantry() as caller:
         await caller.attach(volume_of(request_of(servers)))
-        volume = caller.pantry._held["v"].built
+        volume = caller.pantry.held["v"].built
         submit = volume.submit
 
         def forgets(requests: list[Request], completed: Any) -> None:
@@ -101,7 +101,7 @@ async def test_a_request_that_is_never_answered_ends_with_the_detach(tmp_path: P
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
-            await until(lambda: bool(caller.pantry._held["v"].operations))
+            await until(lambda: bool(caller.pantry.held["v"].operations))
             await caller.detach()
         assert statuses == [503]
 
@@ -150,7 +150,7 @@ async def test_the_end_of_the_pantry_while_everything_is_under_way(tmp_path: Pat
             await caller.start("import-from-url", {"url": image.url}, "a")
             callers.start_soon(quietly, caller, "/volume/b", attach_body(stuck))
             callers.start_soon(quietly, caller, "/job/j/ok", None)
-            held = list(caller.pantry._held.values())
+            held = list(caller.pantry.held.values())
             await until(lambda: bool(image.requests))
             callers.cancel_scope.cancel()
         assert all(not each.running and each.activation.job.finished for each in held)

@@ -134,7 +134,7 @@ async def test_all_that_a_loser_can_be_asked_for(tmp_path: Path, expect_log: Exp
         await loser.attach_in_background(vcr, "j")
         assert await loser.ok("j")
         await winner.attach(raised(vcr, 2))
-        await until(lambda: not loser.pantry._held["v"].active)
+        await until(lambda: not loser.pantry.held["v"].active)
         for route, body in (
             ("import-from-url", {"url": "http://127.0.0.1:9/x"}),
             ("snapshot", {"snapshot_id": "s"}),
@@ -173,7 +173,7 @@ async def test_a_job_is_under_way_when_the_volume_is_taken(tmp_path: Path, expec
             nursery.start_soon(winner.attach, raised(vcr, 2))
             jobs = [await loser.start("import-from-url", {"url": image.url}) for _ in range(1)]
             results = [await loser.ok(job) for job in jobs]
-        await until(lambda: not loser.pantry._held["v"].active)
+        await until(lambda: not loser.pantry.held["v"].active)
         await loser.refused(410, "POST", "/volume/v/scrub")
         if results == [True]:
             assert await contents(winner) == pattern(SIZE)
@@ -241,7 +241,7 @@ async def test_a_downstairs_is_replaced_under_bulk_writes(tmp_path: Path, expect
 
 
 def first_upstairs(caller: Caller) -> Upstairs:
-    part = caller.pantry._held["v"].built.sub_volumes[0]
+    part = caller.pantry.held["v"].built.sub_volumes[0]
     assert isinstance(part, RegionSet)
     return part.upstairs
 
