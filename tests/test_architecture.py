@@ -43,6 +43,16 @@ DECIDING = tuple(
     for name in (
         *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
         *("agent", "pantry", "host"),
+        "wire",
+        "downstairs",
+        "upstairs",
+        "volume",
+        "nbd",
+        "control",
+        "supervisor",
+        "exercise",
+        "service",
+        "agent",
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""

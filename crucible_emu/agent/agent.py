@@ -239,8 +239,8 @@ class Agent:
             case Task.START_SNAPSHOT:
                 await self._start(work)
 
-    async def _reconcile(self) -> None:
-        """Run the Downstairs that shall run, and no others."""
+    async def _reconcile(self, *, wait: bool = True) -> None:
+        """Run the Downstairs that shall run, and no others; without ``wait`` those that start are not waited for."""
         async with self._reconciling:
             configs = {}
             for name, wanted in core.wanted_services(self._records).items():
@@ -251,7 +251,7 @@ class Agent:
                 if path is not None:
                     host, read_only = self.options.host, wanted.read_only
                     configs[name] = ServiceConfig(name, path, host, wanted.port, read_only, wanted.tls)
-            await self.services.apply(configs)
+            await self.services.apply(configs, wait=wait)
 
     # Making regions
 
@@ -295,7 +295,8 @@ class Agent:
             quota_bytes=books.quota_bytes(wish),
         )
         await self._region_news(wish.id, RegionEvent.MADE)
-        await self._reconcile()
+        # A process takes a second to start, and nothing that follows needs it.
+        await self._reconcile(wait=not self.options.isolate)
 
     async def _not_made(self, region_id: str, error: Exception) -> None:
         log.error("region not made", region=region_id, reason=str(error))

@@ -5,9 +5,9 @@ service manager: :meth:`Services.apply` compares what runs with what is wanted a
 Downstairs runs as a task of this process (:class:`InThisProcess`) or as a child process (:class:`AsChildren`).
 
 What it guarantees: when :meth:`Services.apply` returns, what is no longer wanted has ended and closed its region, so
-that its files may go; each new one can be reached or has failed once. One that fails is started again after a pause,
-for as long as it is wanted: its port may have been somebody else's, an earlier child may still be ending. The pause
-grows to :data:`PAUSE_S_MAX`; each new reason is logged once.
+that its files may go; each new one can be reached or has failed once, unless nobody waits for that. One that fails is
+started again after a pause, for as long as it is wanted: its port may have been somebody else's, an earlier child may
+still be ending. The pause grows to :data:`PAUSE_S_MAX`; each new reason is logged once.
 """
 
 from __future__ import annotations
@@ -191,8 +191,9 @@ class Services:
         service = self._services.get(name)
         return None if service is None else service.region
 
-    async def apply(self, wanted: Mapping[str, ServiceConfig]) -> None:
-        """Run what is ``wanted`` and nothing else. One call at a time."""
+    async def apply(self, wanted: Mapping[str, ServiceConfig], *, wait: bool = True) -> None:
+        """Run what is ``wanted`` and nothing else. One call at a time. Without ``wait`` it does not wait for what is
+        started, only for what is ended."""
         leaving = [service for name, service in self._services.items() if wanted.get(name) != service.config]
         for service in leaving:
             service.scope.cancel()
@@ -203,7 +204,10 @@ class Services:
         async with trio.open_nursery() as starting:
             for config in coming:
                 service = self._services[config.name] = _Service(config)
-                starting.start_soon(self._nursery.start, self._keep_running, service)
+                if wait:
+                    starting.start_soon(self._nursery.start, self._keep_running, service)
+                else:
+                    self._nursery.start_soon(self._keep_running, service)
 
     async def _keep_running(
         self, service: _Service, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

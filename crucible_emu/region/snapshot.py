@@ -128,8 +128,8 @@ def delete_snapshot(region: Path, name: str, storage: Storage | None = None) -> 
 
 
 def sweep(region: Path, storage: Storage | None = None) -> None:
-    """Remove what interrupted calls left, while nobody takes or deletes a snapshot of the region. Raises
-    :class:`OSError`."""
+    """Remove what interrupted calls left, while nobody takes or deletes a snapshot of the region; afterwards every
+    snapshot that is found is there for good. Raises :class:`OSError`."""
     storage = storage or OsStorage()
     try:
         names = storage.names(region / SNAPSHOTS)
@@ -138,3 +138,4 @@ def sweep(region: Path, storage: Storage | None = None) -> None:
     for name in names:
         if name.startswith((_MAKING, _DELETING)):
             storage.remove_tree(region / SNAPSHOTS / name)
+    storage.sync_directory(region / SNAPSHOTS)
