@@ -34,6 +34,9 @@ REDACTED = "[redacted]"
 SECRET_NAMES = frozenset({"key", "secret", "token", "password", "authorization"})
 SECRET_ENDINGS = ("_key", "_pem", "_secret", "_token", "_password")
 
+TOLD_TOO_MUCH = ("httpx2", "httpcore2")
+"""Libraries that log every URL in full below WARNING; a URL may hold a secret."""
+
 FIELDS = "crucible_fields"
 """The attribute of a :class:`logging.LogRecord` that holds an event's fields, a dict."""
 
@@ -73,6 +76,8 @@ def configure(stream: TextIO | None = None, level: str | None = None) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(LEVELS[name.lower()])
+    for talkative in TOLD_TOO_MUCH:
+        logging.getLogger(talkative).setLevel(logging.WARNING)
 
 
 def is_secret(name: object) -> bool:

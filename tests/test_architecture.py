@@ -53,6 +53,8 @@ DECIDING = tuple(
         "exercise",
         "service",
         "agent",
+        *("wire", "service", "downstairs", "supervisor", "upstairs", "volume", "nbd", "control", "exercise"),
+        *("agent", "pantry", "host"),
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""

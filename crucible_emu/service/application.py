@@ -8,6 +8,7 @@ under that id and answered 500; of a body never more than its limit is held.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import parse_qsl
@@ -140,10 +141,13 @@ def parse_body(model: type[BaseModel], body: bytes) -> BaseModel:
         return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        told = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'the body'}: {each['msg']}" for each in found[:PROBLEMS_TOLD]
-        )
+        told = "; ".join(f"{_place(each['loc'])}: {_problem(each)}" for each in found[:PROBLEMS_TOLD])
         raise Refusal(400, f"unable to parse JSON body: {told}") from None
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    """What is wrong, without those words of pydantic that quote the body."""
+    return "its type is none of the known ones" if problem["type"] == "union_tag_invalid" else str(problem["msg"])
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import httpx2
@@ -15,7 +15,7 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from crucible_emu.errors import UsageError
 from crucible_emu.service import Api, Call, Exposure, Operation, Refusal, Versions, application, serving
@@ -213,6 +213,25 @@ async def test_a_body_without_a_content_type_is_json() -> None:
         request = asking.build_request("POST", "/things", content=GOOD)
         request.headers.pop("content-type", None)
         assert (await asking.send(request)).status_code == 201
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
+class Owner(BaseModel):
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+
+
+def test_a_refusal_does_not_quote_a_wrong_tag() -> None:
+    with pytest.raises(Refusal) as caught:
+        parse_body(Owner, b'{"pet": {"kind": "hunter2"}}')
+    assert "hunter2" not in str(caught.value)
+    assert "pet" in str(caught.value)
 
 
 @given(st.binary(max_size=300))
