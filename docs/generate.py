@@ -7,7 +7,8 @@ compare the files with what this program would write, so that no diagram can dif
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from crucible_emu.downstairs.session import Row as SessionRow
 from crucible_emu.downstairs.session import State as SessionState
 from crucible_emu.host.states import TRANSITIONS as INSTANCE_TRANSITIONS
 from crucible_emu.host.states import InstanceState
+from crucible_emu.rack.states import TRANSITIONS as SERVICE_TRANSITIONS
+from crucible_emu.rack.states import ServiceState
 from crucible_emu.supervisor.states import TRANSITIONS as PROCESS_TRANSITIONS
 from crucible_emu.supervisor.states import ProcessState
 from crucible_emu.upstairs.rules import RULES
@@ -134,17 +137,17 @@ def _downstairs() -> list[str]:
     ]
 
 
-def _process() -> list[str]:
-    """The section about a Downstairs process under ``run-many``."""
+def _started(title: str, first: Enum, transitions: Mapping[Any, Any]) -> list[str]:
+    """The section about something that is started and ends: a table of states and events."""
     return [
-        "## A Downstairs process under run-many",
+        f"## {title}",
         "",
         "```mermaid",
         "stateDiagram-v2",
-        f"    [*] --> {ProcessState.STOPPED.value}",
+        f"    [*] --> {first.value}",
         *(
             f"    {before.value} --> {to.after.value} : {event.name.lower()}"
-            for (before, event), to in PROCESS_TRANSITIONS.items()
+            for (before, event), to in transitions.items()
         ),
         "```",
         "",
@@ -152,7 +155,7 @@ def _process() -> list[str]:
         "|---|---|---|---|",
         *(
             f"| {before.value} | {event.value} | {to.after.value} | {to.doing.value} |"
-            for (before, event), to in PROCESS_TRANSITIONS.items()
+            for (before, event), to in transitions.items()
         ),
         "",
         "What is not listed changes nothing.",
@@ -268,6 +271,10 @@ def render() -> str:
         *_process(),
         *_instance(),
         *_agent(),
+        *_started("A Downstairs process under run-many", ProcessState.STOPPED, PROCESS_TRANSITIONS),
+        *_agent(),
+        *_instance(),
+        *_started("A service of a rack", ServiceState.STOPPED, SERVICE_TRANSITIONS),
     ]
     return "\n".join(lines)
 

@@ -27,9 +27,10 @@ GROUPS: dict[str, str] = {
     "serve": "Serve a disk over NBD.",
     "attach": "Serve the disk that a VCR describes.",
     "downstairs": "Run Downstairs, one or many.",
-    "agent": "Run a Crucible agent over a directory of regions.",
     "host": "Give instances their disks, as Propolis does.",
+    "agent": "Run a Crucible agent over a directory of regions.",
     "exercise": "Write to a disk and check what comes back.",
+    "rack": "Run a rack on this machine.",
     "pantry": "Hold volumes for a control plane, over HTTP.",
     "region": "Make, fill, look at and check region directories.",
 }

@@ -60,7 +60,7 @@ async def until_told(until_eof: bool) -> AsyncIterator[trio.Event]:
     if until_eof and sys.stdin is None:
         raise UsageError("--until-eof waits for the end of standard input, which is closed: leave it open")
     told = trio.Event()
-    # The receiver outlives who waits for it: also when the block below ends with an error.
+    # The receiver outside: it must not be closed before the task that listens to it has ended.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
