@@ -16,7 +16,7 @@ PACKAGES = ("crucible_emu", "nexus", "bench")
 LINES_MAX = 600
 
 FLOORS = (
-    {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs", "statistics", "http_errors"},
+    {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs", "statistics", "http_errors", "http_body"},
     {"wire", "region", "service"},
     {"downstairs", "supervisor"},
     {"upstairs"},
@@ -41,6 +41,20 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 DECIDING = tuple(
     f"crucible_emu.{name}"
     for name in (
+        *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
+        *("agent", "pantry", "host"),
+        "wire",
+        "downstairs",
+        "upstairs",
+        "volume",
+        "nbd",
+        "control",
+        "supervisor",
+        "exercise",
+        "service",
+        "rack",
+        "host",
+        "agent",
         *("wire", "service", "downstairs", "supervisor", "upstairs", "volume", "nbd", "control", "exercise"),
         *("agent", "pantry", "host", "rack"),
         *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),

@@ -18,21 +18,22 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from uuid import uuid4
 
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from pydantic import BaseModel
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from crucible_emu import http_errors
 from crucible_emu.control import metrics
 from crucible_emu.errors import CrucibleError, UsageError
-from crucible_emu.http_errors import error_response, refused
+from crucible_emu.http_errors import error_response
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs import status
 from crucible_emu.upstairs.driver import Upstairs
@@ -129,17 +130,22 @@ def replacement(body: bytes) -> tuple[str, str]:
     return addresses[0], addresses[1]
 
 
-def application(control: Control) -> Starlette:
+ROUTES: tuple[tuple[str, str, Callable[[Control, Request, bytes], Response]], ...] = (
+    ("GET", "/info", Control.info),
+    ("GET", "/work", Control.work),
+    ("GET", "/trace", Control.trace),
+    ("GET", "/metrics", Control.metrics),
+    ("GET", "/volume-info", Control.volume_info),
+    ("POST", "/replace", Control.replace),
+)
+"""The whole API; all but the first two are ours."""
+
+
+def application(control: Control) -> ASGIApp:
     """The API as an ASGI application."""
-    routes = [
-        Route("/info", _endpoint(control.info), methods=["GET"]),
-        Route("/work", _endpoint(control.work), methods=["GET"]),
-        Route("/trace", _endpoint(control.trace), methods=["GET"]),
-        Route("/metrics", _endpoint(control.metrics), methods=["GET"]),
-        Route("/volume-info", _endpoint(control.volume_info), methods=["GET"]),
-        Route("/replace", _endpoint(control.replace), methods=["POST"]),
-    ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    return http_errors.application(
+        [Route(path, _endpoint(partial(answer, control)), methods=[method]) for method, path, answer in ROUTES]
+    )
 
 
 def _endpoint(answer: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:

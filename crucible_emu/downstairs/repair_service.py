@@ -70,25 +70,18 @@ class RepairService:
     def __init__(self, region: Region, core: Downstairs) -> None:
         self.region = region
         self._core = core
-        self._routes: tuple[tuple[re.Pattern[str], Callable[..., Answer]], ...] = (
-            (re.compile(r"/extent/([^/]+)/files"), self._files),
-            (re.compile(r"/extent/([^/]+)/repair-ready"), self._repair_ready),
-            (re.compile(r"/newextent/([^/]+)/([^/]+)"), self._file),
-            (re.compile(r"/region-info"), self._region_info),
-            (re.compile(r"/region-mode"), self._region_mode),
-            (re.compile(r"/work"), self._work),
-        )
 
     def answer(self, method: str, path: str) -> Answer:
         """The answer to a request for ``path`` (without a query, percent signs resolved). Does no more I/O than
-        opening a file; raises nothing."""
+        opening a file; raises nothing. Like the real server it takes no notice of empty segments."""
+        path = "/" + "/".join(segment for segment in path.split("/") if segment)
         try:
-            for pattern, handler in self._routes:
+            for pattern, handler in _PATTERNS:
                 found = pattern.fullmatch(path)
                 if found is not None:
                     if method != "GET":
                         raise Refused(405, _REASONS[405])
-                    return handler(*found.groups())
+                    return handler(self, *found.groups())
             raise Refused(404, _REASONS[404])
         except Refused as refused:
             return error_answer(refused.status, str(refused))
@@ -143,6 +136,18 @@ class RepairService:
             last = self.region.definition.extent_count - 1
             raise Refused(400, f"there is no extent {text}: the last of this region is {last}")
         return int(text)
+
+
+ROUTES: tuple[tuple[str, Callable[..., Answer]], ...] = (
+    ("/extent/{eid}/files", RepairService._files),
+    ("/extent/{eid}/repair-ready", RepairService._repair_ready),
+    ("/newextent/{eid}/{file_type}", RepairService._file),
+    ("/region-info", RepairService._region_info),
+    ("/region-mode", RepairService._region_mode),
+    ("/work", RepairService._work),
+)
+"""The whole API; each of them is a GET."""
+_PATTERNS = tuple((re.compile(re.sub(r"\{[a-z_]+\}", "([^/]+)", path)), handler) for path, handler in ROUTES)
 
 
 def _json(value: object) -> Answer:

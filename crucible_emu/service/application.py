@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from crucible_emu.http_body import drained
 from crucible_emu.logs import get_logger
 from crucible_emu.service.answers import Refusal, envelope
 from crucible_emu.service.api import Api, Call, Operation
@@ -47,7 +48,7 @@ def application(api: Api, token: str | None = None) -> ASGIApp:
         else:
             await send({"type": "websocket.close", "code": 1003})
 
-    return serve
+    return drained(serve)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -20,15 +20,15 @@ from uuid import uuid4
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from crucible_emu import http_errors
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import RegionDefinition
-from crucible_emu.http_errors import error_response, refused
+from crucible_emu.http_errors import error_response
 from crucible_emu.supervisor.driver import Supervisor
 from crucible_emu.supervisor.fleet import Member
 
@@ -129,11 +129,10 @@ def number(text: str) -> int:
     return int(text)
 
 
-def application(control: Control) -> Starlette:
+def application(control: Control) -> ASGIApp:
     """The API as an ASGI application."""
-    return Starlette(
-        routes=[Route(path, _endpoint(control, answer), methods=[method]) for method, path, answer in ROUTES],
-        exception_handlers={HTTPException: refused},
+    return http_errors.application(
+        [Route(path, _endpoint(control, answer), methods=[method]) for method, path, answer in ROUTES]
     )
 
 

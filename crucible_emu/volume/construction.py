@@ -111,9 +111,9 @@ async def construct(
     A request that is no volume is wrapped in one. Raises :class:`UsageError`, and :class:`errors.GenericError` where a
     URL is not reached.
     """
+    _check_all(request)
     if not isinstance(request, VolumeRequest):
         request = VolumeRequest(type="volume", id=uuid4(), block_size=request.block_size, sub_volumes=(request,))
-    _check_all(request)
     build_region = partial(build, reconnect_delay_s=reconnect_delay_s, observe=observe)
     return await _volume(request, stack, build_region, below=False)
 

@@ -13,10 +13,20 @@ import json
 import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import check_block_size
@@ -27,10 +37,17 @@ PLACE_CHARACTERS_MAX = 120
 _ADDRESS = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
-class CrucibleOpts(BaseModel):
-    """How to reach a region set. ``target`` holds three addresses, ``ip:port`` or ``[ip]:port``, in client order."""
+def _required_in_json(schema: dict[str, Any]) -> None:
+    schema["required"] = [name for name in schema["properties"] if name in ("id", "target", "lossy", "read_only")]
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+
+class CrucibleOpts(BaseModel):
+    """How to reach a region set. ``target`` holds three addresses, ``ip:port`` or ``[ip]:port``, in client order.
+
+    Code may leave ``lossy`` and ``read_only`` out, a JSON document may not, as in the real one.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_required_in_json)
 
     id: UUID
     target: tuple[str, ...]
@@ -42,6 +59,13 @@ class CrucibleOpts(BaseModel):
     root_cert_pem: str | None = None
     control: str | None = None
     read_only: bool = False
+
+    @model_validator(mode="after")
+    def _is_whole(self, info: ValidationInfo) -> CrucibleOpts:
+        for name in ("lossy", "read_only"):
+            if info.mode == "json" and name not in self.model_fields_set:
+                raise ValueError(f"{name} is missing: write true or false")
+        return self
 
     @field_validator("target")
     @classmethod

@@ -225,6 +225,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         "cannot open the file /no: no such file",
     ),
     "a url that is none": ({"type": "url", "id": DISK, "block_size": BLOCK, "url": "ftp://x/"}, "http or https"),
+    "a url of blocks of no size": ({"type": "url", "id": DISK, "block_size": 3, "url": "http://x/"}, "block size 3 is"),
     "TLS without its files": (request(TARGETS, 1, cert_pem="/none.pem"), "all three"),
     "a generation below zero": (request(TARGETS, -1), "gen"),
 }

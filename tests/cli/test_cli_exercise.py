@@ -123,7 +123,8 @@ def test_workloads_that_leave_at_once_and_scenarios_over_the_control_api(tmp_pat
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A disk that nobody serves."""
-    opts = {"id": "12345678-0000-0000-0001-000000008810", "target": [f"127.0.0.1:{port}" for port in (1, 2, 3)]}
+    targets = [f"127.0.0.1:{port}" for port in (1, 2, 3)]
+    opts = {"id": "12345678-0000-0000-0001-000000008810", "target": targets, "lossy": False, "read_only": False}
     region = {"type": "region", "block_size": 512, "blocks_per_extent": 4, "extent_count": 2, "gen": 1, "opts": opts}
     path = tmp_path / "disk.json"
     path.write_text(json.dumps(region))

@@ -211,7 +211,7 @@ def test_attach_answers_where_the_request_and_where_the_option_says(tmp_path: Pa
     processes = [("downstairs", "run", path, "--port", 0, "--repair-port", 0, "--json") for path in paths]
     with running(*processes[0]) as one, running(*processes[1]) as two, running(*processes[2]) as three:
         targets = [f"127.0.0.1:{command.ready['port']}" for command in (one, two, three)]
-        opts = {"id": one.ready["region_uuid"], "target": targets, "lossy": False, "control": asked, "key": None}
+        opts = {"id": one.ready["region_uuid"], "target": targets, "lossy": False, "read_only": False, "control": asked}
         region = {"type": "region", "block_size": 512, "blocks_per_extent": 8, "extent_count": 4, "gen": 1}
         (tmp_path / "disk.json").write_text(json.dumps({**region, "opts": opts}))
         arguments = ("attach", tmp_path / "disk.json", "--nbd", unix_uri(tmp_path / "disk.sock"))

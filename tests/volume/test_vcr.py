@@ -254,6 +254,16 @@ REFUSALS: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.parametrize("name", ["lossy", "read_only"])
+def test_a_document_has_what_the_real_one_requires_and_code_may_leave_it_out(name: str) -> None:
+    members = region()
+    del members["opts"][name]
+    with pytest.raises(UsageError, match=f"opts: {name} is missing: write true or false"):
+        vcr.parse(json.dumps(members))
+    made = vcr.CrucibleOpts(id=members["opts"]["id"], target=tuple(members["opts"]["target"]))
+    assert made.model_dump()[name] is False
+
+
 @pytest.mark.parametrize(("members", "place"), REFUSALS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_refusal_names_the_document_and_the_place(members: Any, place: str) -> None:
     with pytest.raises(UsageError) as refused:

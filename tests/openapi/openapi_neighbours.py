@@ -1,0 +1,9 @@
+"""The ways to the neighbours' rigs, for tests and for the fuzz as a program: importing this opens them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path += [str(TESTS / neighbour) for neighbour in ("downstairs", "upstairs", "volume", "nbd", "agent", "host")]
