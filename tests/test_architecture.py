@@ -41,24 +41,8 @@ NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "c
 DECIDING = tuple(
     f"crucible_emu.{name}"
     for name in (
-        *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
-        *("agent", "pantry", "host"),
-        "wire",
-        "downstairs",
-        "upstairs",
-        "volume",
-        "nbd",
-        "control",
-        "supervisor",
-        "exercise",
-        "service",
-        "rack",
-        "host",
-        "agent",
         *("wire", "service", "downstairs", "supervisor", "upstairs", "volume", "nbd", "control", "exercise"),
-        *("agent", "pantry", "host", "rack"),
-        *("wire", "downstairs", "upstairs", "volume", "nbd", "control", "supervisor", "exercise", "service"),
-        *("agent", "pantry", "host", "client"),
+        *("agent", "pantry", "host", "client", "rack"),
     )
 )
 """Packages whose modules are pure cores, but for those in DRIVERS."""
