@@ -139,7 +139,7 @@ class Pantry:
         return held.activation
 
     async def attach(self, volume_id: str, vcr: VolumeConstructionRequest) -> None:
-        """Attach, and wait until the volume is active. Raises :class:`Refused`, for whatever reason with 500."""
+        """Attach, and wait until the volume is active. Raises :class:`Refused`, always NOT_ATTACHED."""
         try:
             activation = await self.attach_in_background(volume_id, volume_id, vcr)
         except (Refused, errors.CrucibleError) as error:

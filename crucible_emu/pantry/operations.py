@@ -164,7 +164,9 @@ def answering(handler: Handler) -> Handler:
             return await handler(call)
         except (Refused, errors.CrucibleError) as error:
             taken = isinstance(error, Refused) and error.situation is Situation.TAKEN
-            raise Refusal(status_of(error), str(error), str(error) if taken else None) from error
+            raise Refusal(
+                status_of(error, faithful=call.faithful), str(error), str(error) if taken else None
+            ) from error
 
     return answer
 

@@ -43,18 +43,19 @@ class Situation(Enum):
     JOB_DIED = "the job ended without a result"
 
 
-STATUS_OF_SITUATION: dict[Situation, int] = {
-    Situation.UNKNOWN_VOLUME: 404,
-    Situation.UNKNOWN_JOB: 404,
-    Situation.TAKEN: 410,
-    Situation.CONFLICT: 400,
-    Situation.BAD_INPUT: 400,
-    Situation.LEAVING: 503,
-    Situation.FULL: 503,
-    Situation.NOT_BUILT: 500,
-    Situation.NOT_ATTACHED: 500,
-    Situation.JOB_DIED: 500,
+STATUS_OF_SITUATION: dict[Situation, tuple[int, int]] = {
+    Situation.UNKNOWN_VOLUME: (404, 404),
+    Situation.UNKNOWN_JOB: (404, 404),
+    Situation.TAKEN: (410, 410),
+    Situation.CONFLICT: (400, 400),
+    Situation.BAD_INPUT: (400, 400),
+    Situation.LEAVING: (503, 503),
+    Situation.FULL: (503, 503),
+    Situation.NOT_BUILT: (500, 400),
+    Situation.NOT_ATTACHED: (500, 409),
+    Situation.JOB_DIED: (500, 500),
 }
+"""Status of a faithful pantry, and otherwise: the real one blames itself for a volume that cannot be."""
 
 
 class Refused(Exception):
@@ -65,8 +66,9 @@ class Refused(Exception):
         self.situation = situation
 
 
-def status_of(error: errors.CrucibleError | Refused) -> int:
+def status_of(error: errors.CrucibleError | Refused, *, faithful: bool) -> int:
     """The HTTP status for ``error``."""
     if isinstance(error, Refused):
-        return STATUS_OF_SITUATION[error.situation]
+        really, otherwise = STATUS_OF_SITUATION[error.situation]
+        return really if faithful else otherwise
     return STATUS_OF_ERROR.get(type(error), 500)

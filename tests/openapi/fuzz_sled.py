@@ -234,10 +234,8 @@ async def pantry(folder: Path) -> AsyncIterator[World]:
 
 
 _TOUCHING = ("replace", "import_from_url", "snapshot", "bulk_write", "bulk_read", "scrub", "validate", "detach")
-PANTRY_MEANT = frozenset({("attach", 500), ("attach_activate_background", 500), ("job_result_ok", 500)}) | {
-    (name, 503) for name in (*_TOUCHING, "attach", "attach_activate_background")
-}
-"""What the contract answers with 500 and above: a volume that cannot be put together, one that is not active."""
+PANTRY_MEANT = frozenset((name, 503) for name in (*_TOUCHING, "attach", "attach_activate_background"))
+"""What the contract answers with 500 and above: a volume that is not active."""
 
 # -- host -------------------------------------------------------------------------------------------------------------
 

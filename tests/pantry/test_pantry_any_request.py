@@ -60,8 +60,6 @@ REQUESTS = st.one_of(
     st.tuples(st.just("GET"), st.just("") | VOLUME | JOB, st.none()),
     st.tuples(st.just("DELETE"), VOLUME, st.none()),
 )
-DOCUMENTED = {"", "/background"}
-"""Routes of a volume that answer 500: a foreground attach for any reason, one in the background that is not built."""
 
 
 @settings(
@@ -75,9 +73,7 @@ async def test_any_requests_in_any_order(tmp_path: Path, requests: list[tuple[st
     async with running_pantry() as caller:
         for method, path, body in requests:
             answer = await caller.call(method, path, with_paths(body, tmp_path))
-            if answer.status >= 500:
-                assert answer.status == 500 and method == "POST"
-                assert path.removeprefix("/volume/")[1:] in DOCUMENTED
+            assert answer.status < 500
         status = await caller.do("GET", "")
         for volume in VOLUMES:
             answer = await caller.call("GET", f"/volume/{volume}")

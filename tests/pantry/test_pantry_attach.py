@@ -128,9 +128,9 @@ async def test_an_attach_may_be_repeated_and_not_changed(tmp_path: Path) -> None
         other = await caller.refused(400, "POST", "/volume/v/background", attach_body(raised(vcr, 2), "j"))
         assert "another volume construction request" in other
         assert "'j', not 'k'" in await caller.refused(400, "POST", "/volume/v/background", attach_body(vcr, "k"))
-        # In the foreground the job has the name of the volume, so that is another job; all its refusals are 500.
-        assert "not 'v'" in await caller.refused(500, "POST", "/volume/v", attach_body(vcr))
-        assert "another volume" in await caller.refused(500, "POST", "/volume/v", attach_body(raised(vcr, 2)))
+        # In the foreground the job has the name of the volume, so that is another job; all its refusals are 409.
+        assert "not 'v'" in await caller.refused(409, "POST", "/volume/v", attach_body(vcr))
+        assert "another volume" in await caller.refused(409, "POST", "/volume/v", attach_body(raised(vcr, 2)))
         assert (await caller.status())["num_job_handles"] == 1
         await caller.detach()
         for _ in range(2):
@@ -164,7 +164,7 @@ async def test_a_job_id_means_one_job_in_the_whole_pantry(tmp_path: Path) -> Non
         await caller.attach_in_background(volume_of(file_of(tmp_path, "a")), "j", "a")
         vcr = volume_of(file_of(tmp_path, "b"))
         assert "'j' is in use" in await caller.refused(400, "POST", "/volume/b/background", attach_body(vcr, "j"))
-        assert "'j' is in use" in await caller.refused(500, "POST", "/volume/j", attach_body(vcr))
+        assert "'j' is in use" in await caller.refused(409, "POST", "/volume/j", attach_body(vcr))
         assert (await caller.do("GET", ""))["volumes"] == ["a"]
 
 
@@ -172,8 +172,8 @@ async def test_a_job_id_means_one_job_in_the_whole_pantry(tmp_path: Path) -> Non
 async def test_a_volume_that_cannot_be_built_is_not_there(tmp_path: Path, faithful: bool) -> None:
     async with running_pantry(faithful=faithful) as caller:
         vcr = volume_of(file_of(tmp_path, size=BLOCK + 1))
-        for path, job in (("/volume/v", None), ("/volume/v/background", "j")):
-            answer = await caller.refused(500, "POST", path, attach_body(vcr, job))
+        for path, job, status in (("/volume/v", None, 409), ("/volume/v/background", "j", 400)):
+            answer = await caller.refused(500 if faithful else status, "POST", path, attach_body(vcr, job))
             assert answer == "Internal Server Error" if faithful else "not made of whole blocks" in answer
         assert await caller.do("GET", "") == {"volumes": [], "num_job_handles": 0}
         await caller.refused(404, "GET", "/volume/v")
@@ -231,7 +231,7 @@ async def test_an_activation_that_fails_is_a_job_that_failed(tmp_path: Path, exp
         await caller.attach_in_background(stale, "j")
         await caller.detach()
         for _ in range(2):
-            answer = await caller.refused(500, "POST", "/volume/v", attach_body(stale))
+            answer = await caller.refused(409, "POST", "/volume/v", attach_body(stale))
             assert "generation is too low" in answer
         await caller.detach()
         await caller.attach(raised(vcr, 6))
@@ -240,7 +240,7 @@ async def test_an_activation_that_fails_is_a_job_that_failed(tmp_path: Path, exp
 async def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
     async with running_pantry() as caller:
         vcr = volume_of(FileRequest(type="file", id=uuid4(), block_size=BLOCK, path="a\0b"))
-        assert "zero byte" in await caller.refused(500, "POST", "/volume/v", attach_body(vcr))
+        assert "zero byte" in await caller.refused(409, "POST", "/volume/v", attach_body(vcr))
 
 
 # -- detach -----------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ async def test_a_detach_ends_an_activation_that_would_never_end(expect_log: Expe
             await until(lambda: not results)
             held = caller.pantry.held["v"]
             await caller.detach()
-        assert sorted(answer.status for answer in results) == [200, 500]
+        assert sorted(answer.status for answer in results) == [200, 409]
         assert next(answer.json for answer in results if answer.status == 200) == {"job_result_ok": False}
         assert held.activation.ended.is_set() and not held.running
         assert await caller.do("GET", "") == {"volumes": [], "num_job_handles": 0}
@@ -299,7 +299,7 @@ async def test_a_detach_ends_the_building_of_a_volume() -> None:
             await until(lambda: not answers)
             assert (await caller.call("POST", "/volume/v/background", attach_body(vcr, "k"))).status == 400
             await caller.detach()
-        assert sorted(answer.status for answer in answers) == [404, 500]
+        assert sorted(answer.status for answer in answers) == [400, 404]
         assert await caller.do("GET", "") == {"volumes": [], "num_job_handles": 0}
         nursery.cancel_scope.cancel()
 
@@ -323,7 +323,7 @@ async def test_while_a_volume_leaves_other_callers_are_told_to_call_again(
         await leaving.wait()
         assert "call again" in await caller.refused(503, "DELETE", "/volume/v")
         assert "call again" in await caller.refused(503, "POST", "/volume/v/background", attach_body(vcr, "v"))
-        assert "call again" in await caller.refused(500, "POST", "/volume/v", attach_body(vcr))
+        assert "call again" in await caller.refused(409, "POST", "/volume/v", attach_body(vcr))
         for route, body in DATA_ROUTES:
             assert "being deactivated" in await caller.refused(500, "POST", f"/volume/v/{route}", body)
         assert (await caller.call("GET", "/volume/v", version="1.0.0")).status == 200

@@ -174,7 +174,7 @@ async def test_an_odd_url_fails_the_job_and_the_attach(tmp_path: Path, url: str)
         job = await caller.start("import-from-url", {"url": url})
         assert not await caller.ok(job)
         vcr = volume_of(UrlRequest(type="url", id=uuid4(), block_size=BLOCK, url=url))
-        assert "cannot be built" in await caller.refused(500, "POST", "/volume/w", attach_body(vcr))
+        assert "cannot be built" in await caller.refused(409, "POST", "/volume/w", attach_body(vcr))
 
 
 async def test_secrets_of_a_url_are_not_told(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ async def test_replacements_that_are_refused_leave_the_volume_as_it_was(tmp_path
             assert why in await caller.refused(400, "POST", "/volume/v/replace", attach_body(wanted))
         await caller.attach(vcr)
         assert await replaced(caller, raised(vcr, 6)) == "vcr_matches"
-        await caller.refused(500, "POST", "/volume/v", attach_body(vcr))
+        await caller.refused(409, "POST", "/volume/v", attach_body(vcr))
         await caller.attach(raised(vcr, 6))
 
 
