@@ -133,7 +133,7 @@ def stopped(agent: object, region_id: str, name: str) -> bool:
 def test_pantry_and_host_fight_over_a_volume_by_generation(
     tmp_path: Path, require_program: Callable[[str], str], require_libnbd: Callable[[], ModuleType]
 ) -> None:
-    """The race: each takes the volume from the other while that writes. The loser says so, no write is lost."""
+    """Each takes the volume from the other, with no detach in between. The loser says so, no write is lost."""
     chunk = 128 * 1024
     with sled(tmp_path, hosts=1, warned=TAKEN_OVER) as rack:
         ports = [each["port_number"] for each in rack.regions(2)]
