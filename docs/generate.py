@@ -290,7 +290,7 @@ def render_conformance() -> str:
     rows = [row for section in sections for row in section["row"]]
     shown = sum("tests" in row for row in rows)
     lines = [
-        "# Conformance of the Upstairs and of volumes",
+        "# Conformance of the Upstairs, of volumes and of the agent",
         "",
         "Made by `python docs/generate.py` from `docs/conformance.toml`; edit that.",
         "",
