@@ -230,7 +230,7 @@ def _reason_to_try_again(error: BaseException, tally: Tally) -> Trouble | None:
     if isinstance(error, DBAPIError) and (error.connection_invalidated or _is_connecting(error)):
         return Trouble.LOST_CONNECTION
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return Trouble.LOST_RACE if meaning_of(cause) is Trouble.LOST_RACE else None
+    return Trouble.LOST_RACE if cause is not None and meaning_of(cause) is Trouble.LOST_RACE else None
 
 
 def _is_connecting(error: DBAPIError) -> bool:
