@@ -167,6 +167,7 @@ class Database:
         if attempt.again is not None:
             counts["retries"] += 1
             if number < ATTEMPTS_MAX:
+                log.debug("transaction runs again", attempt=number, reason=attempt.again.value)
                 return False
             if attempt.again is Trouble.LOST_CONNECTION:
                 raise Unreachable("the database does not answer") from attempt.error
