@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, and_, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from nexus.db import Database
+from nexus.db.sagas import GOING_ON
 from nexus.db.schema import (
     METADATA,
     access_token,
@@ -447,6 +448,7 @@ LOOKUPS = {
         region_snapshot_replacement_step.c.request_id == PLACE,
         region_snapshot_replacement_step.c.replacement_state != "volume_deleted",
     ),
+    "unfinished sagas of a Nexus": select(saga).where(saga.c.executor_id == "nexus-1", GOING_ON).order_by(saga.c.id),
     "sagas by id": select(saga).where(saga.c.id > "m").order_by(saga.c.id).limit(100),
     "sagas by state": select(saga).where(saga.c.state == "stuck").order_by(saga.c.time_created, saga.c.id).limit(100),
 }
