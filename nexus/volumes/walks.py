@@ -218,3 +218,24 @@ def snapshot_of_disk(
         return _with_targets(frozen, [snapshots[each] for each in _addresses(region)])
 
     return _with_new_ids(request, new_id, change)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+def same_volume(recorded: VolumeConstructionRequest, made: VolumeConstructionRequest) -> bool:
+    """Whether ``recorded`` can be what has become of ``made``. Ids, keys and sizes stay for ever; targets and
+    generations are changed by replacements and checkouts; a parent may be put in or taken away."""
+    if isinstance(recorded, VolumeRequest) and isinstance(made, VolumeRequest):
+        parents = (recorded.read_only_parent, made.read_only_parent)
+        return (
+            (recorded.id, recorded.block_size) == (made.id, made.block_size)
+            and len(recorded.sub_volumes) == len(made.sub_volumes)
+            and all(map(same_volume, recorded.sub_volumes, made.sub_volumes))
+            and (parents[0] is None or parents[1] is None or same_volume(parents[0], parents[1]))
+        )
+    if isinstance(recorded, RegionRequest) and isinstance(made, RegionRequest):
+        opts = made.opts.model_copy(update={"target": recorded.opts.target})
+        same = made.model_copy(update={"gen": recorded.gen, "opts": opts})
+        return recorded.model_dump() == same.model_dump()
+    return recorded.model_dump() == made.model_dump()

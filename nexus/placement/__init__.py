@@ -1,0 +1,19 @@
+"""Placement: which datasets the regions of a volume are put on, and what they cost there (nexus.md §7).
+
+``geometry`` makes extents of a size, ``choice`` is the rules without a database, ``allocation`` the one transaction.
+"""
+
+from nexus.placement.allocation import Allocation, regions_allocate, regions_of
+from nexus.placement.choice import InsufficientCapacity, Shortage
+from nexus.placement.geometry import Geometry, InvalidSize, check_disk_size
+
+__all__ = [
+    "Allocation",
+    "Geometry",
+    "InsufficientCapacity",
+    "InvalidSize",
+    "Shortage",
+    "check_disk_size",
+    "regions_allocate",
+    "regions_of",
+]
