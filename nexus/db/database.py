@@ -1,0 +1,240 @@
+"""Transactions: the one way in which Nexus reads and changes what it remembers (nexus.md §0.3).
+
+A transaction is a plain function of a connection, its *body*. It runs as if it were alone in the world, and either all
+of it happened or nothing. Where it loses a race it is run again from scratch, up to ten times with a random pause; so
+it must do nothing but ask and tell the database. What it raises undoes it and is passed on, never tried again.
+
+The whole body runs in one thread, and the thread is changed once per transaction: a statement costs tens of
+microseconds, a change of threads about as much. With ``inline`` it runs where the loop runs, and no thread exists:
+that is for tests and the explorer, whose world has to be the same on every run.
+
+What it guarantees to somebody who is cancelled: Cancelled is raised only while nothing is committed. Once the body is
+under way it is waited for, and its result is returned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random, SystemRandom
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import trio
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from crucible_emu.logs import get_logger
+from nexus.db.engines import TALLY, Backend, Tally, Trouble, meaning_of, open_backend
+from nexus.db.errors import Contention, OutcomeUnknown, Unreachable
+from nexus.db.migrations import migrate
+
+ATTEMPTS_MAX = 10
+PAUSE_SECONDS_MAX = 0.05
+CONNECTIONS = 8
+
+T = TypeVar("T")
+Body = Callable[[Connection], T]
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a database was asked since it was opened. ``transactions`` and ``reads`` are those that came to their end,
+    ``retries`` the attempts that lost a race, ``rolled_back`` those undone by what their body raised."""
+
+    transactions: int = 0
+    reads: int = 0
+    retries: int = 0
+    rolled_back: int = 0
+    statements: int = 0
+    rows_written: int = 0
+
+
+@dataclass(slots=True)
+class _Attempt(Generic[T]):
+    """How one run of a body went: a value, an error to pass on, or a reason to try again."""
+
+    tally: Tally
+    value: T | None = None
+    error: BaseException | None = None
+    again: Trouble | None = None
+
+
+class Database:
+    """What Nexus remembers. Made by :meth:`open`; use it as a context manager, or :meth:`close` it.
+
+    ``after_body``: run at the end of each transaction that may write, before it is committed; what it raises undoes
+    the transaction. Tests check the invariants there.
+    """
+
+    def __init__(self, backend: Backend, *, inline: bool, random: Random) -> None:
+        self._backend = backend
+        self._inline = inline
+        self._random = random
+        self._writers = trio.CapacityLimiter(backend.writers)
+        self._readers = self._writers if backend.shared else trio.CapacityLimiter(backend.readers)
+        self._counts: dict[str, int] = dict.fromkeys(Statistics.__dataclass_fields__, 0)
+        self.after_body: Body[None] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        url: str | URL,
+        *,
+        inline: bool = False,
+        random: Random | None = None,
+        connections: int = CONNECTIONS,
+    ) -> Database:
+        """Open the database at ``url`` (``sqlite:///FILE``, ``sqlite://`` for one in memory, ``postgresql://…``), and
+        make or bring up to date its schema. Blocks: it is done once, before the loop has anything else to do.
+
+        ``random`` draws the pauses. Raises :class:`~nexus.db.errors.SchemaUnknown`,
+        :class:`~nexus.db.errors.Unreachable`.
+        """
+        backend = open_backend(url, connections)
+        try:
+            migrate(backend.writer)
+        except (OperationalError, InterfaceError) as error:
+            backend.close()
+            raise Unreachable(f"the database cannot be opened: {error.orig}") from error
+        except BaseException:
+            backend.close()
+            raise
+        return cls(backend, inline=inline, random=random or SystemRandom())
+
+    def close(self) -> None:
+        """Let go of all connections; nothing may be under way."""
+        self._backend.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def dialect(self) -> str:
+        """``sqlite`` or ``postgresql``."""
+        return self._backend.dialect
+
+    def statistics(self) -> Statistics:
+        return Statistics(**self._counts)
+
+    async def transact(self, body: Body[T]) -> T:
+        """Run ``body`` as one transaction; what it returned. Raises what it raised, and
+        :class:`~nexus.db.errors.Contention`, :class:`~nexus.db.errors.Unreachable`,
+        :class:`~nexus.db.errors.OutcomeUnknown`."""
+        return await self._run(self._write, body, self._writers, "transactions")
+
+    async def read(self, body: Body[T]) -> T:
+        """As :meth:`transact`, for a body that only reads: it sees one moment, and need not wait for who writes."""
+        return await self._run(self._read, body, self._readers, "reads")
+
+    def transact_blocking(self, body: Body[T]) -> T:
+        """As :meth:`transact`, without a loop: for tools and tests, while nobody else uses this database object."""
+        for number in range(1, ATTEMPTS_MAX + 1):
+            attempt = self._write(body)
+            if self._is_over(attempt, number, "transactions"):
+                break
+            time.sleep(self._random.uniform(0, PAUSE_SECONDS_MAX))
+        return attempt.value  # type: ignore[return-value]  # the body's own value
+
+    # -- attempts -----------------------------------------------------------------------------------------------------
+
+    async def _run(
+        self, run: Callable[[Body[T]], _Attempt[T]], body: Body[T], limiter: trio.CapacityLimiter, counted: str
+    ) -> T:
+        for number in range(1, ATTEMPTS_MAX + 1):
+            if self._inline:
+                await trio.lowlevel.checkpoint()
+                attempt = run(body)
+            else:
+                # Not abandoned on cancel: what is under way ends, and its connection goes back.
+                attempt = await trio.to_thread.run_sync(run, body, limiter=limiter)
+            if self._is_over(attempt, number, counted):
+                break
+            await trio.sleep(self._random.uniform(0, PAUSE_SECONDS_MAX))
+        return attempt.value  # type: ignore[return-value]  # the body's own value
+
+    def _is_over(self, attempt: _Attempt[Any], number: int, counted: str) -> bool:
+        """Whether there is a value; if there is not, whether to try again. Raises what is to be passed on."""
+        counts = self._counts
+        counts["statements"] += attempt.tally.statements
+        if attempt.again is not None:
+            counts["retries"] += 1
+            if number < ATTEMPTS_MAX:
+                return False
+            if attempt.again is Trouble.LOST_CONNECTION:
+                raise Unreachable("the database does not answer") from attempt.error
+            raise Contention(f"the transaction lost against others {ATTEMPTS_MAX} times") from attempt.error
+        if attempt.error is not None:
+            counts["rolled_back"] += 1
+            raise attempt.error
+        counts[counted] += 1
+        counts["rows_written"] += attempt.tally.rows_written
+        return True
+
+    def _write(self, body: Body[T]) -> _Attempt[T]:
+        return self._attempt(self._backend.writer, body, self.after_body)
+
+    def _read(self, body: Body[T]) -> _Attempt[T]:
+        return self._attempt(self._backend.reader, body, None)
+
+    def _attempt(self, engine: Engine, body: Body[T], after_body: Body[None] | None) -> _Attempt[T]:
+        """One run of ``body``; this is what happens in the thread."""
+        attempt: _Attempt[T] = _Attempt(Tally())
+        committing = False
+        try:
+            with (
+                engine.connect().execution_options(**{TALLY: attempt.tally}) as connection,
+                connection.begin() as begun,
+            ):
+                attempt.value = body(connection)
+                if after_body is not None:
+                    after_body(connection)
+                _refuse_doomed(connection, attempt.tally)
+                committing = True
+                begun.commit()
+        except BaseException as error:  # noqa: BLE001 - passed on, or a reason to try again
+            attempt.error = error
+            attempt.again = _reason_to_try_again(error, attempt.tally)
+            if committing and attempt.again is Trouble.LOST_CONNECTION:
+                attempt.again = None
+                attempt.error = OutcomeUnknown("the database was lost while it committed")
+                attempt.error.__cause__ = error
+        return attempt
+
+
+class _Doomed(Exception):
+    """The body swallowed an error after which the database commits nothing."""
+
+
+def _refuse_doomed(connection: Connection, tally: Tally) -> None:
+    """*Safety*: PostgreSQL answers a COMMIT after a failed statement with a silent ROLLBACK."""
+    if tally.trouble is not None:
+        raise _Doomed
+    if connection.dialect.name == "postgresql":
+        status = connection.connection.dbapi_connection.info.transaction_status.name  # type: ignore[union-attr]
+        if status == "INERROR":
+            raise RuntimeError("a transaction's body swallowed an error of the database: nothing can be committed")
+
+
+def _reason_to_try_again(error: BaseException, tally: Tally) -> Trouble | None:
+    if tally.trouble is not None:
+        return tally.trouble
+    if isinstance(error, DBAPIError):
+        # Raised outside of a statement: connecting, beginning, committing.
+        if error.connection_invalidated or (isinstance(error, OperationalError) and _is_connecting(error)):
+            return Trouble.LOST_CONNECTION
+        if error.orig is not None and meaning_of(error.orig) is Trouble.LOST_RACE:
+            return Trouble.LOST_RACE
+    return None
+
+
+def _is_connecting(error: OperationalError) -> bool:
+    """Errors of connecting belong to no statement, and PostgreSQL gives them no code."""
+    return error.statement is None and getattr(error.orig, "sqlstate", "") is None

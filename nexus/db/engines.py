@@ -1,0 +1,182 @@
+"""The two databases: how each is opened, and what its errors mean.
+
+SQLite, with nothing to install: write-ahead log, one connection that writes (``BEGIN IMMEDIATE``: who may write is
+settled before anything is read, so no transaction is ever in vain), a few that read beside it. PostgreSQL, for several
+Nexus processes: every transaction SERIALIZABLE, and so some are in vain and run again.
+
+What it guarantees: neither prints the values of a statement in an error, for a value may be a secret; and what is
+called a reason to try again left nothing behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, QueuePool, StaticPool, create_engine, event, make_url
+
+BUSY_SECONDS = 5.0
+"""How long SQLite waits for another process before it says that the database is busy."""
+READERS = 4
+SQLITE_CACHE_KIBIBYTES = 65_536
+CONNECT_SECONDS = 10
+STATEMENT_MILLISECONDS_MAX = 60_000
+TALLY = "nexus_tally"
+
+SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PRIMARY = 5, 6, 0xFF
+SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
+
+
+class Trouble(Enum):
+    """What an error of the database means for the transaction."""
+
+    LOST_RACE = "another transaction was first: try again"
+    LOST_CONNECTION = "the database is gone"
+    MISTAKE = "the statement is wrong, or refused by a constraint"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one attempt at a transaction did. ``trouble``: the first error that means more than a mistake."""
+
+    statements: int = 0
+    rows_written: int = 0
+    trouble: Trouble | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An opened database. ``writers`` and ``readers``: how many transactions may be under way at a time. ``shared``:
+    readers have no connection of their own."""
+
+    writer: Engine
+    reader: Engine
+    writers: int
+    readers: int
+    shared: bool = field(default=False)
+
+    @property
+    def dialect(self) -> str:
+        return self.writer.dialect.name
+
+    def close(self) -> None:
+        self.reader.dispose()
+        self.writer.dispose()
+
+
+def open_backend(url: str | URL, connections: int) -> Backend:
+    """Prepare to talk to the database at ``url``. Raises :class:`ValueError` for a kind that is not known."""
+    parsed = make_url(url)
+    match parsed.get_backend_name():
+        case "sqlite":
+            return _sqlite(parsed.set(drivername="sqlite+pysqlite"))
+        case "postgresql":
+            return _postgresql(parsed.set(drivername="postgresql+psycopg"), connections)
+        case other:
+            raise ValueError(f"{other} is no database that Nexus knows: sqlite:///FILE or postgresql://HOST/NAME")
+
+
+def meaning_of(error: BaseException) -> Trouble:
+    """What the driver's ``error`` means."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & SQLITE_PRIMARY in (SQLITE_BUSY, SQLITE_LOCKED):
+        return Trouble.LOST_RACE
+    if getattr(error, "sqlstate", None) in (SERIALIZATION_FAILURE, DEADLOCK):
+        return Trouble.LOST_RACE
+    return Trouble.MISTAKE
+
+
+# -- SQLite -----------------------------------------------------------------------------------------------------------
+
+
+def _sqlite(url: URL) -> Backend:
+    in_memory = url.database in (None, "", ":memory:")
+    arguments: dict[str, Any] = {"check_same_thread": False, "timeout": BUSY_SECONDS}
+    writer = create_engine(url, poolclass=StaticPool, connect_args=arguments, hide_parameters=True)
+    _configure_sqlite(writer, "BEGIN IMMEDIATE")
+    if in_memory:
+        return Backend(writer, writer, 1, 1, shared=True)
+    reader = create_engine(
+        url, poolclass=QueuePool, pool_size=READERS, max_overflow=0, connect_args=arguments, hide_parameters=True
+    )
+    _configure_sqlite(reader, "BEGIN", "PRAGMA query_only = ON")
+    return Backend(writer, reader, 1, READERS)
+
+
+def _configure_sqlite(engine: Engine, begin: str, *more: str) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        # The driver opens no transactions of its own: ``begin`` below does.
+        connection.isolation_level = None
+        for pragma in (
+            "PRAGMA journal_mode = WAL",
+            # A saga's record counts once it cannot be lost, by a loss of power neither.
+            "PRAGMA synchronous = FULL",
+            "PRAGMA foreign_keys = OFF",
+            f"PRAGMA cache_size = -{SQLITE_CACHE_KIBIBYTES}",
+            "PRAGMA temp_store = MEMORY",
+            *more,
+        ):
+            connection.execute(pragma).close()
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    _observe(engine)
+
+
+# -- PostgreSQL -------------------------------------------------------------------------------------------------------
+
+
+def _postgresql(url: URL, connections: int) -> Backend:
+    settings = f"-c timezone=UTC -c statement_timeout={STATEMENT_MILLISECONDS_MAX}"
+    arguments: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "application_name": "nexus"}
+    if "options" not in url.query:
+        arguments["options"] = settings
+    engine = create_engine(
+        url,
+        isolation_level="SERIALIZABLE",
+        pool_size=connections,
+        max_overflow=0,
+        connect_args=arguments,
+        hide_parameters=True,
+    )
+    _observe(engine)
+    return Backend(engine, engine.execution_options(postgresql_readonly=True), connections, connections, shared=True)
+
+
+# -- both -------------------------------------------------------------------------------------------------------------
+
+
+def _observe(engine: Engine) -> None:
+    """Tell the attempt that is under way what its statements did, even where its body swallows an error."""
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def count(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        tally: Tally | None = connection.get_execution_options().get(TALLY)
+        if tally is not None:
+            tally.statements += 1
+            if cursor.rowcount > 0 and not statement.startswith("SELECT"):
+                tally.rows_written += cursor.rowcount
+
+    @event.listens_for(engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        _withhold_values(context)
+        if context.connection is None:
+            return
+        tally: Tally | None = context.connection.get_execution_options().get(TALLY)
+        if tally is not None and tally.trouble is None:
+            found = Trouble.LOST_CONNECTION if context.is_disconnect else meaning_of(context.original_exception)
+            tally.trouble = None if found is Trouble.MISTAKE else found
+
+
+def _withhold_values(context: ExceptionContext) -> None:
+    """*Safety*: PostgreSQL quotes the whole row that it refuses, keys of data included. Keep its first sentence only,
+    which names the table and the constraint."""
+    first_sentence = getattr(getattr(context.original_exception, "diag", None), "message_primary", None)
+    if first_sentence is not None:
+        context.original_exception.args = (first_sentence,)
+        if context.sqlalchemy_exception is not None:
+            context.sqlalchemy_exception.args = (first_sentence,)

@@ -1,0 +1,126 @@
+"""The tables of Nexus, by subject (nexus.md §1). ``docs/nexus-database.md`` is made of what is said here.
+
+``hardware``: sleds down to datasets. ``crucible``: volumes, regions and who uses what. ``user_visible``: disks,
+snapshots, images and whose they are. ``replacement``: requests and steps. ``notifications``: what Upstairs tell.
+``sagas``: sagas, their logs, and the processes that run them. ``columns``: the kinds of columns.
+
+There are no foreign keys and no cascades: a row outlives what it names wherever the rules of a saga need that. What
+must hold between rows is checked by the invariants (§1.7), and inside a row by the constraints here.
+"""
+
+from nexus.db.schema.columns import METADATA
+from nexus.db.schema.crucible import (
+    UsageType,
+    region,
+    region_snapshot,
+    volume,
+    volume_repair,
+    volume_repair_queue,
+    volume_resource_usage,
+)
+from nexus.db.schema.hardware import (
+    DiskPolicy,
+    PhysicalDiskState,
+    SledPolicy,
+    SledState,
+    crucible_dataset,
+    inv_zpool,
+    physical_disk,
+    sled,
+    zpool,
+)
+from nexus.db.schema.notifications import (
+    RepairNotificationType,
+    RepairType,
+    downstairs_client_stop_request_notification,
+    downstairs_client_stopped_notification,
+    upstairs_repair_notification,
+    upstairs_repair_progress,
+)
+from nexus.db.schema.replacement import (
+    ReadOnlyTargetType,
+    RegionReplacementState,
+    RegionReplacementStepType,
+    RegionSnapshotReplacementState,
+    RegionSnapshotReplacementStepState,
+    region_replacement,
+    region_replacement_step,
+    region_snapshot_replacement,
+    region_snapshot_replacement_step,
+)
+from nexus.db.schema.sagas import nexus_instance, saga, saga_event, saga_lease
+from nexus.db.schema.user_visible import (
+    DiskState,
+    DiskType,
+    SnapshotState,
+    VmmState,
+    access_token,
+    disk,
+    disk_type_crucible,
+    image,
+    instance,
+    project,
+    silo,
+    snapshot,
+    snapshot_ledger,
+    user_data_export,
+    virtual_provisioning_collection,
+    virtual_provisioning_resource,
+    vmm,
+)
+
+__all__ = [
+    "METADATA",
+    "DiskPolicy",
+    "DiskState",
+    "DiskType",
+    "PhysicalDiskState",
+    "ReadOnlyTargetType",
+    "RegionReplacementState",
+    "RegionReplacementStepType",
+    "RegionSnapshotReplacementState",
+    "RegionSnapshotReplacementStepState",
+    "RepairNotificationType",
+    "RepairType",
+    "SledPolicy",
+    "SledState",
+    "SnapshotState",
+    "UsageType",
+    "VmmState",
+    "access_token",
+    "crucible_dataset",
+    "disk",
+    "disk_type_crucible",
+    "downstairs_client_stop_request_notification",
+    "downstairs_client_stopped_notification",
+    "image",
+    "instance",
+    "inv_zpool",
+    "nexus_instance",
+    "physical_disk",
+    "project",
+    "region",
+    "region_replacement",
+    "region_replacement_step",
+    "region_snapshot",
+    "region_snapshot_replacement",
+    "region_snapshot_replacement_step",
+    "saga",
+    "saga_event",
+    "saga_lease",
+    "silo",
+    "sled",
+    "snapshot",
+    "snapshot_ledger",
+    "upstairs_repair_notification",
+    "upstairs_repair_progress",
+    "user_data_export",
+    "virtual_provisioning_collection",
+    "virtual_provisioning_resource",
+    "vmm",
+    "volume",
+    "volume_repair",
+    "volume_repair_queue",
+    "volume_resource_usage",
+    "zpool",
+]
