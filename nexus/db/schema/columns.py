@@ -38,6 +38,7 @@ METADATA = MetaData(
 
 UUID_LENGTH = 36
 NAME_LENGTH_MAX = 63
+BLOCK_SIZES = (512, 2048, 4096)
 MOMENT_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -185,6 +186,12 @@ def number(
     )
 
 
+def block_size() -> Column[int]:
+    """The column ``block_size``."""
+    condition = check("block_size_is_known", f"block_size IN ({', '.join(map(str, BLOCK_SIZES))})")
+    return Column("block_size", WHOLE_NUMBER, condition, nullable=False, comment="Bytes of a block.")
+
+
 def port(name: str, explanation: str, *, nullable: bool = False) -> Column[int]:
     """A TCP port."""
     return number(name, explanation, nullable=nullable, least=1, most=65535)
@@ -209,7 +216,7 @@ def moment(name: str, explanation: str, *, nullable: bool = False, key: bool = F
 
 def flag(name: str, explanation: str, *, default: bool | None = False) -> Column[bool]:
     """Yes or no; no by default."""
-    condition = check(f"{name}_is_yes_or_no", f"{name} IN (0, 1)").ddl_if(dialect="sqlite")
+    condition = check(f"{name}_is_yes_or_no", f"{name} IN (FALSE, TRUE)")
     return Column(name, Flag(), condition, nullable=False, comment=explanation, default=default)
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from nexus.db.schema.columns import (
     address,
+    block_size,
     check,
     enumeration,
     flag,
@@ -70,7 +71,7 @@ region = table(
         "Read/write: the one volume that owns it. Read-only: the snapshot volume that it was allocated for, even when"
         " that row is gone.",
     ),
-    number("block_size", "Bytes of a block.", least=512),
+    block_size(),
     number("blocks_per_extent", "Blocks of an extent.", least=1),
     number("extent_count", "Extents."),
     port("port", "Where its downstairs listens; NULL until the agent was asked.", nullable=True),

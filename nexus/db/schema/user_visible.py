@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from nexus.db.schema.columns import (
     address,
+    block_size,
     called,
     check,
     enumeration,
@@ -29,7 +30,6 @@ from nexus.db.schema.columns import (
 
 NOT_DELETED = "time_deleted IS NULL"
 DISKS_PER_INSTANCE_MAX = 12
-BLOCK_SIZES = (512, 2048, 4096)
 
 
 class TokenRole(StrEnum):
@@ -203,7 +203,6 @@ vmm = table(
 )
 
 _ATTACHED = "attach_instance_id IS NOT NULL AND time_deleted IS NULL"
-_BLOCK_SIZE = check("block_size_is_known", f"block_size IN ({', '.join(map(str, BLOCK_SIZES))})")
 
 disk = table(
     "disk",
@@ -221,9 +220,8 @@ disk = table(
     number("slot", "Which of an instance's disks it is.", nullable=True, most=DISKS_PER_INSTANCE_MAX - 1),
     moment("time_state_updated", "When its state last changed."),
     number("size_bytes", "Its size.", least=1),
-    number("block_size", "Bytes of a block.", least=None),
+    block_size(),
     enumeration("disk_type", DiskType, "Where its bytes are."),
-    _BLOCK_SIZE.copy(),
     check("size_is_whole_blocks", "size_bytes % block_size = 0"),
     check(
         "attached_names_its_instance", f"NOT ({one_of('disk_state', WITH_INSTANCE)}) OR attach_instance_id IS NOT NULL"
@@ -294,9 +292,8 @@ snapshot = table(
     identifier("destination_volume_id", "Read/write and blank: where a scrubber would copy it to."),
     number("gen", "Grows with each change of state.", least=1, default=1),
     enumeration("state", SnapshotState, "How far it is."),
-    number("block_size", "Bytes of a block.", least=None),
+    block_size(),
     number("size_bytes", "Its size.", least=1),
-    _BLOCK_SIZE.copy(),
     check("deleted_is_destroyed", "time_deleted IS NULL OR state = 'destroyed'"),
     index(
         "snapshot_name_unique",
@@ -337,9 +334,8 @@ image = table(
     text("os", "Which operating system."),
     text("version", "Which version of that."),
     text("digest", "Of its bytes, if known: JSON.", nullable=True),
-    number("block_size", "Bytes of a block.", least=None),
+    block_size(),
     number("size_bytes", "Its size.", least=1),
-    _BLOCK_SIZE.copy(),
     index("image_silo_name_unique", "silo_id", "name", unique=True, where=_SILO_IMAGE),
     index(
         "image_project_name_unique",
