@@ -134,7 +134,7 @@ def find_deleted_volume_regions(connection: Connection) -> FreedRegions:
         select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id, _REGION.c.volume_id, _has_snapshot())
         .join(_VOLUME, _VOLUME.c.id == _REGION.c.volume_id)
         .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .where(_VOLUME.c.time_deleted.is_not(None), _REGION.c.read_only.is_(False))
+        .where(_VOLUME.c.time_deleted.is_not(None), ~_REGION.c.read_only)
         .order_by(_REGION.c.id)
     )
     rows = connection.execute(query).all()

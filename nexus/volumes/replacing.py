@@ -100,7 +100,7 @@ def volume_replace_region(
 
 def _give(connection: Connection, region_id: str, volume_id: str, now: datetime) -> None:
     values = {"volume_id": volume_id, "time_modified": now}
-    which = update(_REGION).where(_REGION.c.id == region_id, _REGION.c.read_only.is_(False))
+    which = update(_REGION).where(_REGION.c.id == region_id, ~_REGION.c.read_only)
     if connection.execute(which.values(**values)).rowcount != 1:
         raise BrokenInvariant(f"there is no read/write region {region_id} that volume {volume_id} could own")
 

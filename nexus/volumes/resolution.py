@@ -61,8 +61,8 @@ def target_to_region(connection: Connection, address: Address, *, read_only: boo
         .where(
             _DATASET.c.ip == address.ip,
             _REGION.c.port == address.port,
-            _REGION.c.read_only.is_(read_only),
-            _REGION.c.deleting.is_(False),
+            _REGION.c.read_only == read_only,
+            ~_REGION.c.deleting,
         )
     ).scalars()
     return found.one_or_none()
@@ -73,7 +73,7 @@ def read_only_target_to_resource(connection: Connection, address: Address) -> Re
     deleted, or its port is not known."""
     row = connection.execute(
         select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id).where(
-            _SNAPSHOT.c.snapshot_addr == str(address), _SNAPSHOT.c.deleting.is_(False)
+            _SNAPSHOT.c.snapshot_addr == str(address), ~_SNAPSHOT.c.deleting
         )
     ).one_or_none()
     if row is not None:
@@ -188,15 +188,13 @@ def flag_deleting(connection: Connection, resource: Resource) -> None:
     """From now on nobody finds it (R12). Raises :class:`BrokenInvariant` unless exactly one row changed its mind."""
     match resource:
         case ReadOnlyRegion(region_id):
-            which = update(_REGION).where(
-                _REGION.c.id == region_id, _REGION.c.read_only.is_(True), _REGION.c.deleting.is_(False)
-            )
+            which = update(_REGION).where(_REGION.c.id == region_id, _REGION.c.read_only, ~_REGION.c.deleting)
         case RegionSnapshot(dataset_id, region_id, snapshot_id):
             which = update(_SNAPSHOT).where(
                 _SNAPSHOT.c.dataset_id == dataset_id,
                 _SNAPSHOT.c.region_id == region_id,
                 _SNAPSHOT.c.snapshot_id == snapshot_id,
-                _SNAPSHOT.c.deleting.is_(False),
+                ~_SNAPSHOT.c.deleting,
             )
     changed = connection.execute(which.values(deleting=True)).rowcount
     if changed != 1:
