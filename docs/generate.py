@@ -1,7 +1,8 @@
 """Write what is generated of the documents: ``python docs/generate.py``.
 
-``state-machines.md`` comes from the tables that the code runs, ``conformance.md`` from ``conformance.toml``. Tests
-compare the files with what this program would write, so that no diagram can differ from the code.
+``state-machines.md`` comes from the tables that the code runs, ``conformance.md`` from ``conformance.toml``,
+``nexus-database.md`` from the schema of Nexus. Tests compare the files with what this program would write, so that no
+diagram can differ from the code.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from crucible_emu.upstairs.states import (
     Phase,
     UpstairsState,
 )
+from nexus.db.description import describe
 
 DOCS = Path(__file__).parent
 
@@ -242,7 +244,11 @@ def render_conformance() -> str:
     return "\n".join([*lines, ""])
 
 
-DOCUMENTS: dict[str, Callable[[], str]] = {"state-machines.md": render, "conformance.md": render_conformance}
+DOCUMENTS: dict[str, Callable[[], str]] = {
+    "state-machines.md": render,
+    "conformance.md": render_conformance,
+    "nexus-database.md": describe,
+}
 """What is generated, and by what."""
 
 if __name__ == "__main__":

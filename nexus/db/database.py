@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from crucible_emu.logs import get_logger
 from nexus.db.engines import TALLY, Backend, Tally, Trouble, meaning_of, open_backend
 from nexus.db.errors import Contention, OutcomeUnknown, Unreachable
-from nexus.db.migrations import migrate
+from nexus.db.migrations import make_in_memory, migrate
 
 ATTEMPTS_MAX = 10
 PAUSE_SECONDS_MAX = 0.05
@@ -95,7 +95,7 @@ class Database:
         """
         backend = open_backend(url, connections)
         try:
-            migrate(backend.writer)
+            (make_in_memory if backend.in_memory else migrate)(backend.writer)
         except (OperationalError, InterfaceError) as error:
             backend.close()
             raise Unreachable(f"the database cannot be opened: {error.orig}") from error
@@ -226,15 +226,17 @@ def _refuse_doomed(connection: Connection, tally: Tally) -> None:
 def _reason_to_try_again(error: BaseException, tally: Tally) -> Trouble | None:
     if tally.trouble is not None:
         return tally.trouble
-    if isinstance(error, DBAPIError):
-        # Raised outside of a statement: connecting, beginning, committing.
-        if error.connection_invalidated or (isinstance(error, OperationalError) and _is_connecting(error)):
-            return Trouble.LOST_CONNECTION
-        if error.orig is not None and meaning_of(error.orig) is Trouble.LOST_RACE:
-            return Trouble.LOST_RACE
-    return None
+    # Raised outside of a statement: connecting, beginning, committing.
+    if isinstance(error, DBAPIError) and (error.connection_invalidated or _is_connecting(error)):
+        return Trouble.LOST_CONNECTION
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return Trouble.LOST_RACE if cause is not None and meaning_of(cause) is Trouble.LOST_RACE else None
 
 
-def _is_connecting(error: OperationalError) -> bool:
-    """Errors of connecting belong to no statement, and PostgreSQL gives them no code."""
-    return error.statement is None and getattr(error.orig, "sqlstate", "") is None
+def _is_connecting(error: DBAPIError) -> bool:
+    """Errors of connecting belong to no statement, and PostgreSQL's driver gives them no code."""
+    return isinstance(error, OperationalError) and error.statement is None and _has_no_code(error.orig)
+
+
+def _has_no_code(error: BaseException | None) -> bool:
+    return getattr(error, "sqlstate", "") is None

@@ -10,7 +10,7 @@ called a reason to try again left nothing behind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -48,13 +48,14 @@ class Tally:
 @dataclass(frozen=True, slots=True)
 class Backend:
     """An opened database. ``writers`` and ``readers``: how many transactions may be under way at a time. ``shared``:
-    readers have no connection of their own."""
+    readers have no connection of their own. ``in_memory``: what is in it is gone when it is closed."""
 
     writer: Engine
     reader: Engine
     writers: int
     readers: int
-    shared: bool = field(default=False)
+    shared: bool = False
+    in_memory: bool = False
 
     @property
     def dialect(self) -> str:
@@ -96,7 +97,7 @@ def _sqlite(url: URL) -> Backend:
     writer = create_engine(url, poolclass=StaticPool, connect_args=arguments, hide_parameters=True)
     _configure_sqlite(writer, "BEGIN IMMEDIATE")
     if in_memory:
-        return Backend(writer, writer, 1, 1, shared=True)
+        return Backend(writer, writer, 1, 1, shared=True, in_memory=True)
     reader = create_engine(
         url, poolclass=QueuePool, pool_size=READERS, max_overflow=0, connect_args=arguments, hide_parameters=True
     )
@@ -122,7 +123,9 @@ def _configure_sqlite(engine: Engine, begin: str, *more: str) -> None:
 
     @event.listens_for(engine, "begin")
     def start(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        # Past SQLAlchemy, which takes five times as long for it as SQLite.
+        driver: Any = connection.connection.driver_connection
+        driver.execute(begin).close()
 
     _observe(engine)
 

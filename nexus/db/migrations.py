@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, inspect, select, text
 
@@ -86,6 +87,26 @@ def migrate(engine: Engine, migrations: Sequence[Migration] = MIGRATIONS) -> int
                 if version == newest(migrations):
                     return found
                 _next_step(connection, version, migrations)
+
+
+_image: bytes | None = None
+"""A new database in memory, once one was made."""
+
+
+def make_in_memory(engine: Engine) -> None:
+    """Make the schema in SQLite's memory: a copy of the one made first, for that takes 0.2 ms and not 100 ms. The
+    explorer opens thousands."""
+    global _image
+    pooled = engine.raw_connection()
+    try:
+        connection: Any = pooled.driver_connection
+        if _image is not None:
+            connection.deserialize(_image)
+            return
+        migrate(engine)
+        _image = connection.serialize()
+    finally:
+        pooled.close()
 
 
 def _next_step(connection: Connection, version: int, migrations: Sequence[Migration]) -> None:

@@ -69,7 +69,8 @@ def insert_if_absent(connection: Connection, table: Table, values: Values) -> bo
     """Add a row, if none has its key or is in the way by a unique index; whether it was added."""
     dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
-    return bool(connection.execute(statement).rowcount == 1)
+    added = connection.execute(statement.returning(*table.primary_key.columns))
+    return added.one_or_none() is not None
 
 
 def _in_one_statement(

@@ -63,6 +63,7 @@ class _Run:
     busy: set[str] = field(default_factory=set)
     ended: trio.Event = field(default_factory=trio.Event)
     wake: trio.Event = field(default_factory=trio.Event)
+    recording: trio.Lock = field(default_factory=trio.Lock)
 
     @property
     def outcome(self) -> Failure | None:
@@ -276,10 +277,15 @@ class Executor:
         return {"message": f"{label} failed: {type(error).__name__}", "kind": UNEXPECTED}
 
     async def _record(self, run: _Run, event: Event) -> None:
-        """Into the log first, then into the state that decides what comes next."""
-        ahead = run.execution.after(event)
-        await self._store.append(run.record.id, run.record.fence, event, ahead.state)
-        run.execution = ahead
+        """Into the log first, then into the state that decides what comes next.
+
+        *Safety*: one at a time. Branches end while another's row is being written, and each has to start from what the
+        one before it left.
+        """
+        async with run.recording:
+            ahead = run.execution.after(event)
+            await self._store.append(run.record.id, run.record.fence, event, ahead.state)
+            run.execution = ahead
 
     async def _record_the_end(self, run: _Run) -> None:
         """A saga without an undo to do after its failure ends by no event."""

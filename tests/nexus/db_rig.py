@@ -23,16 +23,17 @@ from uuid import UUID
 
 import pytest
 from real_clients import missing
-from sqlalchemy import Connection, Engine, create_engine, insert, text
+from sqlalchemy import Connection, Engine, create_engine, delete, insert, text
 from sqlalchemy.pool import NullPool
 
 from nexus.db import Database
-from nexus.db.schema import volume
+from nexus.db.migrations import schema_version
+from nexus.db.schema import METADATA, volume
 
 PACKAGE = "postgresql"
 DEBIAN_PROGRAMS = Path("/usr/lib/postgresql")
 DEBIAN_USER = "postgres"
-TEMPLATE = "nexus_template"
+SHARED = "nexus"
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -49,7 +50,7 @@ def add_volume(connection: Connection, number: int, **values: Any) -> str:
 
 
 class PostgresServer:
-    """A running server; each test gets a database of its own from it."""
+    """A running server."""
 
     def __init__(self, socket_directory: Path) -> None:
         self._socket_directory = socket_directory
@@ -57,26 +58,34 @@ class PostgresServer:
         self._administrator: Engine = create_engine(
             self.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool
         )
-        self.create(TEMPLATE)
-        Database.open(self.url(TEMPLATE)).close()
+        self.create(SHARED)
+        Database.open(self.url(SHARED)).close()
 
     def url(self, name: str) -> str:
         return f"postgresql+psycopg://{DEBIAN_USER}@/{name}?host={self._socket_directory}"
 
-    def create(self, name: str, template: str = "template1") -> None:
-        self.command(f"CREATE DATABASE {name} TEMPLATE {template}")
+    def create(self, name: str) -> None:
+        self.command(f"CREATE DATABASE {name}")
 
     def command(self, statement: str) -> None:
         with self._administrator.connect() as connection:
             connection.execute(text(statement))
 
-    @contextmanager
-    def database_url(self, *, empty: bool = False) -> Iterator[str]:
-        """A new database with the schema in it, or ``empty``."""
+    def empty_url(self) -> str:
+        """A new database with nothing in it."""
         name = f"test_{next(self._numbers)}"
-        self.create(name, "template1" if empty else TEMPLATE)
-        yield self.url(name)
-        self.command(f"DROP DATABASE {name} WITH (FORCE)")
+        self.create(name)
+        return self.url(name)
+
+    @contextmanager
+    def database_url(self) -> Iterator[str]:
+        """A database with the schema and no rows: always the same one, swept, for to make one takes a second."""
+        yield self.url(SHARED)
+        sweeper = create_engine(self.url(SHARED), poolclass=NullPool)
+        with sweeper.begin() as connection:
+            for each in METADATA.sorted_tables:
+                if each is not schema_version:
+                    connection.execute(delete(each))
 
 
 def _programs() -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import trio
 from pydantic import BaseModel
 
-from nexus.saga import ActionFailed, Context, Executor, MemoryStore, Node, Parallel, Point, Saga, SubSaga
+from nexus.saga import ActionFailed, Context, Executor, Node, Parallel, Point, Saga, Store, SubSaga
 from nexus.saga.executor import perform_once
 from nexus.saga.hooks import Crash, Hooks, no_hooks
 
@@ -95,7 +95,7 @@ Use = Callable[[Executor], Any]
 
 
 async def nexus(
-    store: MemoryStore,
+    store: Store,
     world: World,
     use: Use,
     *,

@@ -1,0 +1,171 @@
+"""The scaffold of nexus.md §9.1 over any saga, and what it lacks: death at every hook point, and recovery.
+
+Each function runs the saga again and again in a world that ``World.fresh`` makes anew, and asks after each run whether
+things are as they should be: ``finished`` after success, ``clean`` after unwinding.
+
+* :func:`actions_succeed_idempotently`: every action twice, every undo once.
+* :func:`action_failure_can_unwind`: an error in place of each action; it fails at exactly that node.
+* :func:`action_failure_can_unwind_idempotently`: the same, with the undo before it run twice.
+* :func:`death_at_every_point`: this Nexus dies at each hook point of each node; another finishes.
+
+After each run no saga is stuck, and the sentences of :func:`nexus.volumes.invariants.check` or the like, which a test
+puts into ``clean`` and ``finished``, must be empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from pydantic import BaseModel
+
+from nexus.saga import ActionFailed, Context, Dag, Executor, Saga, SagaState, Store
+from nexus.saga.dag import Vertex
+from nexus.saga.executor import Perform, SagaFailed, perform_once
+from nexus.saga.hooks import Crash, Hooks, Point, no_hooks
+
+INJECTED = "injected by the test"
+
+
+@dataclass
+class Trial:
+    """One run's world: what sagas are given, where their log is, the parameters, and what must hold at the end."""
+
+    world: Any
+    store: Store
+    params: BaseModel
+    finished: Callable[[], Awaitable[None]]
+    clean: Callable[[], Awaitable[None]]
+
+
+Fresh = Callable[[], Awaitable[Trial]]
+SAGA_ID = "11111111-0000-4000-8000-000000000001"
+
+
+class Repeat:
+    """Runs actions and undos several times in a row, and keeps the last result."""
+
+    def __init__(self, actions: int = 1, undos: int = 1, fail_at: str | None = None) -> None:
+        self.actions, self.undos, self.fail_at = actions, undos, fail_at
+        self.failed: str | None = None
+
+    async def __call__(self, work: Any, vertex: Vertex, context: Context[Any]) -> Any:
+        acting = work is vertex.action
+        if acting and vertex.label == self.fail_at:
+            self.failed = vertex.label
+            raise ActionFailed(INJECTED, "injected")
+        result = None
+        for _ in range(self.actions if acting else self.undos):
+            result = await work(context)
+        return result
+
+
+class DieAt:
+    """Dies when a hook is called for the nth time; ``where`` says at which point that was."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.seen = 0
+        self.where: tuple[Point, str] | None = None
+
+    async def __call__(self, point: Point, saga_id: str, label: str) -> None:
+        self.seen += 1
+        if self.seen - 1 == self.at:
+            self.where = (point, label)
+            raise Crash
+
+
+async def execute(
+    saga: Saga,
+    trial: Trial,
+    use: Callable[[Executor], Awaitable[Any]],
+    *,
+    executor_id: str = "nexus-1",
+    hooks: Hooks = no_hooks,
+    perform: Perform = perform_once,
+) -> Any:
+    """One Nexus that knows ``saga``; it lives until its sagas have ended, or until it dies."""
+    result: Any = None
+    try:
+        async with trio.open_nursery() as nursery:
+            executor = Executor(
+                nursery,
+                trial.store,
+                [saga],
+                trial.world,
+                executor_id,
+                new_id=lambda: SAGA_ID,
+                hooks=hooks,
+                perform=perform,
+            )
+            result = await use(executor)
+    except* Crash:
+        result = None
+    return result
+
+
+def _actions(saga: Saga) -> list[str]:
+    """Labels of the nodes that have an action; the others cannot fail."""
+    return [vertex.label for vertex in Dag.of(saga).vertices.values() if vertex.action is not None]
+
+
+async def _ends(saga: Saga, trial: Trial, *, fails_at: str | None, **settings: Any) -> None:
+    """Run to the end; a saga that fails, fails where it was told to."""
+
+    async def use(executor: Executor) -> SagaFailed | None:
+        try:
+            await executor.run(saga, trial.params)
+        except SagaFailed as failure:
+            return failure
+        return None
+
+    failure = await execute(saga, trial, use, **settings)
+    if fails_at is None:
+        assert failure is None, f"{saga.name} failed at {failure.label}: {failure}"
+        await trial.finished()
+    else:
+        assert failure is not None, f"{saga.name} went on although {fails_at} failed"
+        assert (failure.label, str(failure)) == (fails_at, INJECTED)
+        await trial.clean()
+
+
+async def actions_succeed_idempotently(saga: Saga, fresh: Fresh) -> None:
+    await _ends(saga, await fresh(), fails_at=None, perform=Repeat(actions=2))
+
+
+async def action_failure_can_unwind(saga: Saga, fresh: Fresh) -> None:
+    for label in _actions(saga):
+        await _ends(saga, await fresh(), fails_at=label, perform=Repeat(fail_at=label))
+
+
+async def action_failure_can_unwind_idempotently(saga: Saga, fresh: Fresh) -> None:
+    for label in _actions(saga):
+        await _ends(saga, await fresh(), fails_at=label, perform=Repeat(undos=2, fail_at=label))
+
+
+async def death_at_every_point(saga: Saga, fresh: Fresh, *, fail_at: str | None = None) -> int:
+    """Also while it unwinds, when it fails at ``fail_at``. The number of deaths that were tried."""
+    at = 0
+    while True:
+        trial = await fresh()
+        hooks, dead = DieAt(at), Repeat(fail_at=fail_at)
+
+        async def begin(executor: Executor, trial: Trial = trial) -> None:
+            await executor.start(saga, trial.params)
+
+        async def finish(executor: Executor) -> None:
+            await executor.take_over("nexus-1")
+
+        await execute(saga, trial, begin, hooks=hooks, perform=dead)
+        if hooks.where is None:
+            return at
+        await execute(saga, trial, finish, executor_id="nexus-2", perform=Repeat(fail_at=fail_at))
+        record, _ = await trial.store.load(SAGA_ID)
+        wanted = SagaState.DONE if fail_at is None else SagaState.UNWOUND
+        assert record.state is wanted, (
+            f"{saga.name}, dead {hooks.where[0].value} {hooks.where[1]}: {record.state.value}"
+        )
+        await (trial.finished() if fail_at is None else trial.clean())
+        at += 1

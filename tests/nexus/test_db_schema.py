@@ -1,0 +1,514 @@
+"""The schema refuses what the rules forbid, on both databases; and finds what is looked for without going through all.
+
+Each refusal stands beside a row that is accepted and differs in nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from db_rig import EPOCH, open_database, uuid
+from sqlalchemy import Connection, Table, and_, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from nexus.db import Database
+from nexus.db.schema import (
+    METADATA,
+    access_token,
+    crucible_dataset,
+    disk,
+    disk_type_crucible,
+    image,
+    instance,
+    physical_disk,
+    region,
+    region_replacement,
+    region_replacement_step,
+    region_snapshot,
+    region_snapshot_replacement,
+    region_snapshot_replacement_step,
+    saga,
+    sled,
+    snapshot,
+    user_data_export,
+    volume,
+    volume_repair,
+    volume_resource_usage,
+    zpool,
+)
+from nexus.db.schema.columns import Enumeration
+
+TIMES = {"time_created": EPOCH, "time_modified": EPOCH}
+NAMED = {"name": "data", "description": "", **TIMES}
+SNAPSHOT_USED = {f"region_snapshot_{each}_id": uuid(30) for each in ("dataset", "region", "snapshot")}
+
+ROWS: dict[Table, dict[str, Any]] = {
+    sled: {
+        "id": uuid(1),
+        "rack_id": uuid(2),
+        "serial_number": "BRM1",
+        "part_number": "913",
+        "revision": 1,
+        "ip": "fd00::1",
+        "port": 12345,
+        "sled_policy": "in_service",
+        "sled_state": "active",
+        **TIMES,
+    },
+    physical_disk: {
+        "id": uuid(1),
+        "vendor": "v",
+        "serial": "s",
+        "model": "m",
+        "variant": "u2",
+        "sled_id": uuid(2),
+        "disk_policy": "in_service",
+        "disk_state": "active",
+        **TIMES,
+    },
+    crucible_dataset: {"id": uuid(1), "pool_id": uuid(2), "ip": "fd00::1", "port": 1, "size_used": 0, **TIMES},
+    volume: {"id": uuid(1), "data": "{}", **TIMES},
+    region: {
+        "id": uuid(1),
+        "dataset_id": uuid(2),
+        "volume_id": uuid(3),
+        "block_size": 512,
+        "blocks_per_extent": 8,
+        "extent_count": 4,
+        "read_only": True,
+        "reservation_percent": "25",
+        **TIMES,
+    },
+    region_snapshot: {
+        "dataset_id": uuid(1),
+        "region_id": uuid(2),
+        "snapshot_id": uuid(3),
+        "snapshot_addr": "[fd00::1]:19000",
+    },
+    volume_resource_usage: {
+        "usage_id": uuid(1),
+        "volume_id": uuid(2),
+        "usage_type": "read_only_region",
+        "region_id": uuid(3),
+    },
+    volume_repair: {"volume_id": uuid(1), "repair_id": uuid(2), "time_taken": EPOCH},
+    access_token: {"id": uuid(1), "digest": "d", "role": "tenant", "project_id": uuid(2), "time_created": EPOCH},
+    disk: {
+        "id": uuid(1),
+        "project_id": uuid(2),
+        "disk_state": "detached",
+        "time_state_updated": EPOCH,
+        "size_bytes": 1 << 30,
+        "block_size": 512,
+        "disk_type": "crucible",
+        **NAMED,
+    },
+    disk_type_crucible: {"disk_id": uuid(1), "volume_id": uuid(2)},
+    snapshot: {
+        "id": uuid(1),
+        "project_id": uuid(2),
+        "disk_id": uuid(3),
+        "volume_id": uuid(4),
+        "destination_volume_id": uuid(5),
+        "state": "ready",
+        "block_size": 512,
+        "size_bytes": 1 << 30,
+        **NAMED,
+    },
+    image: {
+        "id": uuid(1),
+        "silo_id": uuid(2),
+        "volume_id": uuid(3),
+        "os": "debian",
+        "version": "12",
+        "block_size": 512,
+        "size_bytes": 1 << 30,
+        **NAMED,
+    },
+    user_data_export: {
+        "id": uuid(1),
+        "state": "requested",
+        "resource_id": uuid(2),
+        "resource_type": "snapshot",
+    },
+    region_replacement: {
+        "id": uuid(1),
+        "request_time": EPOCH,
+        "old_region_id": uuid(2),
+        "volume_id": uuid(3),
+        "replacement_state": "requested",
+    },
+    region_replacement_step: {
+        "replacement_id": uuid(1),
+        "step_time": EPOCH,
+        "step_type": "propolis",
+        "step_associated_instance_id": uuid(2),
+        "step_associated_vmm_id": uuid(3),
+    },
+    region_snapshot_replacement: {
+        "id": uuid(1),
+        "request_time": EPOCH,
+        "replacement_type": "region_snapshot",
+        "old_dataset_id": uuid(2),
+        "old_region_id": uuid(3),
+        "old_snapshot_id": uuid(4),
+        "replacement_state": "requested",
+    },
+    region_snapshot_replacement_step: {
+        "id": uuid(1),
+        "request_id": uuid(2),
+        "request_time": EPOCH,
+        "volume_id": uuid(3),
+        "replacement_state": "requested",
+    },
+}
+"""A row of each table that is accepted."""
+
+SUCCESSOR = {"new_region_id": uuid(7), "old_region_volume_id": uuid(8)}
+TARGET_SUCCESSOR = {"new_region_id": uuid(7), "old_snapshot_volume_id": uuid(8), "new_region_volume_id": uuid(9)}
+HELD = {"operating_saga_id": uuid(6)}
+
+REFUSED: list[tuple[Table, dict[str, Any], str]] = [
+    (sled, {"sled_state": "decommissioned"}, "sled_decommissioned_is_expunged"),
+    (sled, {"ip": "127.0.0.1"}, "sled_ip_is_ipv6"),
+    (sled, {"port": 65536}, "sled_port_is_in_range"),
+    (sled, {"id": "BRM1"}, "sled_id_is_an_id"),
+    (physical_disk, {"disk_state": "decommissioned"}, "physical_disk_decommissioned_is_expunged"),
+    (crucible_dataset, {"size_used": -1}, "crucible_dataset_size_used_is_in_range"),
+    (volume, {"resources_to_clean_up": "{}"}, "volume_resources_are_of_a_deleted_volume"),
+    (region, {"read_only": False, "deleting": True}, "region_only_read_only_regions_are_marked_deleting"),
+    (region, {"block_size": 1024}, "region_block_size_is_known"),
+    (region, {"port": 0}, "region_port_is_in_range"),
+    (region_snapshot, {"snapshot_addr": "fd00::1:19000"}, "region_snapshot_snapshot_addr_is_an_address"),
+    (region_snapshot, {"snapshot_addr": "127.0.0.1:19000"}, "region_snapshot_snapshot_addr_is_an_address"),
+    (volume_resource_usage, {"region_id": None}, "volume_resource_usage_exactly_one_usage_source"),
+    (volume_resource_usage, SNAPSHOT_USED, "volume_resource_usage_exactly_one_usage_source"),
+    (volume_resource_usage, {"usage_type": "region_snapshot"}, "volume_resource_usage_exactly_one_usage_source"),
+    (access_token, {"role": "operator"}, "access_token_a_tenant_has_a_project"),
+    (access_token, {"project_id": None}, "access_token_a_tenant_has_a_project"),
+    (disk, {"disk_state": "attached"}, "disk_attached_names_its_instance"),
+    (disk, {"attach_instance_id": uuid(9)}, "disk_at_rest_names_no_instance"),
+    (disk, {"slot": 3}, "disk_a_slot_is_an_instances"),
+    (disk, {"disk_state": "attached", "attach_instance_id": uuid(9), "slot": 12}, "disk_slot_is_in_range"),
+    (disk, {"time_deleted": EPOCH}, "disk_deleted_is_destroyed"),
+    (disk, {"name": ""}, "disk_name_has_a_length"),
+    (disk, {"size_bytes": 1000}, "disk_size_is_whole_blocks"),
+    (
+        disk_type_crucible,
+        {"origin_snapshot": uuid(3), "origin_image": uuid(4)},
+        "disk_type_crucible_one_origin",
+    ),
+    (snapshot, {"time_deleted": EPOCH}, "snapshot_deleted_is_destroyed"),
+    (user_data_export, {"state": "live"}, "user_data_export_live_is_somewhere"),
+    (region_replacement, HELD, "region_replacement_held_while_intermediate"),
+    (region_replacement, {"replacement_state": "allocating"}, "region_replacement_held_while_intermediate"),
+    (region_replacement, SUCCESSOR, "region_replacement_nothing_new_while_requested"),
+    (region_replacement, {"replacement_state": "running"}, "region_replacement_successor_known_from_running_on"),
+    (
+        region_replacement_step,
+        {"step_type": "pantry"},
+        "region_replacement_step_a_step_says_who",
+    ),
+    (
+        region_snapshot_replacement,
+        {"old_snapshot_id": None},
+        "region_snapshot_replacement_proper_replacement_fields",
+    ),
+    (
+        region_snapshot_replacement,
+        {"replacement_type": "read_only_region"},
+        "region_snapshot_replacement_proper_replacement_fields",
+    ),
+    (region_snapshot_replacement, HELD, "region_snapshot_replacement_held_while_intermediate"),
+    (
+        region_snapshot_replacement,
+        {"replacement_state": "running", "new_region_id": uuid(7)},
+        "region_snapshot_replacement_successor_known_from_done_on",
+    ),
+    (region_snapshot_replacement_step, HELD, "region_snapshot_replacement_step_held_while_intermediate"),
+    (
+        region_snapshot_replacement_step,
+        {"old_snapshot_volume_id": uuid(8)},
+        "region_snapshot_replacement_step_no_stash_while_requested",
+    ),
+    (
+        region_snapshot_replacement_step,
+        {"replacement_state": "complete"},
+        "region_snapshot_replacement_step_stash_known_when_complete",
+    ),
+]
+ACCEPTED: list[tuple[Table, dict[str, Any]]] = [
+    (sled, {"sled_state": "decommissioned", "sled_policy": "expunged"}),
+    (volume, {"resources_to_clean_up": "{}", "time_deleted": EPOCH}),
+    (region, {"deleting": True, "port": 65535, "extent_count": 0}),
+    (volume_resource_usage, {"region_id": None, "usage_type": "region_snapshot", **SNAPSHOT_USED}),
+    (access_token, {"role": "operator", "project_id": None}),
+    (disk, {"disk_state": "attached", "attach_instance_id": uuid(9), "slot": 11}),
+    (disk, {"disk_state": "faulted", "attach_instance_id": uuid(9)}),
+    (disk, {"disk_state": "destroyed", "time_deleted": EPOCH}),
+    (region_replacement, {"replacement_state": "allocating", **HELD}),
+    (region_replacement, {"replacement_state": "driving", **HELD, **SUCCESSOR}),
+    (region_replacement, {"replacement_state": "complete"}),
+    (region_snapshot_replacement, {"replacement_state": "running", **TARGET_SUCCESSOR}),
+    (region_snapshot_replacement, {"replacement_state": "complete"}),
+    (
+        region_snapshot_replacement,
+        {"replacement_type": "read_only_region", "old_dataset_id": None, "old_snapshot_id": None},
+    ),
+    (region_snapshot_replacement_step, {"replacement_state": "running", **HELD}),
+    (region_snapshot_replacement_step, {"replacement_state": "running", **HELD, "old_snapshot_volume_id": uuid(8)}),
+    (region_snapshot_replacement_step, {"replacement_state": "volume_deleted"}),
+]
+
+USES_SNAPSHOT = {"usage_type": "region_snapshot", "region_id": None, **SNAPSHOT_USED}
+TOGETHER: list[tuple[Table, dict[str, Any], dict[str, Any], bool]] = [
+    # W36: two references of one volume to one resource, of either kind; of two volumes to one is fine.
+    (volume_resource_usage, {}, {"usage_id": uuid(9)}, False),
+    (volume_resource_usage, {}, {"usage_id": uuid(9), "volume_id": uuid(8)}, True),
+    (volume_resource_usage, USES_SNAPSHOT, {**USES_SNAPSHOT, "usage_id": uuid(9)}, False),
+    (volume_resource_usage, USES_SNAPSHOT, {**USES_SNAPSHOT, "usage_id": uuid(9), "volume_id": uuid(8)}, True),
+    # An address names one region snapshot that is in use, and any number that are being deleted (R12, R13).
+    (region_snapshot, {}, {"snapshot_id": uuid(9)}, False),
+    (region_snapshot, {"deleting": True}, {"snapshot_id": uuid(9)}, True),
+    (region_snapshot, {"deleting": True}, {"snapshot_id": uuid(9), "deleting": True}, True),
+    # I8: at most one holder of a volume's lock.
+    (volume_repair, {}, {"repair_id": uuid(9)}, False),
+    # W37: one active step per volume; old ones do not count.
+    (region_snapshot_replacement_step, {}, {"id": uuid(9), "request_id": uuid(8)}, False),
+    (
+        region_snapshot_replacement_step,
+        {"replacement_state": "complete", "old_snapshot_volume_id": uuid(8)},
+        {"id": uuid(9)},
+        True,
+    ),
+    # One request per lost target at a time; for a read-only region too, where the real key has NULLs.
+    (region_replacement, {}, {"id": uuid(9)}, False),
+    (region_replacement, {"replacement_state": "complete"}, {"id": uuid(9)}, True),
+    (region_snapshot_replacement, {}, {"id": uuid(9)}, False),
+    (region_snapshot_replacement, {}, {"id": uuid(9), "old_snapshot_id": uuid(8)}, True),
+    (
+        region_snapshot_replacement,
+        {"replacement_type": "read_only_region", "old_dataset_id": None, "old_snapshot_id": None},
+        {
+            "id": uuid(9),
+            "replacement_type": "read_only_region",
+            "old_dataset_id": None,
+            "old_snapshot_id": None,
+        },
+        False,
+    ),
+    # Names, among what is not deleted; and no two disks share a volume or a slot.
+    (disk, {}, {"id": uuid(9)}, False),
+    (disk, {}, {"id": uuid(9), "project_id": uuid(8)}, True),
+    (disk, {"disk_state": "destroyed", "time_deleted": EPOCH}, {"id": uuid(9)}, True),
+    (disk_type_crucible, {}, {"disk_id": uuid(9)}, False),
+    (
+        disk,
+        {"disk_state": "attached", "attach_instance_id": uuid(7), "slot": 0},
+        {"id": uuid(9), "name": "b", "disk_state": "attached", "attach_instance_id": uuid(7), "slot": 0},
+        False,
+    ),
+    (snapshot, {}, {"id": uuid(9)}, False),
+    (snapshot, {"state": "destroyed", "time_deleted": EPOCH}, {"id": uuid(9)}, True),
+    (image, {}, {"id": uuid(9)}, False),
+    (image, {}, {"id": uuid(9), "project_id": uuid(8)}, True),
+    (image, {"project_id": uuid(8)}, {"id": uuid(9), "project_id": uuid(8)}, False),
+    (user_data_export, {}, {"id": uuid(9)}, False),
+    (user_data_export, {"state": "deleted"}, {"id": uuid(9)}, True),
+    (physical_disk, {}, {"id": uuid(9)}, False),
+    (physical_disk, {"disk_state": "decommissioned", "disk_policy": "expunged"}, {"id": uuid(9)}, True),
+    (crucible_dataset, {}, {"id": uuid(9), "pool_id": uuid(8)}, False),
+]
+
+
+def add(connection: Connection, table: Table, changes: dict[str, Any]) -> None:
+    connection.execute(insert(table).values({**ROWS[table], **changes}))
+
+
+def test_every_table_and_column_is_explained() -> None:
+    for table in METADATA.tables.values():
+        assert table.comment and table.comment.endswith("."), table.name
+        for column in table.columns:
+            assert column.comment, f"{table.name}.{column.name}"
+
+
+async def test_rows_are_accepted(database: Database) -> None:
+    for table, changes in [*((table, {}) for table in ROWS), *ACCEPTED]:
+
+        def body(connection: Connection) -> None:
+            add(connection, table, changes)  # noqa: B023 - awaited
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            await database.transact(body)
+
+
+async def test_rows_are_refused(database: Database) -> None:
+    for table, changes, constraint in REFUSED:
+        with pytest.raises(IntegrityError, match=rf"\b{constraint}\b"):
+            await database.transact(lambda connection: add(connection, table, changes))  # noqa: B023 - awaited
+
+
+async def test_enumerations_are_checked_by_the_database_as_well(database: Database) -> None:
+    """Not only by our own types: somebody may repair a row by hand."""
+    for table, row in ROWS.items():
+        columns = [column for column in table.columns if isinstance(column.type, Enumeration) and column.name in row]
+        for column in columns:
+
+            def body(connection: Connection) -> None:
+                add(connection, table, {})  # noqa: B023 - awaited
+                connection.exec_driver_sql(f"UPDATE {table.name} SET {column.name} = 'asleep'")  # noqa: B023
+
+            with pytest.raises(IntegrityError):
+                await database.transact(body)
+
+
+async def test_rows_that_may_or_may_not_stand_together(database: Database) -> None:
+    for table, first, second, may in TOGETHER:
+        assert (await stand_together(database, table, first, second)) is may, (table.name, first, second)
+
+
+async def stand_together(database: Database, table: Table, first: dict[str, Any], second: dict[str, Any]) -> bool:
+    def body(connection: Connection) -> None:
+        add(connection, table, first)
+        add(connection, table, second)
+        raise LookupError
+
+    try:
+        await database.transact(body)
+    except LookupError:
+        return True
+    except IntegrityError:
+        return False
+    raise AssertionError
+
+
+# -- finding ----------------------------------------------------------------------------------------------------------
+
+PROJECT, PLACE = uuid(2), uuid(3)
+_REGION_AT = and_(region.c.dataset_id == PLACE, region.c.port == 19000)
+LOOKUPS = {
+    "disks by name": select(disk)
+    .where(disk.c.project_id == PROJECT, disk.c.time_deleted.is_(None), disk.c.name > "m")
+    .order_by(disk.c.name)
+    .limit(100),
+    "disks by id": select(disk)
+    .where(disk.c.project_id == PROJECT, disk.c.time_deleted.is_(None), disk.c.id > PLACE)
+    .order_by(disk.c.id)
+    .limit(100),
+    "snapshots by name": select(snapshot)
+    .where(snapshot.c.project_id == PROJECT, snapshot.c.time_deleted.is_(None), snapshot.c.name > "m")
+    .order_by(snapshot.c.name)
+    .limit(100),
+    "users of a read-only region": select(volume_resource_usage.c.volume_id).where(
+        volume_resource_usage.c.usage_type == "read_only_region", volume_resource_usage.c.region_id == PLACE
+    ),
+    "users of a region snapshot": select(volume_resource_usage.c.volume_id).where(
+        volume_resource_usage.c.usage_type == "region_snapshot",
+        *(volume_resource_usage.c[name] == PLACE for name in SNAPSHOT_USED),
+    ),
+    "what a volume uses": select(volume_resource_usage).where(volume_resource_usage.c.volume_id == PLACE),
+    "regions of a volume": select(region).where(region.c.volume_id == PLACE).order_by(region.c.id),
+    "the region at an address": select(region)
+    .join(crucible_dataset, crucible_dataset.c.id == region.c.dataset_id)
+    .where(crucible_dataset.c.ip == "fd00::1", region.c.port == 19000, region.c.read_only, ~region.c.deleting),
+    "the region of a dataset at a port": select(region).where(_REGION_AT),
+    "the snapshot at an address": select(region_snapshot).where(
+        region_snapshot.c.snapshot_addr == "[fd00::1]:19000", ~region_snapshot.c.deleting
+    ),
+    "regions without a port": select(region.c.id).where(region.c.port.is_(None)),
+    "regions that are to go": select(region.c.id).where(region.c.deleting),
+    "volumes that are to go": select(volume.c.id)
+    .where(volume.c.time_deleted.is_not(None))
+    .order_by(volume.c.time_deleted),
+    "the disk of a volume": select(disk)
+    .join(disk_type_crucible, disk_type_crucible.c.disk_id == disk.c.id)
+    .where(disk_type_crucible.c.volume_id == PLACE, disk.c.time_deleted.is_(None)),
+    "the snapshot of a volume": select(snapshot).where(snapshot.c.volume_id == PLACE),
+    "disks of an instance": select(disk).where(disk.c.attach_instance_id == PLACE, disk.c.time_deleted.is_(None)),
+    "an instance by name": select(instance).where(
+        instance.c.project_id == PROJECT, instance.c.name == "vm", instance.c.time_deleted.is_(None)
+    ),
+    "who holds a lock": select(volume_repair).where(volume_repair.c.repair_id == PLACE),
+    "datasets of a disk": select(crucible_dataset)
+    .join(zpool, zpool.c.id == crucible_dataset.c.pool_id)
+    .where(
+        zpool.c.physical_disk_id == PLACE, zpool.c.time_deleted.is_(None), crucible_dataset.c.time_deleted.is_(None)
+    ),
+    "disks that are expunged": select(physical_disk.c.id).where(physical_disk.c.disk_policy == "expunged"),
+    "running requests": select(region_snapshot_replacement)
+    .where(region_snapshot_replacement.c.replacement_state == "running")
+    .order_by(region_snapshot_replacement.c.id),
+    "the request of a target": select(region_snapshot_replacement).where(
+        region_snapshot_replacement.c.old_region_id == PLACE
+    ),
+    "steps of a request": select(region_snapshot_replacement_step).where(
+        region_snapshot_replacement_step.c.request_id == PLACE,
+        region_snapshot_replacement_step.c.replacement_state != "volume_deleted",
+    ),
+    "sagas by id": select(saga).where(saga.c.id > "m").order_by(saga.c.id).limit(100),
+    "sagas by state": select(saga).where(saga.c.state == "stuck").order_by(saga.c.time_created, saga.c.id).limit(100),
+}
+"""What Nexus asks again and again (W20: never by going through all volumes)."""
+
+
+def plan(connection: Connection, lookup: Any) -> str:
+    statement = lookup.compile(dialect=connection.dialect)
+    values = tuple(statement.construct_params()[name] for name in statement.positiontup)
+    processed = tuple(getattr(value, "value", value) if value != EPOCH else "2026" for value in values)
+    rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", processed)
+    return "; ".join(row[3] for row in rows)
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_what_is_looked_for_is_found_by_an_index_and_in_order(name: str) -> None:
+    with open_database("sqlite://") as database:
+        found = database.transact_blocking(lambda connection: plan(connection, LOOKUPS[name]))
+    # Going through a whole index of nothing but what is looked for is no search, and costs what it finds.
+    whole = [step for step in found.split("; ") if step.startswith("SCAN")]
+    assert all(step.endswith(("region_without_port", "region_deleting")) for step in whole), found
+    assert "TEMP B-TREE" not in found, found
+
+
+@pytest.mark.parametrize("name", ["disks by name", "disks by id"])
+def test_a_page_costs_the_same_however_long_the_list_is(name: str) -> None:
+    """Counted in steps of SQLite's machine, for a page in the middle."""
+    steps = []
+    for disks in (400, 4000):
+        with open_database("sqlite://") as database:
+
+            def fill(connection: Connection) -> None:
+                rows = [
+                    {**ROWS[disk], "id": uuid(number), "name": f"disk-{number:06}"}
+                    for number in range(disks)  # noqa: B023 - run at once
+                ]
+                connection.execute(insert(disk), rows)
+
+            middle = {"name": f"disk-{disks // 2:06}", "id": uuid(disks // 2)}
+            column = disk.c.name if name == "disks by name" else disk.c.id
+            page = (
+                select(disk)
+                .where(disk.c.project_id == PROJECT, disk.c.time_deleted.is_(None), column > middle[column.name])
+                .order_by(column)
+                .limit(100)
+            )
+            database.transact_blocking(fill)
+            steps.append(database.transact_blocking(lambda connection: steps_of(connection, page)))  # noqa: B023
+    assert steps[1] <= 1.1 * steps[0]
+
+
+def steps_of(connection: Connection, lookup: Any) -> int:
+    """How many steps SQLite's machine takes for 100 rows."""
+    taken = 0
+
+    def count() -> int:
+        nonlocal taken
+        taken += 1
+        return 0
+
+    driver: Any = connection.connection.driver_connection
+    driver.set_progress_handler(count, 1)
+    assert len(connection.execute(lookup).all()) == 100
+    driver.set_progress_handler(None, 1)
+    return taken
