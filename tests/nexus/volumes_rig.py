@@ -266,6 +266,8 @@ class Rack:
         """Agents and rows; the volumes that owned them."""
         ids = [each.region_id for each in regions]
         for each in ids:
+            # An agent refuses to destroy a region that has snapshots (R15).
+            assert not self.run(deletion.has_snapshots, each), f"region {each} has snapshots"
             self.give_port(self.address_of(each))
         table = schema.region
         owners = self.run(
