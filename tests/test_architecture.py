@@ -35,6 +35,20 @@ GROUND = FLOORS[0]
 FLOOR_OF = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 ABOVE_ALL = len(FLOORS)
 
+NEXUS_FLOORS = (
+    {"saga"},
+    {"db"},
+    {"volumes", "placement"},
+    {"services"},
+    {"replacement", "sagas"},
+    {"tasks"},
+    {"api"},
+    {"cli"},
+    {"explore"},
+)
+"""The same for ``nexus``."""
+FLOORS_OF_NEXUS = {part: number for number, parts in enumerate(NEXUS_FLOORS) for part in parts}
+
 NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "crucible_emu.volume"}
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
 
@@ -126,19 +140,22 @@ def at(path: Path, line: int, sentence: str) -> str:
 def test_every_part_has_a_floor() -> None:
     parts = {name.split(".")[1] for name in KNOWN if name.startswith("crucible_emu.")}
     assert parts <= FLOOR_OF.keys(), "say in FLOORS where the new part stands"
+    parts = {name.split(".")[1] for name in KNOWN if name.startswith("nexus.")}
+    assert parts <= FLOORS_OF_NEXUS.keys(), "say in NEXUS_FLOORS where the new part stands"
 
 
 def test_imports_go_down_only() -> None:
     wrong = []
     for path, found in IMPORTS.items():
         own = module_name(path).split(".")
-        if own[0] != "crucible_emu" or len(own) == 1:
+        if own[0] not in ("crucible_emu", "nexus") or len(own) == 1:
             continue
+        floors = FLOOR_OF if own[0] == "crucible_emu" else FLOORS_OF_NEXUS
         for line, name in found:
             other = name.split(".")
-            if other[0] == "crucible_emu" and len(other) > 1 and other[1] != own[1]:
-                both_ground = own[1] in GROUND and other[1] in GROUND
-                if FLOOR_OF.get(other[1], ABOVE_ALL) >= FLOOR_OF.get(own[1], ABOVE_ALL) and not both_ground:
+            if other[0] == own[0] and len(other) > 1 and other[1] != own[1]:
+                both_ground = own[0] == "crucible_emu" and own[1] in GROUND and other[1] in GROUND
+                if floors.get(other[1], ABOVE_ALL) >= floors.get(own[1], ABOVE_ALL) and not both_ground:
                     wrong.append(at(path, line, f"{own[1]} must not import {other[1]}"))
     assert wrong == []
 

@@ -134,7 +134,11 @@ def _configure_sqlite(engine: Engine, begin: str, *more: str) -> None:
 
 
 def _postgresql(url: URL, connections: int) -> Backend:
-    settings = f"-c timezone=UTC -c statement_timeout={STATEMENT_MILLISECONDS_MAX}"
+    # *Liveness*: a Nexus that stands still in the middle of a transaction does not make the others wait for ever.
+    settings = (
+        f"-c timezone=UTC -c statement_timeout={STATEMENT_MILLISECONDS_MAX}"
+        f" -c idle_in_transaction_session_timeout={STATEMENT_MILLISECONDS_MAX}"
+    )
     arguments: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "application_name": "nexus"}
     if "options" not in url.query:
         arguments["options"] = settings
