@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
 
 from nexus.db import schema
 from nexus.volumes import freed, walks
@@ -149,25 +149,6 @@ def _has_snapshot() -> ColumnElement[bool]:
 
 
 # -- after the agents -------------------------------------------------------------------------------------------------
-
-
-def regions_hard_delete(connection: Connection, region_ids: Collection[str], now: datetime) -> None:
-    """Take the rows of destroyed regions away, and reckon anew what is reserved on their datasets, and on no other
-    (I10). Of regions that are not there it is done."""
-    datasets = select(_REGION.c.dataset_id).where(_REGION.c.id.in_(region_ids)).distinct()
-    affected = sorted(connection.execute(datasets).scalars())
-    connection.execute(delete(_REGION).where(_REGION.c.id.in_(region_ids)))
-    for dataset_id in affected:
-        recompute_size_used(connection, dataset_id, now)
-
-
-def recompute_size_used(connection: Connection, dataset_id: str, now: datetime) -> None:
-    """Set what is reserved on a dataset to the sum over its regions: data and a quarter more (§7.2)."""
-    size = _REGION.c.block_size * _REGION.c.blocks_per_extent * _REGION.c.extent_count
-    total = select(func.coalesce(func.sum(size + size // 4), 0)).where(_REGION.c.dataset_id == dataset_id)
-    size_used = int(connection.execute(total).scalar_one())
-    values = {"size_used": size_used, "time_modified": now}
-    connection.execute(update(_DATASET).where(_DATASET.c.id == dataset_id).values(**values))
 
 
 def region_snapshot_remove(connection: Connection, snapshot: RegionSnapshot) -> None:

@@ -9,10 +9,17 @@ from sqlalchemy import select
 from volumes_rig import SMALL, Rack
 
 from nexus.db import Conflict, Database, schema
-from nexus.placement import Allocation, Geometry, InsufficientCapacity, Shortage, regions_allocate, regions_of
+from nexus.placement import (
+    Allocation,
+    Geometry,
+    InsufficientCapacity,
+    Shortage,
+    regions_allocate,
+    regions_hard_delete,
+    regions_of,
+)
 from nexus.placement.allocation import AllocatedRegion
 from nexus.placement.geometry import GIB_BYTES
-from nexus.volumes import deletion
 from nexus.volumes.resolution import RegionSnapshot
 
 ONE_GIB = Geometry.of_disk(GIB_BYTES, 512)
@@ -68,8 +75,8 @@ def test_an_undo_takes_its_regions_and_no_others(rack: Rack) -> None:
     fourth = wanted(rack, 1, volume_id=volume_id)
     allocate(rack, fourth)
     rack.set(schema.region, first[0].region_id, port=19000)
-    rack.run(deletion.regions_hard_delete, [first[1].region_id], rack.now())
-    rack.run(deletion.regions_hard_delete, fourth.region_ids, rack.now())
+    rack.run(regions_hard_delete, [first[1].region_id], rack.now())
+    rack.run(regions_hard_delete, fourth.region_ids, rack.now())
     left = [each.region_id for each in rack.run(regions_of, volume_id)]
     assert left == [first[0].region_id, first[2].region_id]
     assert allocate(rack, fourth)[-1].region_id in fourth.region_ids, "and it can be done again"
@@ -209,7 +216,7 @@ def test_region_allocation_out_of_space_fails(rack: Rack) -> None:
     made = [allocate(rack, wanted(rack, geometry=ONE_GIB)) for _ in range(3)]
     with pytest.raises(InsufficientCapacity, match="Not enough space"):
         allocate(rack, wanted(rack, geometry=ONE_GIB))
-    rack.run(deletion.regions_hard_delete, [each.region_id for each in made[0]], rack.now())
+    rack.run(regions_hard_delete, [each.region_id for each in made[0]], rack.now())
     assert used(rack, made[0][0].dataset_id) == 2 * ONE_GIB.reserved_bytes
     assert len(allocate(rack, wanted(rack, geometry=ONE_GIB))) == 3
 

@@ -20,6 +20,7 @@ from volumes_rig import Disk, Rack, Snapshot, stash
 
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import Database, schema
+from nexus.placement import regions_hard_delete
 from nexus.volumes import deletion, recorded, resolution, search, walks
 from nexus.volumes.checkout import CopyAndModify, ReadOnlyCopy, volume_checkout
 from nexus.volumes.freed import CrucibleResources
@@ -169,7 +170,7 @@ class Volumes(RuleBasedStateMachine):
         for each in region_ids:
             if self.rack.run(search.region_owner, each) is not None:
                 self.rack.give_port(self.rack.address_of(each))
-                self.run(deletion.regions_hard_delete, [each])
+                self.run(regions_hard_delete, [each])
 
     # -- read-only targets --------------------------------------------------------------------------------------------
 

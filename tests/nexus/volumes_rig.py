@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Table, func, insert, select, update
 
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import Database, schema
-from nexus.placement import Allocation, Geometry, regions_allocate
+from nexus.placement import Allocation, Geometry, regions_allocate, regions_hard_delete
 from nexus.placement.allocation import AllocatedRegion
 from nexus.placement.geometry import GIB_BYTES
 from nexus.volumes import deletion, freed, invariants, recorded, rows, walks
@@ -273,7 +273,7 @@ class Rack:
         owners = self.run(
             lambda c: c.execute(select(table.c.volume_id).where(table.c.id.in_(ids)).distinct()).scalars().all()
         )
-        self.run(deletion.regions_hard_delete, ids, self.now())
+        self.run(regions_hard_delete, ids, self.now())
         return list(owners)
 
     def assert_nothing_left(self) -> None:
