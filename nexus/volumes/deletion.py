@@ -131,17 +131,17 @@ def find_deleted_volume_regions(connection: Connection) -> FreedRegions:
     A region whose owner has no row is not found: it was allocated for a volume that is yet to be made (R16, *safety*).
     """
     query = (
-        select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id, _REGION.c.volume_id, _has_snapshot())
+        select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id, _REGION.c.volume_id)
         .join(_VOLUME, _VOLUME.c.id == _REGION.c.volume_id)
         .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .where(_VOLUME.c.time_deleted.is_not(None), ~_REGION.c.read_only)
+        .where(_VOLUME.c.time_deleted.is_not(None), ~_REGION.c.read_only, ~_has_snapshot())
         .order_by(_REGION.c.id)
     )
     rows = connection.execute(query).all()
-    kept = {row[4] for row in rows if row[5]}
-    found = [row for row in rows if not row[5]]
-    volumes = sorted({row[4] for row in found} - kept)
-    return FreedRegions(tuple(FreedRegion(Dataset(*row[:3]), row[3]) for row in found), tuple(volumes))
+    owners = {row.volume_id for row in rows}
+    kept = select(_REGION.c.volume_id).where(_REGION.c.volume_id.in_(owners), ~_REGION.c.read_only, _has_snapshot())
+    volumes = owners - set(connection.execute(kept).scalars()) if owners else owners
+    return FreedRegions(tuple(FreedRegion(Dataset(*row[:3]), row[3]) for row in rows), tuple(sorted(volumes)))
 
 
 def _has_snapshot() -> ColumnElement[bool]:

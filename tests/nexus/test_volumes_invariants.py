@@ -36,25 +36,6 @@ class Home:
         text = recorded.write(change(self.rack.request(volume_id)))
         self.rack.set(schema.volume, volume_id, data=text)
 
-    def user_disk(self, volume_id: str, **values: Any) -> str:
-        rack = self.rack
-        values = {"disk_state": "detached", **values}
-        disk_id = rack.add(
-            schema.disk,
-            project_id=rack.id(),
-            name="disk",
-            description="",
-            rcgen=1,
-            state_generation=1,
-            time_state_updated=rack.now(),
-            size_bytes=512,
-            block_size=512,
-            disk_type="crucible",
-            **values,
-        )
-        rack.add(schema.disk_type_crucible, disk_id=disk_id, volume_id=volume_id, read_only=False)
-        return disk_id
-
 
 @pytest.fixture
 def home() -> Any:
@@ -161,7 +142,13 @@ def test_i6_one_target_twice_in_a_set(home: Home) -> None:
 
 def test_i7_a_snapshot_of_a_read_only_region(home: Home) -> None:
     assert isinstance(home.clone.resource, ReadOnlyRegion)
-    home.rack.run_snapshot(home.clone.resource.region_id, home.rack.id())
+    region_id = home.clone.resource.region_id
+    region = schema.region
+    dataset_id = home.rack.run(
+        lambda c: c.execute(select(region.c.dataset_id).where(region.c.id == region_id)).scalar_one()
+    )
+    ids = {"dataset_id": dataset_id, "region_id": region_id, "snapshot_id": home.rack.id()}
+    home.rack.add(schema.region_snapshot, snapshot_addr="[fd00::1]:1", deleting=False, **ids)
     expect(home, "I7", home.clone.resource.region_id, "has a region snapshot")
 
 
@@ -211,7 +198,7 @@ def test_i11_a_generation_that_was_handed_out_already(home: Home) -> None:
 
 @pytest.mark.parametrize("gone", [False, True])
 def test_w4_a_deleted_volume_with_a_disk_in_use(home: Home, gone: bool) -> None:
-    disk_id = home.user_disk(home.disk.volume_id)
+    disk_id = home.rack.user_disk(home.disk.volume_id)
     assert home.rack.findings() == []
     home.rack.run(deletion.soft_delete_volume, home.disk.volume_id, home.rack.now())
     if gone:

@@ -6,6 +6,7 @@ The names are those of the real project's tests (nexus.md §9.3, §9.5).
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -15,7 +16,7 @@ from volumes_rig import Disk, Rack, Snapshot, targets
 
 from crucible_emu.volume.vcr import FileRequest, RegionRequest, VolumeRequest
 from nexus.db import Conflict, Database, NotFound, schema
-from nexus.volumes import deletion, freed, resolution, rows, walks
+from nexus.volumes import deletion, freed, regions, resolution, rows, walks
 from nexus.volumes.checkout import CopyAndModify, ReadOnlyCopy, volume_checkout, volume_checkout_randomize_ids
 from nexus.volumes.freed import CrucibleResources
 from nexus.volumes.recorded import Address, MalformedVolume
@@ -509,3 +510,43 @@ def test_resources_of_the_third_version() -> None:
     for damage in ("", "{}", '{"V4": {}}', '{"V1": {}}', "[]"):
         with pytest.raises(BrokenInvariant):
             freed.parse(damage)
+
+
+# -- what agents said -------------------------------------------------------------------------------------------------
+
+
+def test_region_snapshot_create_idempotent(rack: Rack) -> None:
+    """And nothing else under its ids or at its address."""
+    snapshot = rack.snapshot(rack.disk())
+    first, second = snapshot.members[:2]
+    assert isinstance(first.resource, RegionSnapshot) and isinstance(second.resource, RegionSnapshot)
+    create = regions.region_snapshot_create
+    before = rack.count(schema.region_snapshot)
+    rack.run(create, first.resource, first.address)
+    assert rack.count(schema.region_snapshot) == before
+    with pytest.raises(Conflict, match="is known at"):
+        rack.run(create, first.resource, second.address)
+    with pytest.raises(Conflict, match="in use at"):
+        rack.run(create, replace(second.resource, snapshot_id=rack.id()), first.address)
+    with pytest.raises(NotFound):
+        rack.run(create, replace(first.resource, region_id=rack.id()), first.address)
+    rack.run(deletion.soft_delete_volume, snapshot.volume_id, rack.now())
+    with pytest.raises(Conflict, match="being deleted"):
+        rack.run(create, first.resource, first.address)
+
+
+def test_a_read_only_region_gets_no_snapshot(rack: Rack) -> None:
+    clone = rack.allocate(rack.id(), 1, snapshot_id=rack.id())[0]
+    found = RegionSnapshot(clone.dataset_id, clone.region_id, rack.id())
+    with pytest.raises(Conflict, match="cannot have a snapshot"):
+        rack.run(regions.region_snapshot_create, found, Address.of(clone.ip, 1))
+
+
+def test_the_port_of_a_region_is_recorded_once(rack: Rack) -> None:
+    (region_id, *_) = rack.disk().regions
+    port = rack.address_of(region_id).port
+    rack.run(regions.region_record_port, region_id, port, rack.now())
+    with pytest.raises(Conflict, match=f"listens on port {port}"):
+        rack.run(regions.region_record_port, region_id, port + 1, rack.now())
+    with pytest.raises(NotFound):
+        rack.run(regions.region_record_port, rack.id(), port, rack.now())

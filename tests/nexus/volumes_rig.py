@@ -18,7 +18,7 @@ from nexus.db import Database, schema
 from nexus.placement import Allocation, Geometry, regions_allocate, regions_hard_delete
 from nexus.placement.allocation import AllocatedRegion
 from nexus.placement.geometry import GIB_BYTES
-from nexus.volumes import deletion, freed, invariants, recorded, rows, walks
+from nexus.volumes import deletion, freed, invariants, recorded, regions, rows, walks
 from nexus.volumes.checkout import CopyAndModify, ReadOnlyCopy, volume_checkout, volume_checkout_randomize_ids
 from nexus.volumes.freed import CrucibleResources
 from nexus.volumes.recorded import Address, RecordedOpts, RecordedRegion, RecordedVolume
@@ -177,7 +177,7 @@ class Rack:
         made = self.run(regions_allocate, wanted, self.now())
         for each in made:
             if each.region_id in ids:
-                self.set(schema.region, each.region_id, port=self.take_port(each.ip))
+                self.run(regions.region_record_port, each.region_id, self.take_port(each.ip), self.now())
         return [each for each in made if each.region_id in ids]
 
     # -- users --------------------------------------------------------------------------------------------------------
@@ -185,6 +185,24 @@ class Rack:
     def region_set(self, addresses: list[Address], *, read_only: bool = False, gen: int = 1) -> RecordedRegion:
         opts = RecordedOpts(id=self.new_uuid(), target=tuple(map(str, addresses)), read_only=read_only, key=KEY)
         return RecordedRegion(type="region", block_size=512, blocks_per_extent=8, extent_count=2, gen=gen, opts=opts)
+
+    def user_disk(self, volume_id: str, **values: Any) -> str:
+        """The rows of a disk; its id."""
+        disk_id = self.add(
+            schema.disk,
+            project_id=self.id(),
+            name="disk",
+            description="",
+            rcgen=1,
+            state_generation=1,
+            time_state_updated=self.now(),
+            size_bytes=512,
+            block_size=512,
+            disk_type="crucible",
+            **{"disk_state": "detached", **values},
+        )
+        self.add(schema.disk_type_crucible, disk_id=disk_id, volume_id=volume_id, read_only=False)
+        return disk_id
 
     def volume(
         self, *parts: VolumeConstructionRequest, parent: VolumeConstructionRequest | None = None
@@ -217,9 +235,10 @@ class Rack:
         )
         ip = self.address_of(region_id).ip
         address = Address(ip, self.take_port(ip))
-        ids = {"dataset_id": dataset_id, "region_id": region_id, "snapshot_id": snapshot_id}
-        self.add(schema.region_snapshot, snapshot_addr=str(address), deleting=False, **ids)
-        return ReadOnlyTarget(address, RegionSnapshot(**ids))
+        found = RegionSnapshot(dataset_id, region_id, snapshot_id)
+        for _ in range(2):
+            self.run(regions.region_snapshot_create, found, address)
+        return ReadOnlyTarget(address, found)
 
     def snapshot(self, disk: Disk) -> Snapshot:
         """A snapshot of a disk's own regions, over the disk's parent."""
