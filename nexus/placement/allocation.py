@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from nexus.db import Conflict, schema
 from nexus.db.schema import DiskPolicy, PhysicalDiskState, SledPolicy, SledState
@@ -150,15 +150,15 @@ def _make(connection: Connection, wanted: Allocation, region_id: str, dataset_id
 def candidates(connection: Connection) -> list[Candidate]:
     """Every dataset that is not forgotten, with what placement asks about it. The size of a pool is what the newest
     inventory that saw it says; one that no inventory saw has no room."""
-    newest = (
-        select(_INVENTORY.c.id, func.max(_INVENTORY.c.time_collected).label("time_collected"))
-        .group_by(_INVENTORY.c.id)
-        .subquery()
-    )
-    sizes = (
-        select(_INVENTORY.c.id, _INVENTORY.c.total_size)
-        .join(newest, (newest.c.id == _INVENTORY.c.id) & (newest.c.time_collected == _INVENTORY.c.time_collected))
-        .subquery()
+    # One look at an index per pool: inventories pile up, and a join with all of them would not stay as fast.
+    newest_size = (
+        select(_INVENTORY.c.total_size)
+        .where(_INVENTORY.c.id == _DATASET.c.pool_id)
+        .order_by(_INVENTORY.c.time_collected.desc())
+        .limit(1)
+        .correlate(_DATASET)
+        .scalar_subquery()
+        .label("total_size")
     )
     query = (
         select(
@@ -168,7 +168,7 @@ def candidates(connection: Connection) -> list[Candidate]:
             _DATASET.c.no_provision,
             _POOL.c.control_plane_storage_buffer,
             _POOL.c.sled_id,
-            sizes.c.total_size,
+            newest_size,
             _SLED.c.sled_policy,
             _SLED.c.sled_state,
             _PHYSICAL_DISK.c.disk_policy,
@@ -180,7 +180,6 @@ def candidates(connection: Connection) -> list[Candidate]:
             _PHYSICAL_DISK,
             (_PHYSICAL_DISK.c.id == _POOL.c.physical_disk_id) & _PHYSICAL_DISK.c.time_deleted.is_(None),
         )
-        .outerjoin(sizes, sizes.c.id == _DATASET.c.pool_id)
         .where(_DATASET.c.time_deleted.is_(None))
     )
     rows = connection.execute(query).all()

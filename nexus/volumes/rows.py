@@ -99,10 +99,11 @@ def volume_create(connection: Connection, volume_id: str, request: VolumeConstru
         if not walks.same_volume(found.request, request):
             raise Conflict(f"volume {volume_id} exists, with other content")
         return found
+    if len(set(targets)) != len(targets):
+        # *Safety* (I9): two places would share one usage row, and deletion would look for it twice.
+        raise Conflict(f"volume {volume_id} would name one read-only target twice")
     text = recorded.write(request)
     connection.execute(insert(_VOLUME).values(id=volume_id, data=text, time_created=now, time_modified=now))
-    if len(set(targets)) != len(targets):
-        raise Conflict(f"volume {volume_id} would name one read-only target twice")
     for address in targets:
         insert_usage(connection, volume_id, require_resource(connection, address))
     return Volume(volume_id, recorded.parse(text), None, None)
