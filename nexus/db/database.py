@@ -6,7 +6,8 @@ it must do nothing but ask and tell the database. What it raises undoes it and i
 
 The whole body runs in one thread, and the thread is changed once per transaction: a statement costs tens of
 microseconds, a change of threads about as much. With ``inline`` it runs where the loop runs, and no thread exists:
-that is for tests and the explorer, whose world has to be the same on every run.
+that is for tests and the explorer, whose world has to be the same on every run. (To make a statement costs SQLAlchemy
+about three times what running it does: 66 and 24 µs. What runs often is made once, with ``bindparam``.)
 
 What it guarantees to somebody who is cancelled: Cancelled is raised only while nothing is committed. Once the body is
 under way it is waited for, and its result is returned.
@@ -167,6 +168,7 @@ class Database:
         if attempt.again is not None:
             counts["retries"] += 1
             if number < ATTEMPTS_MAX:
+                log.debug("transaction runs again", attempt=number, reason=attempt.again.value)
                 return False
             if attempt.again is Trouble.LOST_CONNECTION:
                 raise Unreachable("the database does not answer") from attempt.error

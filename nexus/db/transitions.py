@@ -15,15 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, and_, exists, select, update
+from sqlalchemy import Column, ColumnElement, Connection, RowMapping, Table, and_, bindparam, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from nexus.db.errors import Conflict, NotFound
 
 HOLDER = "operating_saga_id"
+WAS_CHANGED = "was_changed"
+STATEMENTS_KEPT_MAX = 512
+NULL, EQUAL, ANY_OF = "null", "equal", "any of"
+"""What may be expected of a column."""
+
 Values = Mapping[str, Any]
+Shape = tuple[tuple[str, str], ...]
 
 
 class Outcome(Enum):
@@ -49,13 +56,25 @@ def update_and_check(
     where it is left out, what ``new`` says. Raises :class:`~nexus.db.errors.Conflict`,
     :class:`~nexus.db.errors.NotFound`.
     """
-    where = _key_condition(table, key)
-    change = update(table).where(where, *_conditions(table, expected)).values(dict(new))
-    if connection.dialect.name == "postgresql":
-        found, changed = _in_one_statement(connection, table, where, change)
+    keys = _keys(table, key)
+    computed = {name: value for name, value in new.items() if isinstance(value, ColumnElement)}
+    plain = {name: value for name, value in new.items() if name not in computed}
+    shape = tuple((name, _kind(value)) for name, value in expected.items())
+    one_statement = connection.dialect.name == "postgresql"
+    if computed:
+        change, look = _statements(table, shape, tuple(plain), one_statement, computed)
     else:
-        changed = connection.execute(change).rowcount == 1
-        found = None if changed else connection.execute(select(table).where(where)).mappings().one_or_none()
+        change, look = _kept_statements(table, shape, tuple(plain), one_statement)
+    values = {f"key_{name}": value for name, value in keys.items()}
+    told = values | {f"new_{name}": value for name, value in plain.items()}
+    told |= {f"old_{name}": _bound(value) for name, value in expected.items() if value is not None}
+    found: RowMapping | None = None
+    if one_statement:
+        found = connection.execute(change, told).mappings().one_or_none()
+        changed = found is not None and bool(found[WAS_CHANGED])
+    else:
+        changed = connection.execute(change, told).rowcount == 1
+        found = None if changed else connection.execute(look, values).mappings().one_or_none()
     if changed:
         return Outcome.UPDATED
     if found is None:
@@ -73,31 +92,56 @@ def insert_if_absent(connection: Connection, table: Table, values: Values) -> bo
     return added.one_or_none() is not None
 
 
-def _in_one_statement(
-    connection: Connection, table: Table, where: ColumnElement[bool], change: Any
-) -> tuple[RowMapping | None, bool]:
-    """What was found before the change, and whether it was made."""
-    found = select(table).where(where).cte("found")
+def _statements(
+    table: Table, expected: Shape, new: tuple[str, ...], one_statement: bool, computed: Values
+) -> tuple[Any, Any]:
+    """What changes the row, and what looks at it. As one statement the first does both: it finds the row as it was
+    before, with a column that says whether it was changed."""
+    where = and_(*(column == bindparam(f"key_{column.name}") for column in table.primary_key.columns))
+    change = (
+        update(table)
+        .where(where, *(_condition(table.c[name], kind) for name, kind in expected))
+        .values({name: bindparam(f"new_{name}") for name in new} | dict(computed))
+    )
+    look = select(table).where(where)
+    if not one_statement:
+        return change, look
+    found = look.cte("found")
     changed = change.returning(*table.primary_key.columns).cte("changed")
-    asked = select(found, exists(select(changed.c[0])).label("was_changed"))
-    row = connection.execute(asked).mappings().one_or_none()
-    return row, row is not None and bool(row["was_changed"])
+    return select(found, exists(select(changed.c[0])).label(WAS_CHANGED)), look
 
 
-def _key_condition(table: Table, key: str | Values) -> ColumnElement[bool]:
+@lru_cache(maxsize=STATEMENTS_KEPT_MAX)
+def _kept_statements(table: Table, expected: Shape, new: tuple[str, ...], one_statement: bool) -> tuple[Any, Any]:
+    """*Optimisation*: there are as many shapes as edges in the tables of states, and to make a statement costs several
+    times what it costs to run it."""
+    return _statements(table, expected, new, one_statement, {})
+
+
+def _keys(table: Table, key: str | Values) -> Values:
     columns = table.primary_key.columns
     if isinstance(key, Mapping):
         assert set(key) == {column.name for column in columns}
-        return and_(*(table.c[name] == value for name, value in key.items()))
+        return key
     (column,) = columns
-    return column == key
+    return {column.name: key}
 
 
-def _conditions(table: Table, expected: Values) -> list[ColumnElement[bool]]:
-    return [
-        table.c[name].in_(value) if isinstance(value, (set, frozenset)) else table.c[name].is_not_distinct_from(value)
-        for name, value in expected.items()
-    ]
+def _kind(expected: Any) -> str:
+    if expected is None:
+        return NULL
+    return ANY_OF if isinstance(expected, (set, frozenset)) else EQUAL
+
+
+def _bound(expected: Any) -> Any:
+    return sorted(expected) if isinstance(expected, (set, frozenset)) else expected
+
+
+def _condition(column: Column[Any], kind: str) -> ColumnElement[bool]:
+    name = f"old_{column.name}"
+    if kind == NULL:
+        return column.is_(None)
+    return column.in_(bindparam(name, expanding=True)) if kind == ANY_OF else column == bindparam(name)
 
 
 def _holds(found: RowMapping, wanted: Values) -> bool:

@@ -237,7 +237,8 @@ class Executor:
     async def _act(self, run: _Run, label: str) -> None:
         record, vertex = run.record, run.execution.dag.vertices[label]
         await self._hooks(Point.BEFORE_NODE, record.id, label)
-        await self._record(run, Event(label, Kind.STARTED))
+        if not await self._record_start(run, Event(label, Kind.STARTED)):
+            return
         output: Any = None
         failure: dict[str, str] | None = None
         if vertex.action is not None:
@@ -255,7 +256,8 @@ class Executor:
         record, vertex = run.record, run.execution.dag.vertices[label]
         assert vertex.undo is not None
         await self._hooks(Point.BEFORE_UNDO, record.id, label)
-        await self._record(run, Event(label, Kind.UNDO_STARTED))
+        if not await self._record_start(run, Event(label, Kind.UNDO_STARTED)):
+            return
         failure: dict[str, str] | None = None
         try:
             await self._perform(vertex.undo, vertex, self._context(run, label))
@@ -283,9 +285,25 @@ class Executor:
         one before it left.
         """
         async with run.recording:
-            ahead = run.execution.after(event)
-            await self._store.append(run.record.id, run.record.fence, event, ahead.state)
-            run.execution = ahead
+            await self._write(run, event)
+
+    async def _record_start(self, run: _Run, event: Event) -> bool:
+        """As :meth:`_record`, if the node is still one to begin with; whether it is.
+
+        *Safety*: between the decision to start it and this row another branch may have failed. Whatever this node
+        builds on would be undone while it runs.
+        """
+        async with run.recording:
+            execution = run.execution
+            if event.label not in (*execution.next_actions(), *execution.next_undos()):
+                return False
+            await self._write(run, event)
+            return True
+
+    async def _write(self, run: _Run, event: Event) -> None:
+        ahead = run.execution.after(event)
+        await self._store.append(run.record.id, run.record.fence, event, ahead.state)
+        run.execution = ahead
 
     async def _record_the_end(self, run: _Run) -> None:
         """A saga without an undo to do after its failure ends by no event."""

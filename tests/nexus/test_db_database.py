@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 from db_rig import EPOCH, PostgresServer, add_volume, open_database, uuid
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, make_url, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from nexus.db import Contention, Database, OutcomeUnknown, Unreachable, engines
@@ -292,6 +292,15 @@ async def test_a_connection_lost_at_commit_is_not_tried_again(postgres: Postgres
         with pytest.raises(OutcomeUnknown):
             await database.transact(body)
         assert len(runs) == 1 and await database.read(volumes) == 0
+
+
+async def test_a_database_that_is_gone_is_tried_ten_times_and_said_so(postgres: PostgresServer) -> None:
+    url = postgres.empty_url()
+    with open_database(url) as database:
+        postgres.command(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+        with pytest.raises(Unreachable, match="does not answer"):
+            await database.transact(lambda connection: add_volume(connection, 1))
+        assert database.statistics().retries == 10
 
 
 async def test_a_database_that_is_not_there_is_said_so(tmp_path: Path, postgres: PostgresServer) -> None:

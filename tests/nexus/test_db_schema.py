@@ -1,4 +1,4 @@
-"""The schema refuses what the rules forbid, on both databases; and finds what is looked for without going through all.
+"""The schema refuses what the rules forbid, on both databases.
 
 Each refusal stands beside a row that is accepted and differs in nothing else.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from db_rig import EPOCH, open_database, uuid
-from sqlalchemy import Connection, Table, and_, insert, select
+from db_rig import EPOCH, uuid
+from db_rows import ROWS, SNAPSHOT_USED
+from sqlalchemy import Connection, Table, insert
 from sqlalchemy.exc import IntegrityError
 
 from nexus.db import Database
@@ -20,7 +21,6 @@ from nexus.db.schema import (
     disk,
     disk_type_crucible,
     image,
-    instance,
     physical_disk,
     region,
     region_replacement,
@@ -28,142 +28,14 @@ from nexus.db.schema import (
     region_snapshot,
     region_snapshot_replacement,
     region_snapshot_replacement_step,
-    saga,
     sled,
     snapshot,
     user_data_export,
     volume,
     volume_repair,
     volume_resource_usage,
-    zpool,
 )
 from nexus.db.schema.columns import Enumeration
-
-TIMES = {"time_created": EPOCH, "time_modified": EPOCH}
-NAMED = {"name": "data", "description": "", **TIMES}
-SNAPSHOT_USED = {f"region_snapshot_{each}_id": uuid(30) for each in ("dataset", "region", "snapshot")}
-
-ROWS: dict[Table, dict[str, Any]] = {
-    sled: {
-        "id": uuid(1),
-        "rack_id": uuid(2),
-        "serial_number": "BRM1",
-        "part_number": "913",
-        "revision": 1,
-        "ip": "fd00::1",
-        "port": 12345,
-        "sled_policy": "in_service",
-        "sled_state": "active",
-        **TIMES,
-    },
-    physical_disk: {
-        "id": uuid(1),
-        "vendor": "v",
-        "serial": "s",
-        "model": "m",
-        "variant": "u2",
-        "sled_id": uuid(2),
-        "disk_policy": "in_service",
-        "disk_state": "active",
-        **TIMES,
-    },
-    crucible_dataset: {"id": uuid(1), "pool_id": uuid(2), "ip": "fd00::1", "port": 1, "size_used": 0, **TIMES},
-    volume: {"id": uuid(1), "data": "{}", **TIMES},
-    region: {
-        "id": uuid(1),
-        "dataset_id": uuid(2),
-        "volume_id": uuid(3),
-        "block_size": 512,
-        "blocks_per_extent": 8,
-        "extent_count": 4,
-        "read_only": True,
-        "reservation_percent": "25",
-        **TIMES,
-    },
-    region_snapshot: {
-        "dataset_id": uuid(1),
-        "region_id": uuid(2),
-        "snapshot_id": uuid(3),
-        "snapshot_addr": "[fd00::1]:19000",
-    },
-    volume_resource_usage: {
-        "usage_id": uuid(1),
-        "volume_id": uuid(2),
-        "usage_type": "read_only_region",
-        "region_id": uuid(3),
-    },
-    volume_repair: {"volume_id": uuid(1), "repair_id": uuid(2), "time_taken": EPOCH},
-    access_token: {"id": uuid(1), "digest": "d", "role": "tenant", "project_id": uuid(2), "time_created": EPOCH},
-    disk: {
-        "id": uuid(1),
-        "project_id": uuid(2),
-        "disk_state": "detached",
-        "time_state_updated": EPOCH,
-        "size_bytes": 1 << 30,
-        "block_size": 512,
-        "disk_type": "crucible",
-        **NAMED,
-    },
-    disk_type_crucible: {"disk_id": uuid(1), "volume_id": uuid(2)},
-    snapshot: {
-        "id": uuid(1),
-        "project_id": uuid(2),
-        "disk_id": uuid(3),
-        "volume_id": uuid(4),
-        "destination_volume_id": uuid(5),
-        "state": "ready",
-        "block_size": 512,
-        "size_bytes": 1 << 30,
-        **NAMED,
-    },
-    image: {
-        "id": uuid(1),
-        "silo_id": uuid(2),
-        "volume_id": uuid(3),
-        "os": "debian",
-        "version": "12",
-        "block_size": 512,
-        "size_bytes": 1 << 30,
-        **NAMED,
-    },
-    user_data_export: {
-        "id": uuid(1),
-        "state": "requested",
-        "resource_id": uuid(2),
-        "resource_type": "snapshot",
-    },
-    region_replacement: {
-        "id": uuid(1),
-        "request_time": EPOCH,
-        "old_region_id": uuid(2),
-        "volume_id": uuid(3),
-        "replacement_state": "requested",
-    },
-    region_replacement_step: {
-        "replacement_id": uuid(1),
-        "step_time": EPOCH,
-        "step_type": "propolis",
-        "step_associated_instance_id": uuid(2),
-        "step_associated_vmm_id": uuid(3),
-    },
-    region_snapshot_replacement: {
-        "id": uuid(1),
-        "request_time": EPOCH,
-        "replacement_type": "region_snapshot",
-        "old_dataset_id": uuid(2),
-        "old_region_id": uuid(3),
-        "old_snapshot_id": uuid(4),
-        "replacement_state": "requested",
-    },
-    region_snapshot_replacement_step: {
-        "id": uuid(1),
-        "request_id": uuid(2),
-        "request_time": EPOCH,
-        "volume_id": uuid(3),
-        "replacement_state": "requested",
-    },
-}
-"""A row of each table that is accepted."""
 
 SUCCESSOR = {"new_region_id": uuid(7), "old_region_volume_id": uuid(8)}
 TARGET_SUCCESSOR = {"new_region_id": uuid(7), "old_snapshot_volume_id": uuid(8), "new_region_volume_id": uuid(9)}
@@ -382,133 +254,3 @@ async def stand_together(database: Database, table: Table, first: dict[str, Any]
     except IntegrityError:
         return False
     raise AssertionError
-
-
-# -- finding ----------------------------------------------------------------------------------------------------------
-
-PROJECT, PLACE = uuid(2), uuid(3)
-_REGION_AT = and_(region.c.dataset_id == PLACE, region.c.port == 19000)
-LOOKUPS = {
-    "disks by name": select(disk)
-    .where(disk.c.project_id == PROJECT, disk.c.time_deleted.is_(None), disk.c.name > "m")
-    .order_by(disk.c.name)
-    .limit(100),
-    "disks by id": select(disk)
-    .where(disk.c.project_id == PROJECT, disk.c.time_deleted.is_(None), disk.c.id > PLACE)
-    .order_by(disk.c.id)
-    .limit(100),
-    "snapshots by name": select(snapshot)
-    .where(snapshot.c.project_id == PROJECT, snapshot.c.time_deleted.is_(None), snapshot.c.name > "m")
-    .order_by(snapshot.c.name)
-    .limit(100),
-    "users of a read-only region": select(volume_resource_usage.c.volume_id).where(
-        volume_resource_usage.c.usage_type == "read_only_region", volume_resource_usage.c.region_id == PLACE
-    ),
-    "users of a region snapshot": select(volume_resource_usage.c.volume_id).where(
-        volume_resource_usage.c.usage_type == "region_snapshot",
-        *(volume_resource_usage.c[name] == PLACE for name in SNAPSHOT_USED),
-    ),
-    "what a volume uses": select(volume_resource_usage).where(volume_resource_usage.c.volume_id == PLACE),
-    "regions of a volume": select(region).where(region.c.volume_id == PLACE).order_by(region.c.id),
-    "the region at an address": select(region)
-    .join(crucible_dataset, crucible_dataset.c.id == region.c.dataset_id)
-    .where(crucible_dataset.c.ip == "fd00::1", region.c.port == 19000, region.c.read_only, ~region.c.deleting),
-    "the region of a dataset at a port": select(region).where(_REGION_AT),
-    "the snapshot at an address": select(region_snapshot).where(
-        region_snapshot.c.snapshot_addr == "[fd00::1]:19000", ~region_snapshot.c.deleting
-    ),
-    "regions without a port": select(region.c.id).where(region.c.port.is_(None)),
-    "regions that are to go": select(region.c.id).where(region.c.deleting),
-    "volumes that are to go": select(volume.c.id)
-    .where(volume.c.time_deleted.is_not(None))
-    .order_by(volume.c.time_deleted),
-    "the disk of a volume": select(disk)
-    .join(disk_type_crucible, disk_type_crucible.c.disk_id == disk.c.id)
-    .where(disk_type_crucible.c.volume_id == PLACE, disk.c.time_deleted.is_(None)),
-    "the snapshot of a volume": select(snapshot).where(snapshot.c.volume_id == PLACE),
-    "disks of an instance": select(disk).where(disk.c.attach_instance_id == PLACE, disk.c.time_deleted.is_(None)),
-    "an instance by name": select(instance).where(
-        instance.c.project_id == PROJECT, instance.c.name == "vm", instance.c.time_deleted.is_(None)
-    ),
-    "who holds a lock": select(volume_repair).where(volume_repair.c.repair_id == PLACE),
-    "datasets of a disk": select(crucible_dataset)
-    .join(zpool, zpool.c.id == crucible_dataset.c.pool_id)
-    .where(
-        zpool.c.physical_disk_id == PLACE, zpool.c.time_deleted.is_(None), crucible_dataset.c.time_deleted.is_(None)
-    ),
-    "disks that are expunged": select(physical_disk.c.id).where(physical_disk.c.disk_policy == "expunged"),
-    "running requests": select(region_snapshot_replacement)
-    .where(region_snapshot_replacement.c.replacement_state == "running")
-    .order_by(region_snapshot_replacement.c.id),
-    "the request of a target": select(region_snapshot_replacement).where(
-        region_snapshot_replacement.c.old_region_id == PLACE
-    ),
-    "steps of a request": select(region_snapshot_replacement_step).where(
-        region_snapshot_replacement_step.c.request_id == PLACE,
-        region_snapshot_replacement_step.c.replacement_state != "volume_deleted",
-    ),
-    "sagas by id": select(saga).where(saga.c.id > "m").order_by(saga.c.id).limit(100),
-    "sagas by state": select(saga).where(saga.c.state == "stuck").order_by(saga.c.time_created, saga.c.id).limit(100),
-}
-"""What Nexus asks again and again (W20: never by going through all volumes)."""
-
-
-def plan(connection: Connection, lookup: Any) -> str:
-    statement = lookup.compile(dialect=connection.dialect)
-    values = tuple(statement.construct_params()[name] for name in statement.positiontup)
-    processed = tuple(getattr(value, "value", value) if value != EPOCH else "2026" for value in values)
-    rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", processed)
-    return "; ".join(row[3] for row in rows)
-
-
-@pytest.mark.parametrize("name", LOOKUPS)
-def test_what_is_looked_for_is_found_by_an_index_and_in_order(name: str) -> None:
-    with open_database("sqlite://") as database:
-        found = database.transact_blocking(lambda connection: plan(connection, LOOKUPS[name]))
-    # Going through a whole index of nothing but what is looked for is no search, and costs what it finds.
-    whole = [step for step in found.split("; ") if step.startswith("SCAN")]
-    assert all(step.endswith(("region_without_port", "region_deleting")) for step in whole), found
-    assert "TEMP B-TREE" not in found, found
-
-
-@pytest.mark.parametrize("name", ["disks by name", "disks by id"])
-def test_a_page_costs_the_same_however_long_the_list_is(name: str) -> None:
-    """Counted in steps of SQLite's machine, for a page in the middle."""
-    steps = []
-    for disks in (400, 4000):
-        with open_database("sqlite://") as database:
-
-            def fill(connection: Connection) -> None:
-                rows = [
-                    {**ROWS[disk], "id": uuid(number), "name": f"disk-{number:06}"}
-                    for number in range(disks)  # noqa: B023 - run at once
-                ]
-                connection.execute(insert(disk), rows)
-
-            middle = {"name": f"disk-{disks // 2:06}", "id": uuid(disks // 2)}
-            column = disk.c.name if name == "disks by name" else disk.c.id
-            page = (
-                select(disk)
-                .where(disk.c.project_id == PROJECT, disk.c.time_deleted.is_(None), column > middle[column.name])
-                .order_by(column)
-                .limit(100)
-            )
-            database.transact_blocking(fill)
-            steps.append(database.transact_blocking(lambda connection: steps_of(connection, page)))  # noqa: B023
-    assert steps[1] <= 1.1 * steps[0]
-
-
-def steps_of(connection: Connection, lookup: Any) -> int:
-    """How many steps SQLite's machine takes for 100 rows."""
-    taken = 0
-
-    def count() -> int:
-        nonlocal taken
-        taken += 1
-        return 0
-
-    driver: Any = connection.connection.driver_connection
-    driver.set_progress_handler(count, 1)
-    assert len(connection.execute(lookup).all()) == 100
-    driver.set_progress_handler(None, 1)
-    return taken

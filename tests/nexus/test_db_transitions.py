@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from db_rig import EPOCH, uuid
+from db_rig import EPOCH, add_volume, uuid
 from sqlalchemy import Connection, insert, select
 
 from nexus.db import Conflict, Database, NotFound
@@ -144,3 +144,13 @@ async def test_of_two_that_want_one_row_one_gets_it(several: Any) -> None:
                 new={"replacement_state": "complete", "operating_saga_id": None},
             )
         )
+
+
+async def test_a_new_value_may_be_computed_from_the_old(database: Database) -> None:
+    await database.transact(lambda connection: add_volume(connection, 1))
+    up = {"rcgen": volume.c.rcgen + 1}
+    for wanted in (2, 3):
+        await database.transact(
+            lambda connection: update_and_check(connection, volume, uuid(1), expected={}, new=up, same={})
+        )
+        assert await database.read(lambda connection: connection.scalar(select(volume.c.rcgen))) == wanted

@@ -132,6 +132,44 @@ async def test_an_unexpected_error_unwinds_and_its_words_are_not_written_down(ex
     assert "hunter2" not in str(store.logs)
 
 
+async def test_a_node_about_to_start_does_not_once_another_branch_has_failed() -> None:
+    """The race: A2 was decided upon, and before its row is written B fails. A1 must not be undone under A2."""
+    store, world = MemoryStore(), World()
+    world.fails = {"B"}
+    about_to_start, failed = trio.Event(), trio.Event()
+
+    async def hooks(point: Point, saga_id: str, label: str) -> None:
+        match point, label:
+            case Point.BEFORE_NODE, "A2":
+                about_to_start.set()
+                await failed.wait()
+            case Point.AFTER_EFFECT, "B":
+                await about_to_start.wait()
+            case Point.AFTER_RECORD, "B":
+                failed.set()
+
+    with pytest.RaisesGroup(SagaFailed):
+        await nexus(store, world, run_it, hooks=hooks)
+    assert "A2" not in world.acted and world.order[-2:] == ["-A1", "-FIRST"]
+
+
+class SlowStore(MemoryStore):
+    """Lets others run before and after each event is written, as a database does."""
+
+    async def append(self, saga_id: str, fence: int, event: Event, state: SagaState) -> None:
+        await trio.lowlevel.checkpoint()
+        await super().append(saga_id, fence, event, state)
+        await trio.lowlevel.checkpoint()
+
+
+async def test_branches_that_end_while_a_row_is_written_forget_nothing() -> None:
+    store, world = SlowStore(), World()
+    outputs = await nexus(store, world, run_it)
+    assert world.effects == EFFECTS and set(outputs) == set(LABELS)
+    (saga_id,) = store.records
+    assert Execution.replayed(Dag.of(SAGA), store.logs[saga_id]).state is SagaState.DONE
+
+
 # -- crashes ----------------------------------------------------------------------------------------------------------
 
 
