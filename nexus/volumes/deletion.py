@@ -1,0 +1,180 @@
+"""The end of a volume: soft, then hard (nexus.md §5.6, §5.8, §5.9).
+
+What it is for: *soft* deletion takes the volume's references away and learns which resources nobody counts on any more.
+They are destroyed by a saga; then the row goes, *hard*.
+
+Why a resource is destroyed once and only once (R14, *safety*): the transaction that drops the last reference sets
+``deleting``, and its result is kept in the volume's row. Of two volumes deleted at one moment one sees the other's
+reference, and a rerun reads what the first run was told.
+
+Why read/write regions go another way: they have one owner and no references. A region is freed with its owner, unless a
+snapshot of it exists; then it is found again, by :func:`find_deleted_volume_regions`, when its last snapshot has gone.
+A read-only region is never found there, and a read/write region never by references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
+
+from nexus.db import schema
+from nexus.volumes import freed, walks
+from nexus.volumes.freed import CrucibleResources, Dataset, FreedRegion
+from nexus.volumes.recorded import Address
+from nexus.volumes.refusals import BrokenInvariant
+from nexus.volumes.resolution import (
+    ReadOnlyRegion,
+    RegionSnapshot,
+    Resource,
+    count_usages,
+    drop_usage,
+    flag_deleting,
+    read_only_target_to_resource,
+    resources_used_by,
+    target_to_region,
+)
+from nexus.volumes.rows import volume_get
+
+_VOLUME = schema.volume
+_REGION = schema.region
+_SNAPSHOT = schema.region_snapshot
+_DATASET = schema.crucible_dataset
+_USAGE = schema.volume_resource_usage
+
+
+def soft_delete_volume(connection: Connection, volume_id: str, now: datetime) -> CrucibleResources:
+    """Delete the volume, and say what that set free. Doing it again changes nothing and says the same; of a volume that
+    is not there, nothing. Raises :class:`BrokenInvariant` where the VCR and the tables disagree."""
+    # *Safety* (R11): the document is read in this transaction, for a replacement may just have changed it.
+    volume = volume_get(connection, volume_id)
+    if volume is None:
+        return CrucibleResources()
+    if volume.deleted:
+        return freed.parse(volume.resources_to_clean_up)
+    regions = [
+        region_id
+        for region_id in (_owned(connection, volume_id, each) for each in walks.read_write_targets(volume.request))
+        if not has_snapshots(connection, region_id)
+    ]
+    snapshots = []
+    for resource in _dropped(connection, volume_id, walks.read_only_targets(volume.request)):
+        match resource:
+            case ReadOnlyRegion(region_id):
+                regions.append(region_id)
+            case RegionSnapshot():
+                snapshots.append(resource)
+    resources = CrucibleResources(tuple(regions), tuple(snapshots))
+    values = {"time_deleted": now, "resources_to_clean_up": freed.write(resources)}
+    connection.execute(update(_VOLUME).where(_VOLUME.c.id == volume_id).values(**values))
+    return resources
+
+
+def _owned(connection: Connection, volume_id: str, address: Address) -> str:
+    region_id = target_to_region(connection, address, read_only=False)
+    if region_id is None:
+        raise BrokenInvariant(f"volume {volume_id} writes to {address}, where no read/write region is")
+    return region_id
+
+
+def _dropped(connection: Connection, volume_id: str, targets: Collection[Address]) -> list[Resource]:
+    """The references taken away; what has none left is marked, and returned. A target that is nobody's is passed over
+    if no reference remains in the end: then it went before, and so would the volume's deletion be stuck (W13)."""
+    last: list[Resource] = []
+    unknown: list[Address] = []
+    for address in targets:
+        resource = read_only_target_to_resource(connection, address)
+        if resource is None:
+            unknown.append(address)
+        elif drop_usage(connection, volume_id, resource) == 0:
+            flag_deleting(connection, resource)
+            last.append(resource)
+    left = resources_used_by(connection, volume_id)
+    if left:
+        named = f"; its VCR names {unknown[0]}, where nothing is" if unknown else ""
+        raise BrokenInvariant(f"volume {volume_id} would be deleted with a reference to the {left[0]}{named}")
+    return last
+
+
+def has_snapshots(connection: Connection, region_id: str) -> bool:
+    """Whether there is any row of a snapshot of the region, also of one that is being deleted: the agent may have it
+    still, and then refuses to destroy the region (R15, *safety*)."""
+    return connection.execute(select(exists().where(_SNAPSHOT.c.region_id == region_id))).scalar_one()
+
+
+def volume_hard_delete(connection: Connection, volume_id: str) -> None:
+    """Take the row away. Of one that is not there it is done. Raises :class:`BrokenInvariant` while the volume counts
+    on something: it must be soft-deleted first, or its references would stay for ever (W30, *safety*)."""
+    left = resources_used_by(connection, volume_id)
+    if left:
+        raise BrokenInvariant(f"volume {volume_id} cannot be hard-deleted: it has a reference to the {left[0]}")
+    connection.execute(delete(_VOLUME).where(_VOLUME.c.id == volume_id))
+
+
+# -- read/write regions whose last snapshot went ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FreedRegions:
+    """Regions to be destroyed, and volumes to be hard-deleted after that."""
+
+    regions: tuple[FreedRegion, ...]
+    volumes: tuple[str, ...]
+
+
+def find_deleted_volume_regions(connection: Connection) -> FreedRegions:
+    """The read/write regions of soft-deleted volumes that have no snapshots, of whichever volume. A volume goes with
+    them if all its read/write regions do (R17, *safety*: one that stays would have no owner, and never be found).
+
+    A region whose owner has no row is not found: it was allocated for a volume that is yet to be made (R16, *safety*).
+    """
+    query = (
+        select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id, _REGION.c.volume_id)
+        .join(_VOLUME, _VOLUME.c.id == _REGION.c.volume_id)
+        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+        .where(_VOLUME.c.time_deleted.is_not(None), ~_REGION.c.read_only, ~_has_snapshot())
+        .order_by(_REGION.c.id)
+    )
+    rows = connection.execute(query).all()
+    owners = {row.volume_id for row in rows}
+    kept = select(_REGION.c.volume_id).where(_REGION.c.volume_id.in_(owners), ~_REGION.c.read_only, _has_snapshot())
+    volumes = owners - set(connection.execute(kept).scalars()) if owners else owners
+    return FreedRegions(tuple(FreedRegion(Dataset(*row[:3]), row[3]) for row in rows), tuple(sorted(volumes)))
+
+
+def _has_snapshot() -> ColumnElement[bool]:
+    return exists().where(_SNAPSHOT.c.region_id == _REGION.c.id, _SNAPSHOT.c.dataset_id == _REGION.c.dataset_id)
+
+
+# -- after the agents -------------------------------------------------------------------------------------------------
+
+
+def region_snapshot_remove(connection: Connection, snapshot: RegionSnapshot) -> None:
+    """Take the row of a destroyed region snapshot away. *Safety* (W43): only when the agent has it no more, for the row
+    is what keeps the region underneath. Raises :class:`BrokenInvariant` while somebody counts on it."""
+    if count_usages(connection, snapshot):
+        raise BrokenInvariant(f"the {snapshot} is still used")
+    connection.execute(
+        delete(_SNAPSHOT).where(
+            _SNAPSHOT.c.dataset_id == snapshot.dataset_id,
+            _SNAPSHOT.c.region_id == snapshot.region_id,
+            _SNAPSHOT.c.snapshot_id == snapshot.snapshot_id,
+        )
+    )
+
+
+def without_regions(connection: Connection, volume_ids: Collection[str]) -> list[str]:
+    """Those of the volumes that are soft-deleted and own no region any more, read-only ones included: to be
+    hard-deleted now, for nothing will find them later (R18, W40)."""
+    query = (
+        select(_VOLUME.c.id)
+        .where(
+            _VOLUME.c.id.in_(volume_ids),
+            _VOLUME.c.time_deleted.is_not(None),
+            ~exists().where(_REGION.c.volume_id == _VOLUME.c.id),
+        )
+        .order_by(_VOLUME.c.id)
+    )
+    return list(connection.execute(query).scalars())
