@@ -18,7 +18,8 @@ from crucible_emu.host.states import ALIVE, FINAL, TRANSITIONS, Doing, Event, In
 S = InstanceState
 REGION = (
     '{"type": "region", "block_size": 512, "blocks_per_extent": 8, "extent_count": 4, "gen": 1, "opts": {"id": '
-    '"00000000-0000-0000-0000-000000000001", "target": ["[::1]:1", "[::1]:2", "[::1]:3"], "key": null}}'
+    '"00000000-0000-0000-0000-000000000001", "target": ["[::1]:1", "[::1]:2", "[::1]:3"], "key": null, '
+    '"lossy": false, "read_only": false}}'
 )
 
 

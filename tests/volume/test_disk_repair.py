@@ -243,6 +243,7 @@ async def test_a_replica_lost_in_the_middle_of_a_live_repair(
         await servers.members[0].stop()
         await until(lambda: len(core.readers) == 2)
         core.can_replay = False
+        core.extents_ahead = 2
         await guest.until(lambda: not core.clients[0].state.accepts_io)
         await servers.start(0, port=servers.members[0].port)
         await guest.until(lambda: core.repair is not None and core.repair.extent_id >= 3)
@@ -270,6 +271,7 @@ async def test_a_disk_that_is_left_in_the_middle_of_a_live_repair_is_made_equal_
             await servers.members[2].stop()
             await until(lambda: len(core.readers) == 2)
             core.can_replay = False
+            core.extents_ahead = 2
             await guest.until(lambda: not core.clients[2].state.accepts_io)
             await servers.start(2, port=servers.members[2].port)
             await guest.until(lambda: core.repair is not None and core.repair.extent_id >= 3)

@@ -42,6 +42,7 @@ async def test_a_takeover_in_the_middle_of_a_replacement_keeps_every_byte(
         await write(first, 0, data)
         await flush(first)
         core = first.upstairs.core
+        core.extents_ahead = 1
         old = servers.members[replaced].target
         assert first.upstairs.replace_downstairs(old, spare.target) is ReplaceResult.STARTED
         await until(lambda: core.repair is not None and core.repair.extent_id == STALLED)

@@ -106,6 +106,8 @@ class GuestSide:
         self._in_repair = [0, 0, 0]
         """For each client, when it was last seen in live repair."""
         self.core: WatchedCore = WatchedCore(Identity(*self._ids), generation, world.definition, self)
+        # By their size all of these small extents would be under way at once, and nothing lie beyond them.
+        self.core.extents_ahead = world.rng.choice((1, 2, 4, None))
         self.connectors = [self.connector(replica) for replica in replicas]
         self.upstairs = Upstairs(
             self.core, list(self.connectors), flush_interval_s=flush_interval_s, connector_for=self._replacement
