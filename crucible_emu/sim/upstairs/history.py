@@ -282,6 +282,7 @@ class History:
         if not (self._clean and side.owns_disk):
             self.registers.doubt(to_report=again and side.owns_disk)
         self._clean = False
+        side.was_activated = True
         for other in self.sides:
             other.owns_disk = other is side
         self.lost, self.registers.thin = None, False

@@ -95,6 +95,8 @@ class GuestSide:
         """The Downstairs in the three places of the set."""
         self.owns_disk = False
         """Whether this is the Upstairs that was activated last."""
+        self.was_activated = False
+        """Whether the history has seen it active."""
         self.loss_may_be_reported = False
         """Whether the next flush may say that writes before it were lost."""
         self.waiting: dict[Check, None] = {}
@@ -204,7 +206,10 @@ class GuestSide:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def submit(self, plans: list[tuple[Kind, int, int, bool, int]]) -> None:
-        """Submit requests in one call, each ``(kind, first block, blocks, fua, value)``."""
+        """Submit requests in one call, each ``(kind, first block, blocks, fua, value)``; none in the one moment in
+        which the Upstairs is active already and the history has not seen it yet."""
+        if self.core.state is UpstairsState.ACTIVE and not self.was_activated:
+            return
         requests = [self._request(*plan) for plan in plans]
         self.world.count("requests")
         self.guest.submit(requests, self._completed)
