@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from crucible_emu.logs import is_secret
+
 
 class Kind(Enum):
     """What happened to a node."""
@@ -31,8 +33,8 @@ class Event:
     data: Any = None
 
 
-SECRET_NAMES = frozenset({"key", "secret", "token", "password", "authorization", "volume_construction_request"})
-SECRET_ENDINGS = ("_key", "_pem", "_secret", "_token", "_password")
+WHOLE_REQUEST = "volume_construction_request"
+"""A document that carries keys, under a name that does not say so."""
 
 
 class SecretInLog(Exception):
@@ -47,8 +49,7 @@ def refuse_secrets(value: Any, where: str) -> None:
     match value:
         case dict():
             for name, each in value.items():
-                lowered = str(name).lower()
-                if each is not None and (lowered in SECRET_NAMES or lowered.endswith(SECRET_ENDINGS)):
+                if each is not None and (is_secret(name) or str(name).lower() == WHOLE_REQUEST):
                     raise SecretInLog(f"{where}.{name} is a secret: a saga's log holds ids only")
                 refuse_secrets(each, f"{where}.{name}")
         case list() | tuple():

@@ -321,6 +321,7 @@ def test_every_state_of_a_node_can_be_reached_and_every_event_is_used() -> None:
         {"data": '{"type": "region", "opts": {"key": "abc"}}'},
         ["-----BEGIN PRIVATE KEY-----"],
         {"api_token": "x"},
+        {"volume_construction_request": "x"},
     ],
 )
 def test_a_secret_is_refused_and_not_quoted(output: Any) -> None:
