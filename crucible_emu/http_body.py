@@ -10,7 +10,12 @@ What it guarantees: nothing of what is let go is held. *Liveness*: a client that
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from crucible_emu.errors import UsageError
 
 DRAINED_BYTES_MAX = 64 << 20
 
@@ -32,6 +37,17 @@ class Incoming:
         drained_bytes = 0
         while not self.over and drained_bytes <= DRAINED_BYTES_MAX:
             drained_bytes += len((await self()).get("body", b""))
+
+
+async def body_of(request: Request, bytes_max: int) -> bytes:
+    """The body of ``request``; no more than that is ever held. Raises :class:`UsageError` where it is longer."""
+    body = b""
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > bytes_max:
+                raise UsageError(f"request body exceeded maximum size of {bytes_max} bytes")
+    return body
 
 
 def drained(app: ASGIApp) -> ASGIApp:

@@ -17,7 +17,6 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
 from functools import partial
 from uuid import uuid4
 
@@ -33,6 +32,7 @@ from starlette.types import ASGIApp
 from crucible_emu import http_errors
 from crucible_emu.control import metrics
 from crucible_emu.errors import CrucibleError, UsageError
+from crucible_emu.http_body import body_of
 from crucible_emu.http_errors import error_response
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs import status
@@ -151,7 +151,7 @@ def application(control: Control) -> ASGIApp:
 def _endpoint(answer: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            body = await _body(request)
+            body = await body_of(request, BODY_BYTES_MAX)
             response = answer(request, body)
         except (UsageError, CrucibleError) as error:
             return error_response(400, str(error))
@@ -161,17 +161,6 @@ def _endpoint(answer: Callable[[Request, bytes], Response]) -> Callable[[Request
         return response
 
     return endpoint
-
-
-async def _body(request: Request) -> bytes:
-    """Raises :class:`UsageError` where it is too long; no more than that is ever held."""
-    body = b""
-    async with aclosing(request.stream()) as pieces:
-        async for piece in pieces:
-            body += piece
-            if len(body) > BODY_BYTES_MAX:
-                raise UsageError(f"request body exceeded maximum size of {BODY_BYTES_MAX} bytes")
-    return body
 
 
 async def serve_control(control: Control, listener: socket.socket) -> None:

@@ -9,7 +9,6 @@ under that id and answered 500; of a body never more than its limit is held.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import aclosing
 from typing import Any
 from urllib.parse import parse_qsl
 from uuid import uuid4
@@ -19,7 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from crucible_emu.http_body import drained
+from crucible_emu.errors import UsageError
+from crucible_emu.http_body import body_of, drained
 from crucible_emu.logs import get_logger
 from crucible_emu.service.answers import Refusal, envelope
 from crucible_emu.service.api import Api, Call, Operation
@@ -28,8 +28,6 @@ from crucible_emu.service.versions import HEADER
 
 JSON_TYPE = "application/json"
 PROBLEMS_TOLD = 3
-DRAINED_BYTES_MAX = 16 << 20
-"""*Liveness*: of a body that is too long so much is thrown away, for a client that is still sending hears no answer."""
 
 log = get_logger(__name__)
 
@@ -116,21 +114,14 @@ def as_json(value: object) -> Any:
 
 async def _body(model: type[BaseModel], request: Request, bytes_max: int) -> BaseModel:
     """Raises :class:`Refusal` (400)."""
-    body = bytearray()
-    length = 0
-    async with aclosing(request.stream()) as pieces:
-        async for piece in pieces:
-            length += len(piece)
-            if length <= bytes_max:
-                body += piece
-            elif length > DRAINED_BYTES_MAX:
-                break
-    if length > bytes_max:
-        raise Refusal(400, f"request body exceeded maximum size of {bytes_max} bytes")
+    try:
+        body = await body_of(request, bytes_max)
+    except UsageError as error:
+        raise Refusal(400, str(error)) from None
     content_type = request.headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
     if content_type != JSON_TYPE:
         raise Refusal(400, f'expected content type "{JSON_TYPE}", got "{content_type[:80]}"')
-    return parse_body(model, bytes(body))
+    return parse_body(model, body)
 
 
 def parse_body(model: type[BaseModel], body: bytes) -> BaseModel:
