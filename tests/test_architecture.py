@@ -49,7 +49,10 @@ NEXUS_FLOORS = (
 """The same for ``nexus``."""
 FLOORS_OF_NEXUS = {part: number for number, parts in enumerate(NEXUS_FLOORS) for part in parts}
 
-NEXUS_MAY_KNOW = {"crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "crucible_emu.volume"}
+NEXUS_MAY_KNOW = {
+    *("crucible_emu", "crucible_emu.errors", "crucible_emu.logs", "crucible_emu.volume"),
+    *("crucible_emu.client", "crucible_emu.service", "crucible_emu.agent", "crucible_emu.pantry", "crucible_emu.host"),
+}
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
 
 DECIDING = tuple(

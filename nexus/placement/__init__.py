@@ -6,7 +6,7 @@ that places regions, ``release`` the one that gives their places back.
 
 from nexus.placement.allocation import AllocatedRegion, Allocation, regions_allocate, regions_of
 from nexus.placement.choice import InsufficientCapacity, Shortage
-from nexus.placement.geometry import Geometry, InvalidSize, check_disk_size
+from nexus.placement.geometry import Geometry, InvalidSize, Sizes
 from nexus.placement.release import regions_hard_delete
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "InsufficientCapacity",
     "InvalidSize",
     "Shortage",
-    "check_disk_size",
+    "Sizes",
     "regions_allocate",
     "regions_hard_delete",
     "regions_of",

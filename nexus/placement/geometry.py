@@ -14,7 +14,6 @@ MIB_BYTES = 1024 * 1024
 GIB_BYTES = 1024 * MIB_BYTES
 EXTENT_BYTES = 64 * MIB_BYTES
 BLOCK_SIZES = (512, 2048, 4096)
-DISK_BYTES_MIN = GIB_BYTES
 DISK_BYTES_MAX = 1023 * GIB_BYTES
 """A disk is one region set, and that is how big a region may be."""
 RESERVATION_PERCENT = 25
@@ -60,8 +59,33 @@ def reserved(requested_bytes: int) -> int:
     return requested_bytes + requested_bytes * RESERVATION_PERCENT // 100
 
 
-def check_disk_size(size_bytes: int) -> int:
-    """``size_bytes``, if a user may ask for a disk of it. Raises :class:`InvalidSize`."""
-    if not DISK_BYTES_MIN <= size_bytes <= DISK_BYTES_MAX or size_bytes % GIB_BYTES:
-        raise InvalidSize(f"a disk of {size_bytes} bytes is not possible: take whole GiB, from 1 to 1023")
-    return size_bytes
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Which sizes disks may have, and their extents. A rack for a demonstration has smaller ones."""
+
+    extent_bytes: int = EXTENT_BYTES
+    step_bytes: int = GIB_BYTES
+    most_bytes: int = DISK_BYTES_MAX
+
+    def __post_init__(self) -> None:
+        if self.extent_bytes % max(BLOCK_SIZES) or self.step_bytes % self.extent_bytes or not self.extent_bytes:
+            raise InvalidSize(f"disks in steps of {self.step_bytes} bytes are no whole extents of {self.extent_bytes}")
+
+    def check(self, size_bytes: int) -> int:
+        """``size_bytes``, if a user may ask for a disk of it. Raises :class:`InvalidSize`."""
+        if not self.step_bytes <= size_bytes <= self.most_bytes or size_bytes % self.step_bytes:
+            unit, most = _in_units(self.step_bytes), self.most_bytes // self.step_bytes
+            raise InvalidSize(f"a disk of {size_bytes} bytes is not possible: take whole {unit}, from 1 to {most}")
+        return size_bytes
+
+    def geometry(self, size_bytes: int, block_size: int) -> Geometry:
+        """As :meth:`Geometry.of_disk`."""
+        return Geometry.of_disk(size_bytes, block_size, self.extent_bytes)
+
+
+def _in_units(step_bytes: int) -> str:
+    for unit, size_bytes in (("GiB", GIB_BYTES), ("MiB", MIB_BYTES)):
+        if step_bytes % size_bytes == 0:
+            count = step_bytes // size_bytes
+            return unit if count == 1 else f"multiples of {count} {unit}"
+    return f"multiples of {step_bytes} bytes"

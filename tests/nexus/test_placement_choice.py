@@ -17,7 +17,7 @@ from nexus.placement.geometry import (
     GIB_BYTES,
     Geometry,
     InvalidSize,
-    check_disk_size,
+    Sizes,
     reserved,
 )
 
@@ -66,8 +66,8 @@ def test_a_disk_fits_and_costs_a_quarter_more(size: int, block_size: int) -> Non
 def test_sizes_that_no_disk_may_have() -> None:
     for size in (0, GIB_BYTES - 1, GIB_BYTES + 1, DISK_BYTES_MAX + GIB_BYTES, -GIB_BYTES):
         with pytest.raises(InvalidSize, match="whole GiB"):
-            check_disk_size(size)
-    assert check_disk_size(DISK_BYTES_MAX) == DISK_BYTES_MAX
+            Sizes().check(size)
+    assert Sizes().check(DISK_BYTES_MAX) == DISK_BYTES_MAX
     for bad in ((GIB_BYTES, 1000, EXTENT_BYTES), (-1, 512, EXTENT_BYTES), (GIB_BYTES, 4096, 100)):
         with pytest.raises(InvalidSize):
             Geometry.of_disk(*bad)

@@ -139,6 +139,18 @@ inv_zpool = table(
     number("total_size", "Bytes of the whole pool."),
 )
 
+pantry = table(
+    "pantry",
+    "A Pantry on a sled: where volumes are attached that no guest has.",
+    identifier("id", "Names the pantry.", key=True),
+    *timestamps(deleted="When it was taken off the list: from then on it is gone for good."),
+    identifier("sled_id", "The sled that it runs on."),
+    ip("ip", "Where it listens."),
+    port("port", "Where it listens."),
+    index("pantry_address_unique", "ip", "port", unique=True, where=NOT_DELETED),
+    index("pantry_by_sled", "sled_id", where=NOT_DELETED),
+)
+
 crucible_dataset = table(
     "crucible_dataset",
     "The part of a pool that an agent makes regions in. All its downstairs share its IP.",

@@ -166,6 +166,21 @@ CREATE TABLE nexus_instance (
 
 CREATE INDEX nexus_instance_by_expiry ON nexus_instance (time_expires);
 
+CREATE TABLE pantry (
+    id VARCHAR COLLATE "C" NOT NULL CONSTRAINT pantry_id_is_an_id CHECK (length(id) = 36),
+    time_created TIMESTAMP WITH TIME ZONE NOT NULL,
+    time_modified TIMESTAMP WITH TIME ZONE NOT NULL,
+    time_deleted TIMESTAMP WITH TIME ZONE,
+    sled_id VARCHAR COLLATE "C" NOT NULL CONSTRAINT pantry_sled_id_is_an_id CHECK (length(sled_id) = 36),
+    ip VARCHAR COLLATE "C" NOT NULL CONSTRAINT pantry_ip_is_ipv6 CHECK (ip LIKE '%%:%%' AND ip NOT LIKE '%%[%%'),
+    port BIGINT NOT NULL CONSTRAINT pantry_port_is_in_range CHECK (port >= 1 AND port <= 65535),
+    CONSTRAINT pantry_pkey PRIMARY KEY (id)
+);
+
+CREATE UNIQUE INDEX pantry_address_unique ON pantry (ip, port) WHERE time_deleted IS NULL;
+
+CREATE INDEX pantry_by_sled ON pantry (sled_id) WHERE time_deleted IS NULL;
+
 CREATE TABLE physical_disk (
     id VARCHAR COLLATE "C" NOT NULL CONSTRAINT physical_disk_id_is_an_id CHECK (length(id) = 36),
     time_created TIMESTAMP WITH TIME ZONE NOT NULL,
