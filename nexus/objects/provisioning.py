@@ -15,7 +15,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, select, update
 
 from nexus.db import NotFound, schema
-from nexus.db.schema import CollectionType, ProvisionedType
+from nexus.db.schema.user_visible import CollectionType, ProvisionedType
 from nexus.db.transitions import insert_if_absent
 
 FLEET_ID = "001de000-1334-4000-8000-000000000000"
