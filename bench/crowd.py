@@ -18,6 +18,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from nexus.db import Database, schema
+from nexus.objects.provisioning import FLEET_ID
 
 EXTENT_BYTES = 64 << 20
 DISK_BYTES = 1 << 30
@@ -166,7 +167,7 @@ class Crowd:
         )
 
     def _charge(self, size_bytes: int) -> None:
-        for collection_id, kind in ((PROJECT, "project"), (SILO, "silo")):
+        for collection_id, kind in ((PROJECT, "project"), (SILO, "silo"), (FLEET_ID, "fleet")):
             self._add(
                 schema.virtual_provisioning_collection,
                 id=collection_id,

@@ -122,6 +122,11 @@ class Database:
         """``sqlite`` or ``postgresql``."""
         return self._backend.dialect
 
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """What makes the connections, for who watches them."""
+        return tuple({id(each): each for each in (self._backend.writer, self._backend.reader)}.values())
+
     def statistics(self) -> Statistics:
         return Statistics(**self._counts)
 
