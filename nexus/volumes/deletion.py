@@ -131,14 +131,14 @@ def find_deleted_volume_regions(connection: Connection) -> FreedRegions:
 
     A region whose owner has no row is not found: it was allocated for a volume that is yet to be made (R16, *safety*).
     """
+    deleted = select(_VOLUME.c.id).where(_VOLUME.c.time_deleted.is_not(None))
     query = (
         select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id, _REGION.c.volume_id)
-        .join(_VOLUME, _VOLUME.c.id == _REGION.c.volume_id)
         .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .where(_VOLUME.c.time_deleted.is_not(None), ~_REGION.c.read_only, ~_has_snapshot())
-        .order_by(_REGION.c.id)
+        .where(_REGION.c.volume_id.in_(deleted), ~_REGION.c.read_only, ~_has_snapshot())
     )
-    rows = connection.execute(query).all()
+    # Put in order here: SQLite would go through all regions for the sake of an order (§13.2, W20).
+    rows = sorted(connection.execute(query).all(), key=lambda row: row[3])
     owners = {row.volume_id for row in rows}
     kept = select(_REGION.c.volume_id).where(_REGION.c.volume_id.in_(owners), ~_REGION.c.read_only, _has_snapshot())
     volumes = owners - set(connection.execute(kept).scalars()) if owners else owners

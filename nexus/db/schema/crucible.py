@@ -84,7 +84,8 @@ region = table(
     index("region_by_dataset", "dataset_id", "id", unique=True),
     index("region_by_address", "dataset_id", "port"),
     index("region_without_port", "id", where=_PORT_UNKNOWN),
-    index("region_by_read_only", "read_only"),
+    # Not over all regions: SQLite would take it for a way to the read/write ones, which are nearly all there are.
+    index("region_read_only", "id", where="read_only", where_on_sqlite="read_only = 1"),
     index("region_deleting", "id", where="deleting", where_on_sqlite="deleting = 1"),
 )
 

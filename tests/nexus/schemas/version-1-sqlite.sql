@@ -254,11 +254,11 @@ CREATE INDEX region_by_address ON region (dataset_id, port);
 
 CREATE UNIQUE INDEX region_by_dataset ON region (dataset_id, id);
 
-CREATE INDEX region_by_read_only ON region (read_only);
-
 CREATE UNIQUE INDEX region_by_volume ON region (volume_id, id);
 
 CREATE INDEX region_deleting ON region (id) WHERE deleting = 1;
+
+CREATE INDEX region_read_only ON region (id) WHERE read_only = 1;
 
 CREATE INDEX region_without_port ON region (id) WHERE port IS NULL;
 
