@@ -11,5 +11,11 @@ second to second and moves all disks of a round together, so ratios are steady w
 ``rounds``     the interleaving, the medians and the ratios (pure)
 ``report``     the table for a person and the records for a program
 
-The bench is a client like any other: it reaches this project through its command and its socket only.
+``python -m bench control-plane`` asks how the control plane grows:
+
+``crowd``          a database with thousands of disks and snapshots in it
+``control_plane``  what a disk's creation and deletion cost beside them
+
+The bench of disks is a client like any other: it reaches this project through its command and its socket only. That of
+the control plane counts what a database looks at, which no client sees, so it calls sagas.
 """

@@ -196,6 +196,31 @@ def copy(
         json.write_text(dumps(copying.records(found), indent=2) + "\n")
 
 
+@app.command("control-plane")
+def control_plane(
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.")] = None,
+    disks: Annotated[int, typer.Option(min=0, help="How many disks there are already.")] = 10_000,
+    snapshots: Annotated[int, typer.Option(min=0, help="How many snapshots there are already.")] = 10_000,
+    turns: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds; figures are their medians.")] = 20,
+    empty: Annotated[str | None, typer.Option(help="URL of a new database; SQLite in a file by default.")] = None,
+    crowded: Annotated[str | None, typer.Option(help="URL of another new database, for those disks.")] = None,
+) -> None:
+    """Make and delete a disk on an empty database and on a crowded one: does the one cost more than the other?"""
+    # Not above: the other commands measure programs, and do without the control plane and its database.
+    from bench import control_plane as plane
+
+    if (empty is None) != (crowded is None):
+        refuse("--empty and --crowded belong together: give both, or none.")
+    try:
+        found = plane.run(None if empty is None else (empty, str(crowded)), disks, snapshots, turns)
+    except plane.DatabaseError as problem:
+        refuse(f"{problem}.")
+    for line in [*plane.summary(found), report.conditions(os.getloadavg()[0], os.cpu_count() or 1)]:
+        typer.echo(line)
+    if json is not None:
+        json.write_text(dumps(found, indent=2) + "\n")
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, leave)
     app()

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -31,7 +32,7 @@ from sqlalchemy import event, text
 
 from bench.crowd import BLOCK_SIZE, DISK_BYTES, PROJECT, Crowd
 from crucible_emu.client.persistence import Persistence
-from nexus.db import Database
+from nexus.db import Database, DatabaseError
 from nexus.db.sagas import Leases, SagaStore
 from nexus.objects.sources import Blank
 from nexus.saga import Executor
@@ -41,6 +42,8 @@ from nexus.sagas.volume_delete import VOLUME_DELETE
 from nexus.sagas.volume_delete import Params as VolumeDelete
 from nexus.services import Agents, Connections, Hosts, Pantries, World
 from nexus.volumes import TryLocks
+
+__all__ = ["DatabaseError", "measure", "run", "summary"]
 
 STEPS_AT_ONCE = 100
 """How often SQLite is asked to say that it is still at work: the grain of the count."""
@@ -202,13 +205,23 @@ async def measure(urls: tuple[str, str], *, disks: int, snapshots: int, rounds: 
         return found
 
 
-def measure_sqlite(*, disks: int, snapshots: int, rounds: int) -> dict[str, Any]:
-    """As :func:`measure`, on two databases in files of a temporary directory."""
-    with tempfile.TemporaryDirectory() as directory:
-        urls = tuple(f"sqlite:///{Path(directory) / name}.db" for name in ("empty", "crowded"))
-        assert len(urls) == 2
+def run(urls: tuple[str, str] | None, disks: int, snapshots: int, rounds: int) -> dict[str, Any]:
+    """As :func:`measure`; without ``urls`` on two SQLite databases in files of a temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        files = (f"sqlite:///{Path(directory)}/empty.db", f"sqlite:///{Path(directory)}/crowded.db")
+        return trio.run(partial(measure, urls or files, disks=disks, snapshots=snapshots, rounds=rounds))
 
-        async def main() -> dict[str, Any]:
-            return await measure(urls, disks=disks, snapshots=snapshots, rounds=rounds)
 
-        return trio.run(main)
+def summary(found: dict[str, Any]) -> list[str]:
+    """The figures in lines for a person."""
+    lines = [
+        f"beside {found['disks']:,} disks and {found['snapshots']:,} snapshots, medians of {found['rounds']} rounds"
+    ]
+    for name, costs in found["operations"].items():
+        alone, beside, ratio = costs["empty"], costs["crowded"], costs["ratio"]
+        lines.append(
+            f"  {name}: {alone['seconds'] * 1000:.1f} ms alone, {beside['seconds'] * 1000:.1f} ms beside them "
+            f"({ratio['seconds']:.2f}); touched {alone['touched']:,.0f} and {beside['touched']:,.0f} "
+            f"({ratio['touched']:.2f}) in {beside['statements']:.0f} statements"
+        )
+    return lines
