@@ -6,7 +6,16 @@ recipe that is not in it cannot be gone on with after a crash.
 """
 
 from nexus.saga import Saga
+from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CREATE_READ_ONLY
+from nexus.sagas.volume_delete import VOLUME_DELETE
 
-ALL_SAGAS: tuple[Saga, ...] = ()
+ALL_SAGAS: tuple[Saga, ...] = (
+    # What makes disks.
+    DISK_CREATE,
+    DISK_CREATE_IMPORTING,
+    DISK_CREATE_READ_ONLY,
+    # What takes things away.
+    VOLUME_DELETE,
+)
 
 __all__ = ["ALL_SAGAS"]
