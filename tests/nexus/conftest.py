@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from db_rig import PostgresServer, open_database, postgres_server
 
 from nexus.db import Database
+
+sys.path.append(str(Path(__file__).parent.parent / "nbd"))
 
 KINDS = ["sqlite", "postgresql"]
 
@@ -58,4 +61,11 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
     in_memory = request.param == "sqlite"
     url = "sqlite://" if in_memory else request.getfixturevalue("postgres_url")
     with open_database(url, inline=in_memory) as opened:
+        yield opened
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Database]:
+    """The quickest database, for tests of many runs."""
+    with open_database("sqlite://", inline=True) as opened:
         yield opened
