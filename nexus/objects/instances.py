@@ -229,13 +229,11 @@ def sled_for_instance(connection: Connection, seed: str) -> str:
 
 def sled_of_instance(connection: Connection, instance: Instance, sled_id: str) -> SledOfInstance:
     """Raises :class:`~nexus.saga.ActionFailed` where the project is gone."""
-    columns = [_SLED.c[name] for name in ("id", "part_number", "revision", "serial_number")]
-    row = connection.execute(
-        select(*columns, _PROJECT.c.silo_id).where(_SLED.c.id == sled_id, _PROJECT.c.id == instance.project_id)
-    ).one_or_none()
-    if row is None:
+    silo_id = connection.execute(select(_PROJECT.c.silo_id).where(_PROJECT.c.id == instance.project_id)).scalar()
+    if silo_id is None:
         raise not_found("project", instance.project_id)
-    return SledOfInstance(row.id, row.part_number, row.revision, row.serial_number, row.silo_id)
+    row = connection.execute(select(_SLED).where(_SLED.c.id == sled_id)).one()
+    return SledOfInstance(row.id, row.part_number, row.revision, row.serial_number, silo_id)
 
 
 def vmm_insert(connection: Connection, vmm_id: str, instance_id: str, sled_id: str, now: datetime) -> None:
