@@ -366,12 +366,11 @@ async def test_actions_succeed_idempotently(tmp_path: Path, in_memory: Database,
         await verify_clean_slate(rack)
 
 
-@pytest.mark.parametrize("form", FORMS)
-async def test_action_failure_can_unwind(tmp_path: Path, in_memory: Database, form: str) -> None:
-    """Also twice each undo."""
+async def test_action_failure_can_unwind(tmp_path: Path, in_memory: Database) -> None:
+    """Also with each undo twice. The nodes of a blank disk are among these."""
     async with plant(tmp_path, in_memory) as rack:
-        await action_failure_can_unwind(FORMS[form], trials(rack))
-        await action_failure_can_unwind_idempotently(FORMS[form], trials(rack))
+        await action_failure_can_unwind(DISK_CREATE_IMPORTING, trials(rack))
+        await action_failure_can_unwind_idempotently(DISK_CREATE_IMPORTING, trials(rack))
         await verify_clean_slate(rack)
 
 
@@ -382,8 +381,7 @@ async def test_death_at_every_point(tmp_path: Path, in_memory: Database, fail_at
         assert await death_at_every_point(DISK_CREATE_IMPORTING, trials(rack), fail_at=fail_at) > 20
 
 
-@pytest.mark.parametrize("kind", ["snapshot", "image"])
-@pytest.mark.parametrize("form", COPIES)
+@pytest.mark.parametrize(("form", "kind"), [("copy", "snapshot"), ("read-only", "snapshot"), ("read-only", "image")])
 async def test_copies_unwind_and_repeat(tmp_path: Path, in_memory: Database, form: str, kind: str) -> None:
     """Catalogue: read-only unwind, both kinds, and succeed idempotently."""
     async with with_source(tmp_path, in_memory, kind) as (rack, source):
