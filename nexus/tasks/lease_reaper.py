@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, select
+from sqlalchemy import Connection, Select, Table, delete, exists, or_, select
 
 from nexus.db import DatabaseError, schema
 from nexus.db.saga_claims import Behind, saga_behind
@@ -29,8 +29,9 @@ from nexus.db.schema import (
     RegionSnapshotReplacementState,
     RegionSnapshotReplacementStepState,
 )
-from nexus.db.transitions import HOLDER, update_and_check
+from nexus.db.transitions import HOLDER, Outcome, update_and_check
 from nexus.objects.disks import Move, disk_move_on
+from nexus.saga import SagaState
 from nexus.services import World
 from nexus.tasks.task import Status, told
 
@@ -58,11 +59,13 @@ AT_REST: Mapping[Table, Mapping[StrEnum, tuple[StrEnum, Mapping[str, Any]]]] = {
 }
 """Where an intermediate state was taken from, and what else is undone by going back (§2's back edges)."""
 
-DISK_AT_REST: Mapping[DiskState, Move] = {
-    DiskState.FINALIZING: Move.FINALIZING_UNDONE,
-    DiskState.MAINTENANCE: Move.MAINTENANCE_ENDED,
+DISK_AT_REST: Mapping[DiskState, tuple[Move, Mapping[str, str]]] = {
+    DiskState.FINALIZING: (Move.FINALIZING_UNDONE, {}),
+    DiskState.MAINTENANCE: (Move.MAINTENANCE_ENDED, {}),
+    # Of a deletion that was undone; its name may be another's by now.
+    DiskState.DESTROYED: (Move.DELETION_UNDONE, {"name": "deleted-{}"}),
 }
-"""The same of disks."""
+"""The same of disks: the move back, and other columns, with the id where ``{}`` stands."""
 
 LetGo = Callable[[Connection], bool]
 
@@ -136,20 +139,37 @@ class LeaseReaper:
                 yield f"{table.name} {identity}, {state}", holder, let_go
 
     def _disks(self, connection: Connection) -> Iterator[tuple[str, str, LetGo]]:
-        held = select(_DISK.c.id, _DISK.c.disk_state, _DISK.c[HOLDER]).where(
-            _DISK.c[HOLDER].is_not(None), _DISK.c.disk_state.in_(sorted(DISK_AT_REST))
-        )
-        for disk_id, state, holder in connection.execute(held.order_by(_DISK.c.id)):
+        for row in connection.execute(_disks_in_hand()):
 
             def let_go(
-                inner: Connection, disk_id: str = disk_id, state: DiskState = state, holder: str = holder
+                inner: Connection, disk_id: str = row.id, state: DiskState = row.disk_state, holder: str = row[2]
             ) -> bool:
-                if not _has_ended(inner, holder):
+                behind = saga_behind(inner, holder)
+                if behind is None or not behind.ended:
                     return False
-                disk_move_on(inner, disk_id, DISK_AT_REST[state], self._world.now(), saga_id=holder)
-                return True
+                if state == DiskState.DESTROYED and behind.state is SagaState.DONE:
+                    return False
+                move, also = DISK_AT_REST[state]
+                name = {column: text.format(disk_id) for column, text in also.items()}
+                moved = disk_move_on(inner, disk_id, move, self._world.now(), saga_id=holder, also=name)
+                return moved is Outcome.UPDATED
 
-            yield f"disk {disk_id}, {state}", holder, let_go
+            yield f"disk {row.id}, {row.disk_state}", row[2], let_go
+
+
+def _disks_in_hand() -> Select[Any]:
+    """Disks in a saga's hand, by id. Deleted ones remain in that of the saga that deleted them: only such are looked at
+    that are charged still."""
+    charged = exists().where(schema.virtual_provisioning_resource.c.id == _DISK.c.id)
+    return (
+        select(_DISK.c.id, _DISK.c.disk_state, _DISK.c[HOLDER])
+        .where(
+            _DISK.c[HOLDER].is_not(None),
+            _DISK.c.disk_state.in_(sorted(DISK_AT_REST)),
+            or_(_DISK.c.time_deleted.is_(None), charged),
+        )
+        .order_by(_DISK.c.id)
+    )
 
 
 def _has_ended(connection: Connection, holder: str) -> bool:

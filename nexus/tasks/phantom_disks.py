@@ -6,8 +6,7 @@ one; an older Nexus did, where deleting failed half-way. A user can neither see 
 What it does: the disk is there again, *faulted*, so that it can be deleted once more. Its name may be another's by now,
 so it has a new one.
 
-Why it is safe beside a disk that is just being deleted: that one's charge goes before its volume does. And where the
-deletion unwinds at this moment, both do the same to the row.
+Why it is safe beside a disk that is just being deleted: that one is in its saga's hand, and passed over.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, exists, select
 
 from nexus.db import DatabaseError, schema
+from nexus.db.transitions import HOLDER
 from nexus.objects.disks import Move, disk_move
 from nexus.services import World
 from nexus.tasks.task import Status, told
@@ -62,7 +62,7 @@ def phantom_disks(connection: Connection) -> list[str]:
         select(_DISK.c.id)
         .join(_CRUCIBLE, _CRUCIBLE.c.disk_id == _DISK.c.id)
         .join(_CHARGE, _CHARGE.c.id == _DISK.c.id)
-        .where(_DISK.c.time_deleted.is_not(None), ~living)
+        .where(_DISK.c.time_deleted.is_not(None), _DISK.c[HOLDER].is_(None), ~living)
         .order_by(_DISK.c.id)
     )
     return list(connection.execute(query).scalars())
