@@ -44,6 +44,8 @@ NEXUS_FLOORS = (
     {"verification"},
     {"replacement", "sagas"},
     {"tasks"},
+    {"checking"},
+    {"running"},
     {"api"},
     {"cli"},
     {"explore"},
