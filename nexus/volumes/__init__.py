@@ -19,11 +19,12 @@ from nexus.volumes.checkout import (
     volume_checkout_randomize_ids,
 )
 from nexus.volumes.deletion import (
+    deletions_to_finish,
     find_deleted_volume_regions,
     region_snapshot_remove,
     soft_delete_volume,
     volume_hard_delete,
-    without_regions,
+    volume_hard_delete_when_done,
 )
 from nexus.volumes.freed import CrucibleResources, regions_to_delete, snapshots_to_delete
 from nexus.volumes.parents import volume_remove_rop
@@ -63,6 +64,7 @@ __all__ = [
     "TryLocks",
     "VolumeRegion",
     "VolumeReplaceResult",
+    "deletions_to_finish",
     "find_deleted_volume_regions",
     "read_only_target_to_resource",
     "region_record_port",
@@ -77,10 +79,10 @@ __all__ = [
     "volume_deleted",
     "volume_get",
     "volume_hard_delete",
+    "volume_hard_delete_when_done",
     "volume_remove_rop",
     "volume_replace_region",
     "volume_replace_snapshot",
     "volume_state",
     "volumes_using",
-    "without_regions",
 ]
