@@ -13,13 +13,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
-from nexus.db import Conflict, NotFound, schema
+from nexus.db import schema
 from nexus.db.schema import DiskState, SledPolicy, SledState, VmmState
 from nexus.db.transitions import insert_if_absent, update_and_check
+from nexus.objects.disks import Disk, Move, disk_move, require_disk
+from nexus.objects.refusals import (
+    CAPACITY,
+    CONFLICT,
+    UNAVAILABLE,
+    already_exists,
+    invalid_request,
+    not_found,
+    told_to_users,
+)
 from nexus.objects.snapshots import snapshot_being_made
 from nexus.saga import ActionFailed
 from nexus.services.hosts import Vmm
@@ -92,7 +101,7 @@ def instance_require(connection: Connection, instance_id: str) -> Instance:
     """Raises :class:`~nexus.saga.ActionFailed` (not_found)."""
     found = instance_get(connection, instance_id)
     if found is None:
-        raise ActionFailed(f"there is no instance {instance_id}", "not_found")
+        raise not_found("instance", instance_id)
     return found
 
 
@@ -105,7 +114,7 @@ def instance_create(
     insert_if_absent(connection, _INSTANCE, values | {"time_created": now, "time_modified": now, "state_generation": 1})
     found = instance_get(connection, instance_id)
     if found is None or (found.project_id, found.name) != (project_id, name):
-        raise ActionFailed(f"already exists: instance {name!r}", "object_already_exists")
+        raise already_exists("instance", name)
     return found
 
 
@@ -121,7 +130,7 @@ def instance_delete(connection: Connection, instance_id: str, now: datetime) -> 
 def _require_stopped(connection: Connection, instance_id: str) -> Instance:
     found = instance_require(connection, instance_id)
     if not found.stopped:
-        raise ActionFailed(f"instance {instance_id} is not stopped", "conflict")
+        raise ActionFailed(f"instance {instance_id} is not stopped", CONFLICT)
     return found
 
 
@@ -141,63 +150,45 @@ def disks_attached(connection: Connection, instance_id: str) -> list[AttachedDis
 
 def disk_attach(connection: Connection, instance_id: str, disk_id: str, now: datetime) -> int:
     """Give a detached disk to a stopped instance; its slot. Raises :class:`~nexus.saga.ActionFailed`."""
-    instance = instance_require(connection, instance_id)
-    disk = _disk(connection, disk_id)
-    if disk.project_id != instance.project_id:
-        raise ActionFailed(f"there is no disk {disk_id}", "not_found")
-    if disk.disk_state == DiskState.ATTACHED and disk.attach_instance_id == instance_id:
-        return int(disk.slot)
+    instance, disk = _both(connection, instance_id, disk_id)
+    if disk.state is DiskState.ATTACHED and disk.attach_instance_id == instance_id:
+        assert disk.slot is not None
+        return disk.slot
     _require_stopped(connection, instance_id)
-    if disk.disk_state != DiskState.DETACHED:
-        raise ActionFailed(f"cannot attach disk {disk.name!r}: disk is {disk.disk_state}", "invalid_request")
-    query = select(_DISK.c.slot).where(_DISK.c.attach_instance_id == instance_id, _DISK.c.time_deleted.is_(None))
+    if disk.state is not DiskState.DETACHED:
+        raise invalid_request(f"cannot attach disk {disk.name!r}: it is {disk.state} and must be detached")
+    query = select(_DISK.c.slot).where(_DISK.c.attach_instance_id == instance.id, _DISK.c.time_deleted.is_(None))
     taken = set(connection.execute(query).scalars())
     free = [slot for slot in range(DISKS_MAX) if slot not in taken]
     if not free:
-        raise ActionFailed(f"an instance has at most {DISKS_MAX} disks", "invalid_request")
-    _set_disk(connection, disk_id, DiskState.DETACHED, DiskState.ATTACHED, instance_id, free[0], now)
+        raise invalid_request(f"an instance has at most {DISKS_MAX} disks")
+    where = {"attach_instance_id": instance_id, "slot": free[0]}
+    with told_to_users():
+        disk_move(connection, disk_id, Move.ATTACHED, now, also=where)
     return free[0]
 
 
 def disk_detach(connection: Connection, instance_id: str, disk_id: str, now: datetime) -> None:
     """Take a disk from a stopped instance. Raises :class:`~nexus.saga.ActionFailed`."""
-    instance = instance_require(connection, instance_id)
-    disk = _disk(connection, disk_id)
-    if disk.project_id != instance.project_id:
-        raise ActionFailed(f"there is no disk {disk_id}", "not_found")
-    if disk.disk_state == DiskState.DETACHED:
+    instance, disk = _both(connection, instance_id, disk_id)
+    if disk.state is DiskState.DETACHED:
         return
     if disk.attach_instance_id != instance_id:
-        raise ActionFailed(f"disk {disk.name!r} is not attached to instance {instance.name!r}", "invalid_request")
+        raise invalid_request(f"disk {disk.name!r} is not attached to instance {instance.name!r}")
     _require_stopped(connection, instance_id)
     snapshot_id = snapshot_being_made(connection, disk_id)
     if snapshot_id is not None:
-        raise ActionFailed(f"disk {disk.name!r} cannot be detached: its snapshot {snapshot_id} is made", "conflict")
-    _set_disk(connection, disk_id, DiskState.ATTACHED, DiskState.DETACHED, None, None, now)
+        raise ActionFailed(f"disk {disk.name!r} cannot be detached: its snapshot {snapshot_id} is made", CONFLICT)
+    with told_to_users():
+        disk_move(connection, disk_id, Move.DETACHED, now, also={"attach_instance_id": None, "slot": None})
 
 
-def _disk(connection: Connection, disk_id: str) -> Row[Any]:
-    row = connection.execute(select(_DISK).where(_DISK.c.id == disk_id, _DISK.c.time_deleted.is_(None))).one_or_none()
-    if row is None:
-        raise ActionFailed(f"there is no disk {disk_id}", "not_found")
-    return row
-
-
-def _set_disk(
-    connection: Connection,
-    disk_id: str,
-    before: DiskState,
-    after: DiskState,
-    instance_id: str | None,
-    slot: int | None,
-    now: datetime,
-) -> None:
-    new = {"disk_state": after, "attach_instance_id": instance_id, "slot": slot}
-    stamps = {"state_generation": _DISK.c.state_generation + 1, "time_state_updated": now}
-    try:
-        update_and_check(connection, _DISK, disk_id, expected={"disk_state": before}, new=new | stamps, same=new)
-    except Conflict as error:
-        raise ActionFailed(str(error), "conflict") from error
+def _both(connection: Connection, instance_id: str, disk_id: str) -> tuple[Instance, Disk]:
+    """Instance and disk of one project; a disk of another is none."""
+    instance, disk = instance_require(connection, instance_id), require_disk(connection, disk_id)
+    if disk.project_id != instance.project_id:
+        raise not_found("disk", disk_id)
+    return instance, disk
 
 
 # -- the processes that run them --------------------------------------------------------------------------------------
@@ -220,7 +211,7 @@ def sled_for_instance(connection: Connection, seed: str) -> str:
     )
     rows = connection.execute(query).all()
     if not rows:
-        raise ActionFailed("no sled is in service to run the instance on", "capacity")
+        raise ActionFailed("no sled is in service to run the instance on", CAPACITY)
     equal = [row[0] for row in rows if row[1] == rows[0][1]]
     return str(equal[sum(seed.encode()) % len(equal)])
 
@@ -234,13 +225,13 @@ def vmm_insert(connection: Connection, vmm_id: str, instance_id: str, sled_id: s
         )
     ).one_or_none()
     if sled is None:
-        raise ActionFailed(f"sled {sled_id} is not in service", "unavailable")
+        raise ActionFailed(f"sled {sled_id} is not in service", UNAVAILABLE)
     what = {"id": vmm_id, "instance_id": instance_id, "sled_id": sled_id, "state": VmmState.CREATING}
     where = {"propolis_ip": sled.ip, "propolis_port": sled.port, "state_generation": 1}
     insert_if_absent(connection, _VMM, what | where | {"time_created": now, "time_modified": now})
     query = select(_VMM.c.instance_id).where(_VMM.c.id == vmm_id, _VMM.c.time_deleted.is_(None))
     if connection.execute(query).scalar_one_or_none() != instance_id:
-        raise ActionFailed(f"vmm {vmm_id} was of another instance, or is gone", "conflict")
+        raise ActionFailed(f"vmm {vmm_id} was of another instance, or is gone", CONFLICT)
 
 
 def vmm_change(connection: Connection, vmm_id: str, after: VmmState, now: datetime) -> None:
@@ -249,10 +240,8 @@ def vmm_change(connection: Connection, vmm_id: str, after: VmmState, now: dateti
     if after in _ENDED:
         new["time_deleted"] = now
     expected = {"state": VMM_TRANSITIONS[after]}
-    try:
+    with told_to_users():
         update_and_check(connection, _VMM, vmm_id, expected=expected, new=new, same={"state": after})
-    except (Conflict, NotFound) as error:
-        raise ActionFailed(str(error), "conflict") from error
 
 
 def vmm_activate(connection: Connection, instance_id: str, vmm_id: str, now: datetime) -> None:
@@ -262,7 +251,7 @@ def vmm_activate(connection: Connection, instance_id: str, vmm_id: str, now: dat
     if instance.active_propolis_id == vmm_id:
         return
     if not instance.stopped:
-        raise ActionFailed(f"instance {instance_id} is not stopped", "conflict")
+        raise ActionFailed(f"instance {instance_id} is not stopped", CONFLICT)
     _set_active(connection, instance_id, vmm_id, now)
 
 

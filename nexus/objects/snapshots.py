@@ -19,9 +19,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from nexus.db import Conflict, NotFound, schema
+from nexus.db import schema
 from nexus.db.schema import SnapshotState
 from nexus.db.transitions import insert_if_absent, update_and_check
+from nexus.objects.refusals import CONFLICT, OBJECT_ALREADY_EXISTS, already_exists, not_found, told_to_users
 from nexus.saga import ActionFailed
 
 _SNAPSHOT, _LEDGER = schema.snapshot, schema.snapshot_ledger
@@ -84,7 +85,7 @@ def snapshot_require(connection: Connection, snapshot_id: str) -> Snapshot:
     """The snapshot, which is not deleted. Raises :class:`~nexus.saga.ActionFailed` (not_found)."""
     found = snapshot_get(connection, snapshot_id)
     if found is None or found.deleted:
-        raise ActionFailed(f"there is no snapshot {snapshot_id}", "not_found")
+        raise not_found("snapshot", snapshot_id)
     return found
 
 
@@ -93,16 +94,16 @@ def snapshot_insert(connection: Connection, wanted: Snapshot, now: datetime) -> 
     there = snapshot_get(connection, wanted.id)
     if there is not None:
         if there.deleted:
-            raise ActionFailed(f"snapshot {wanted.id} was made and is deleted", "conflict")
+            raise ActionFailed(f"snapshot {wanted.id} was made and is deleted", CONFLICT)
         if _identity(there) != _identity(wanted):
-            raise ActionFailed(f"snapshot {wanted.id} exists, and is another", "object_already_exists")
+            raise ActionFailed(f"snapshot {wanted.id} exists, and is another", OBJECT_ALREADY_EXISTS)
         return
     values = {
         name: getattr(wanted, name) for name in Snapshot.__dataclass_fields__ if name not in ("deleted", "state", "gen")
     }
     stamps = {"time_created": now, "time_modified": now, "state": SnapshotState.CREATING, "gen": 1}
     if not insert_if_absent(connection, _SNAPSHOT, values | stamps):
-        raise ActionFailed(f"already exists: snapshot {wanted.name!r}", "object_already_exists")
+        raise already_exists("snapshot", wanted.name)
 
 
 def snapshot_change(connection: Connection, snapshot_id: str, change: Change, now: datetime) -> None:
@@ -111,14 +112,10 @@ def snapshot_change(connection: Connection, snapshot_id: str, change: Change, no
     new = {"state": after, "gen": _SNAPSHOT.c.gen + 1, "time_modified": now}
     if after is SnapshotState.DESTROYED:
         new["time_deleted"] = now
-    try:
+    with told_to_users():
         update_and_check(
             connection, _SNAPSHOT, snapshot_id, expected={"state": before}, new=new, same={"state": {after}}
         )
-    except NotFound as error:
-        raise ActionFailed(str(error), "not_found") from error
-    except Conflict as error:
-        raise ActionFailed(str(error), "conflict") from error
 
 
 def snapshot_being_made(connection: Connection, disk_id: str) -> str | None:
@@ -151,7 +148,7 @@ def ledger_write(connection: Connection, snapshot_id: str, ledger: Ledger, now: 
         "extent_digests": json.dumps(ledger.extents),
     }
     if not insert_if_absent(connection, _LEDGER, values) and ledger_get(connection, snapshot_id) != ledger:
-        raise ActionFailed(f"snapshot {snapshot_id} holds other bytes than its ledger says", "conflict")
+        raise ActionFailed(f"snapshot {snapshot_id} holds other bytes than its ledger says", CONFLICT)
 
 
 def ledger_get(connection: Connection, snapshot_id: str) -> Ledger | None:

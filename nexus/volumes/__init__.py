@@ -30,7 +30,7 @@ from nexus.volumes.freed import CrucibleResources, regions_to_delete, snapshots_
 from nexus.volumes.parents import volume_remove_rop
 from nexus.volumes.recorded import Address, MalformedVolume
 from nexus.volumes.refusals import BrokenInvariant, ResourceGone, TargetNotFound
-from nexus.volumes.regions import region_record_port, region_snapshot_create
+from nexus.volumes.regions import region_record_port, region_snapshot_create, region_snapshot_give_up
 from nexus.volumes.repair_lock import LockHeld, LockResult, RepairLocks, TryLocks
 from nexus.volumes.replacing import (
     ReadOnlyTarget,
@@ -69,6 +69,7 @@ __all__ = [
     "read_only_target_to_resource",
     "region_record_port",
     "region_snapshot_create",
+    "region_snapshot_give_up",
     "region_snapshot_remove",
     "regions_to_delete",
     "snapshots_to_delete",
