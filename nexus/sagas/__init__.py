@@ -6,6 +6,7 @@ recipe that is not in it cannot be gone on with after a crash.
 """
 
 from nexus.saga import Saga
+from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CREATE_READ_ONLY
 from nexus.sagas.disk_delete import DISK_DELETE
 from nexus.sagas.image_create import IMAGE_CREATE
 from nexus.sagas.image_delete import IMAGE_DELETE
@@ -14,7 +15,11 @@ from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
 from nexus.sagas.volume_delete import VOLUME_DELETE
 
 ALL_SAGAS: tuple[Saga, ...] = (
+    # What makes disks and images.
     IMAGE_CREATE,
+    DISK_CREATE,
+    DISK_CREATE_IMPORTING,
+    DISK_CREATE_READ_ONLY,
     # What takes things away.
     VOLUME_DELETE,
     REMOVE_READ_ONLY_PARENT,
