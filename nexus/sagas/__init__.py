@@ -15,11 +15,11 @@ from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
 from nexus.sagas.volume_delete import VOLUME_DELETE
 
 ALL_SAGAS: tuple[Saga, ...] = (
-    # What makes disks and images.
-    IMAGE_CREATE,
+    # What makes things.
     DISK_CREATE,
     DISK_CREATE_IMPORTING,
     DISK_CREATE_READ_ONLY,
+    IMAGE_CREATE,
     # What takes things away.
     VOLUME_DELETE,
     REMOVE_READ_ONLY_PARENT,
