@@ -8,6 +8,7 @@ regions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -60,7 +61,7 @@ async def run(world: World, volume_id: str, snapshot_id: str) -> dict[str, str]:
         region = await world.agents.region_address(each.snapshot.region_id)
         address = await world.agents.snapshot_run(each.dataset, each.snapshot)
         with told_to_users():
-            await world.database.transact(lambda c, s=each.snapshot, a=address: region_snapshot_create(c, s, a))
+            await world.database.transact(partial(region_snapshot_create, snapshot=each.snapshot, address=address))
         served[str(region)] = str(address)
     return served
 

@@ -1,7 +1,7 @@
 """Whether the bytes of a volume are what they must be (data, not only rows).
 
-``copies`` finds who holds each region set of a volume, ``digests`` asks their agents what they hold, ``comparison`` says
-who differs, ``reading`` reads a volume through an Upstairs at a pantry, ``report`` what a person is told.
+``copies`` finds who holds each region set of a volume, ``digests`` asks their agents what they hold, ``comparison``
+says who differs, ``reading`` reads a volume through an Upstairs at a pantry, ``report`` is what a person is told.
 
 Nothing here changes a byte or a row. The sagas that use it see to it that nobody writes meanwhile.
 """

@@ -30,7 +30,8 @@ class ReadThrough:
 async def read_through(
     pantries: Pantries, address: PantryAddress, attachment_id: str, size_bytes: int, piece_bytes: int
 ) -> ReadThrough:
-    """Read the attached volume to its end in pieces of ``piece_bytes`` or less. Raises :class:`~nexus.services.Gone`."""
+    """Read the attached volume to its end in pieces of ``piece_bytes`` or less. Raises
+    :class:`~nexus.services.Gone`."""
     found, digest = ReadThrough(), blake3()
     step = min(piece_bytes, CHUNK_BYTES_MAX)
     for offset in range(0, size_bytes, step):
