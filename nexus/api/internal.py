@@ -118,8 +118,9 @@ class Internal:
             raise bad_request("gen is too large")
         return await self._write(lambda c: vmm_reported(c, vmm_id, VmmState(told.state), told.gen, now()))
 
-    async def _write(self, body: Callable[[Connection], Any]) -> None:
+    async def _write(self, body: Callable[[Connection], Any]) -> object:
         await self._world.database.transact(body)
+        return None
 
 
 def _client(call: Call) -> Client:
@@ -192,7 +193,9 @@ def internal_api(nexus: Nexus, doors: Doors, *, faithful: bool = False, lenient:
         ("cpapi_disks_put", "PUT", "/disks/{disk_id}", do.disk_put, documents.DiskRuntimeState, 204),
         ("cpapi_instances_put", "PUT", "/vmms/{propolis_id}", do.vmm_put, documents.SledVmmState, 204),
     )
-    operations = [Operation(name, way, path, answering(handler), body, ok) for name, way, path, handler, body, ok in rows]
+    operations = [
+        Operation(name, way, path, answering(handler), body, ok) for name, way, path, handler, body, ok in rows
+    ]
     return Api(
         NAME,
         operations,

@@ -124,7 +124,9 @@ def lockstep_api(nexus: Nexus, doors: Doors, *, faithful: bool = False) -> Api:
         ("saga_list", "GET", "/sagas", do.sagas, None, 200),
         ("saga_view", "GET", "/sagas/{saga_id}", do.saga, None, 200),
     )
-    operations = [Operation(name, way, path, answering(handler), body, ok) for name, way, path, handler, body, ok in rows]
+    operations = [
+        Operation(name, way, path, answering(handler), body, ok) for name, way, path, handler, body, ok in rows
+    ]
     if not faithful:
         operations += emulator.operations(nexus)
     return Api(NAME, operations, BODY_BYTES_MAX, faithful=faithful, identify=doors.operators)
