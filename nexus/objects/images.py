@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from nexus.db import schema
 from nexus.db.transitions import insert_if_absent
-from nexus.objects.refusals import already_exists, not_found
+from nexus.objects.refusals import already_exists, invalid_request, not_found
 
 _IMAGE = schema.image
 
@@ -86,3 +86,24 @@ def image_delete(connection: Connection, image_id: str, now: datetime) -> Image:
     alive = (_IMAGE.c.id == image_id, _IMAGE.c.time_deleted.is_(None))
     connection.execute(update(_IMAGE).where(*alive).values(time_deleted=now, time_modified=now))
     return found
+
+
+def image_scope(connection: Connection, image_id: str, project_id: str | None, now: datetime) -> Image:
+    """Make a project's image the whole silo's (``project_id`` is ``None``), or a silo's a project's; of one that is,
+    it is done. Raises :class:`~nexus.saga.ActionFailed`."""
+    found = require_image(connection, image_id)
+    if found.project_id == project_id:
+        return found
+    if None not in (found.project_id, project_id):
+        raise invalid_request(f"image {image_id} is another project's: only a silo's image can be demoted")
+    taken = select(_IMAGE.c.id).where(
+        _IMAGE.c.silo_id == found.silo_id,
+        _IMAGE.c.project_id.is_(None) if project_id is None else _IMAGE.c.project_id == project_id,
+        _IMAGE.c.name == found.name,
+        _IMAGE.c.time_deleted.is_(None),
+    )
+    if connection.execute(taken).first() is not None:
+        raise already_exists("image", found.name)
+    moved = update(_IMAGE).where(_IMAGE.c.id == image_id).values(project_id=project_id, time_modified=now)
+    connection.execute(moved)
+    return require_image(connection, image_id)
