@@ -40,6 +40,7 @@ NEXUS_FLOORS = (
     {"db"},
     {"volumes", "placement"},
     {"services"},
+    {"objects"},
     {"replacement", "sagas"},
     {"tasks"},
     {"api"},

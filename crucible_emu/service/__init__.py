@@ -6,10 +6,10 @@ who may be let near it.
 """
 
 from crucible_emu.service.answers import Refusal
-from crucible_emu.service.api import Api, Call, Operation
+from crucible_emu.service.api import Api, Call, Knock, Operation
 from crucible_emu.service.application import application
 from crucible_emu.service.exposure import Exposure
 from crucible_emu.service.serving import serving
 from crucible_emu.service.versions import Versions
 
-__all__ = ["Api", "Call", "Exposure", "Operation", "Refusal", "Versions", "application", "serving"]
+__all__ = ["Api", "Call", "Exposure", "Knock", "Operation", "Refusal", "Versions", "application", "serving"]

@@ -33,7 +33,22 @@ class Call:
     version: Version
     request_id: str
     faithful: bool
+    caller: Any = None
+    """Who asks, as the API's ``identify`` made it out."""
 
+
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """What is known of who asks, before anything that was sent is looked at. ``peer``: the address it comes from."""
+
+    method: str
+    authorization: str | None = field(repr=False)
+    origin: str | None
+    peer: str | None
+
+
+Identify = Callable[[Knock], Awaitable[object]]
+"""Who it is that asks. Raises :class:`Refusal` (401, 403)."""
 
 Handler = Callable[[Call], Awaitable[object]]
 
@@ -79,6 +94,8 @@ class Api:
     versions: Versions | None = None
     faithful: bool = False
     lenient: bool = False
+    identify: Identify | None = None
+    """Where callers differ in what they may do: it is asked in place of the one token of the service."""
     _by_length: dict[int, list[Operation]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:

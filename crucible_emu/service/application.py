@@ -22,7 +22,7 @@ from crucible_emu.errors import UsageError
 from crucible_emu.http_body import body_of, drained
 from crucible_emu.logs import get_logger
 from crucible_emu.service.answers import Refusal, envelope
-from crucible_emu.service.api import Api, Call, Operation
+from crucible_emu.service.api import Api, Call, Knock, Operation
 from crucible_emu.service.exposure import admit
 from crucible_emu.service.versions import HEADER
 
@@ -33,7 +33,7 @@ log = get_logger(__name__)
 
 
 def application(api: Api, token: str | None = None) -> ASGIApp:
-    """The ASGI application that answers for ``api``; with ``token``, to who has it."""
+    """The ASGI application that answers for ``api``; with ``token``, to who has it, unless ``api`` knows callers."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -82,14 +82,24 @@ def refused(refusal: Refusal, request_id: str, *, faithful: bool) -> Response:
 
 
 async def _answer(api: Api, token: str | None, request: Request, request_id: str) -> Response:
-    admit(request.method, request.headers.get("authorization"), request.headers.get("origin"), token)
+    caller = await _caller(api, token, request)
     header = request.headers.get(HEADER)
     version = (0, 0, 0) if api.versions is None else api.versions.negotiate(header, lenient=api.lenient)
     operation, path = api.find(request.method, request.scope.get("raw_path") or request.url.path.encode(), version)
     body = None if operation.body is None else await _body(operation.body, request, api.body_bytes_max)
     query = dict(parse_qsl(request.url.query, keep_blank_values=True))
-    value = await operation.handler(Call(operation, path, query, body, version, request_id, api.faithful))
+    value = await operation.handler(Call(operation, path, query, body, version, request_id, api.faithful, caller))
     return encoded(operation, value)
+
+
+async def _caller(api: Api, token: str | None, request: Request) -> object:
+    """Who asks. *Safety*: this comes before the body, so a stranger makes us hold nothing. Raises :class:`Refusal`."""
+    authorization, origin = request.headers.get("authorization"), request.headers.get("origin")
+    if api.identify is None:
+        admit(request.method, authorization, origin, token)
+        return None
+    peer = None if request.client is None else request.client.host
+    return await api.identify(Knock(request.method, authorization, origin, peer))
 
 
 def encoded(operation: Operation, value: object) -> Response:

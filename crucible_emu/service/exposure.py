@@ -40,8 +40,9 @@ class Exposure:
     def tls(self) -> bool:
         return self.tls_certificate is not None
 
-    def check(self) -> None:
-        """Raises :class:`UsageError` where the address is none, or where it would be open to strangers."""
+    def check(self, *, knows_callers: bool = False) -> None:
+        """Raises :class:`UsageError` where the address is none, or where it would be open to strangers. With
+        ``knows_callers`` the service has tokens of its own, and needs TLS only."""
         host, _ = self._split()
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise UsageError("TLS needs both files: give --tls-cert and --tls-key")
@@ -50,7 +51,7 @@ class Exposure:
                 raise UsageError(f"{path} is no file: give --tls-cert and --tls-key files in PEM")
         if self.token is not None and len(self.token.encode()) < TOKEN_BYTES_MIN:
             raise UsageError(f"the token is too short: take at least {TOKEN_BYTES_MIN} characters")
-        if ipaddress.ip_address(host).is_loopback or (self.tls and self.token is not None):
+        if ipaddress.ip_address(host).is_loopback or (self.tls and (knows_callers or self.token is not None)):
             return
         raise UsageError(
             f"{self.address} can be reached from other machines: give --tls-cert, --tls-key and --token-file, "

@@ -37,7 +37,7 @@ async def serving(api: Api | ASGIApp, exposure: Exposure) -> AsyncIterator[str]:
 
     Raises :class:`UsageError` for an address that is none, is taken, or is open to strangers.
     """
-    exposure.check()
+    exposure.check(knows_callers=isinstance(api, Api) and api.identify is not None)
     app = application(api, exposure.token) if isinstance(api, Api) else api
     listener = listen(exposure)
     host, port = listener.getsockname()[:2]

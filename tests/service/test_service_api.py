@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from crucible_emu.errors import UsageError
-from crucible_emu.service import Api, Call, Exposure, Operation, Refusal, Versions, application, serving
+from crucible_emu.service import Api, Call, Exposure, Knock, Operation, Refusal, Versions, application, serving
 from crucible_emu.service.api import split_path
 from crucible_emu.service.application import parse_body
 from crucible_emu.service.exposure import read_token
@@ -265,6 +265,27 @@ async def test_a_web_page_may_look_and_change_nothing() -> None:
         assert (await asking.delete("/things/1", headers=page)).status_code == 403
 
 
+async def test_a_service_that_knows_its_callers_asks_who_it_is_before_anything_else() -> None:
+    knocks = []
+
+    async def identify(knock: Knock) -> object:
+        knocks.append(knock)
+        if knock.authorization != "Bearer of-somebody":
+            raise Refusal(401, "who is it?")
+        return "somebody"
+
+    async def whoever(call: Call) -> object:
+        return {"caller": call.caller}
+
+    asked = (Operation("who", "GET", "/who", whoever), *OPERATIONS)
+    async with client(Api("things", asked, BODY_BYTES_MAX, identify=identify), TOKEN) as asking:
+        for request in (("GET", "/who"), ("GET", "/no-such-path"), ("POST", "/things")):
+            check_envelope(await asking.request(*request, content=b"{"), 401, "who is it?")
+        found = await asking.get("/who", headers={"authorization": "Bearer of-somebody"})
+        assert found.json() == {"caller": "somebody"}
+    assert {each.peer for each in knocks} == {"127.0.0.1"} and "of-somebody" not in repr(knocks)
+
+
 @pytest.mark.parametrize(
     "address",
     ["nonsense", "[::1]", "127.0.0.1:99999", "127.0.0.1:x", "localhost:80", "0.0.0.0:80", "[::]:80", "192.0.2.1:80"],
@@ -280,6 +301,7 @@ def test_beyond_loopback_takes_tls_and_a_token(tmp_path: Path) -> None:
     certificate.touch()
     key.touch()
     Exposure("0.0.0.0:0", certificate, key, TOKEN).check()
+    Exposure("0.0.0.0:0", certificate, key).check(knows_callers=True)
     for bad in (
         Exposure("0.0.0.0:0", certificate, key),
         Exposure("0.0.0.0:0", token=TOKEN),
@@ -289,6 +311,8 @@ def test_beyond_loopback_takes_tls_and_a_token(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError):
             bad.check()
+    with pytest.raises(UsageError):
+        Exposure("0.0.0.0:0").check(knows_callers=True)
 
 
 def test_a_token_is_one_word_of_a_file(tmp_path: Path) -> None:

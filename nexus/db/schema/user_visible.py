@@ -219,6 +219,11 @@ disk = table(
     ),
     number("slot", "Which of an instance's disks it is.", nullable=True, most=DISKS_PER_INSTANCE_MAX - 1),
     moment("time_state_updated", "When its state last changed."),
+    identifier(
+        "operating_saga_id",
+        "The saga that alone may move it on: another that finds the same state knows by this that it is not its own.",
+        nullable=True,
+    ),
     number("size_bytes", "Its size.", least=1),
     block_size(),
     enumeration("disk_type", DiskType, "Where its bytes are."),

@@ -52,6 +52,7 @@ CREATE TABLE disk (
     state_generation INTEGER DEFAULT '1' NOT NULL CONSTRAINT disk_state_generation_is_in_range CHECK (state_generation >= 1),
     slot INTEGER CONSTRAINT disk_slot_is_in_range CHECK (slot >= 0 AND slot <= 11),
     time_state_updated TEXT NOT NULL,
+    operating_saga_id TEXT CONSTRAINT disk_operating_saga_id_is_an_id CHECK (length(operating_saga_id) = 36),
     size_bytes INTEGER NOT NULL CONSTRAINT disk_size_bytes_is_in_range CHECK (size_bytes >= 1),
     block_size INTEGER NOT NULL CONSTRAINT disk_block_size_is_known CHECK (block_size IN (512, 2048, 4096)),
     disk_type TEXT NOT NULL CONSTRAINT disk_disk_type_is_known CHECK (disk_type IN ('crucible', 'local_storage')),
