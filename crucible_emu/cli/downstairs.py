@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,11 +64,8 @@ def run(
     faithful: Annotated[
         bool, typer.Option("--faithful", help="Report a failed job and try again, as the real program does.")
     ] = False,
-    until_eof: Annotated[
-        bool,
-        typer.Option("--until-eof", help="End as well when standard input ends: with its parent."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
+    until_eof: service.UntilEof = False,
+    as_json: service.AsJson = False,
 ) -> None:
     """Serve the region in DIR until SIGINT or SIGTERM.
 
@@ -97,12 +92,11 @@ def run(
         faithful=faithful,
     )
     read_only, sync_policy = _read_only(mode), _sync_policy(policy)
-    if until_eof and sys.stdin is None:
-        raise UsageError("--until-eof waits for the end of standard input, which is closed: leave it open")
 
     async def main() -> None:
-        with Region.open(directory, read_only=read_only, policy=sync_policy) as region:
-            await _serve(DownstairsServer(region, options), as_json, until_eof)
+        async with service.until_told(until_eof) as told:
+            with Region.open(directory, read_only=read_only, policy=sync_policy) as region:
+                await _serve(DownstairsServer(region, options), as_json, told)
 
     serving.run(main)
 
@@ -110,21 +104,12 @@ def run(
 app.command()(run_many)
 
 
-async def _serve(server: DownstairsServer, as_json: bool, until_eof: bool) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.run)
-            _announce(server, as_json)
-            if until_eof:
-                nursery.start_soon(_end_of_input, nursery.cancel_scope)
-            await anext(signals)
-            nursery.cancel_scope.cancel()
-
-
-async def _end_of_input(server_scope: trio.CancelScope) -> None:
-    """Cancel ``server_scope`` when standard input ends."""
-    await service.end_of_input()
-    server_scope.cancel()
+async def _serve(server: DownstairsServer, as_json: bool, told: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        _announce(server, as_json)
+        await told.wait()
+        nursery.cancel_scope.cancel()
 
 
 def _announce(server: DownstairsServer, as_json: bool) -> None:

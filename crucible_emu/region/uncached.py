@@ -17,10 +17,14 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from crucible_emu.region.storage import Buffer, OsStorage, Storage
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ALIGNMENT = 4096
 PIECE_BYTES = 1 << 20
@@ -61,16 +65,8 @@ class UncachedStorage(OsStorage):
             padded = -(-len(piece) // ALIGNMENT) * ALIGNMENT
             self._buffer[: len(piece)] = piece
             self._buffer[len(piece) : padded] = bytes(padded - len(piece))
-            self._write(descriptor, self._buffer[:padded], offset + start)
-
-    def _write(self, descriptor: int, piece: memoryview, offset: int) -> None:
-        try:
-            self._under.pwrite(descriptor, piece, offset)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            _through_the_cache(descriptor)
-            self._under.pwrite(descriptor, piece, offset)
+            whole = self._buffer[:padded]
+            _direct(descriptor, self._under.pwrite, descriptor, whole, offset + start)
 
     def preadv(self, descriptor: int, parts: Sequence[memoryview], offset: int) -> int:  # type: ignore[override]
         done = 0
@@ -88,16 +84,21 @@ class UncachedStorage(OsStorage):
         """Fill the beginning of ``out``; how much of it, 0 where the file ends."""
         skipped = offset % ALIGNMENT
         length = min(PIECE_BYTES, -(-(skipped + len(out)) // ALIGNMENT) * ALIGNMENT)
-        try:
-            got = self._under.preadv(descriptor, [self._buffer[:length]], offset - skipped)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            _through_the_cache(descriptor)
-            got = self._under.preadv(descriptor, [self._buffer[:length]], offset - skipped)
+        got = _direct(descriptor, self._under.preadv, descriptor, [self._buffer[:length]], offset - skipped)
         got = max(0, min(got - skipped, len(out)))
         out[:got] = self._buffer[skipped : skipped + got]
         return got
+
+
+def _direct(descriptor: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``work`` around the page cache, and through it where the file system refuses that only now."""
+    try:
+        return work(*args, **kwargs)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _through_the_cache(descriptor)
+        return work(*args, **kwargs)
 
 
 def _through_the_cache(descriptor: int) -> None:

@@ -310,10 +310,10 @@ class LiveRepair:
         """Give up on the clients under repair, and go on with no-ops: others may wait for the ids (§8.7)."""
         self._count_abort()
         self._core.repairs_failed += 1
-        failed = [extent.extent_id for extent in self.under_way if extent.awaited and extent.awaited.error]
-        first = [extent.extent_id for extent in self.under_way]
-        at = [*failed, *first, self.extent_id][0]
-        self._core.report("warning", "live repair aborted", extent=at, number=self.number)
+        failed = [extent for extent in self.under_way if extent.awaited and extent.awaited.error]
+        at = next(iter(failed or self.under_way), None)
+        extent_id = self.extent_id if at is None else at.extent_id
+        self._core.report("warning", "live repair aborted", extent=extent_id, number=self.number)
         for client in self.clients:
             if client.state.phase is Phase.LIVE_REPAIR:
                 self._core.stop_client(client, StopReason.FAILED_LIVE_REPAIR)

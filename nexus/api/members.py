@@ -61,7 +61,8 @@ Name = Annotated[str, AfterValidator(_name)]
 NameOrId = Annotated[str, AfterValidator(_name_or_id)]
 Words = Annotated[str, AfterValidator(_no_null), Field(max_length=DESCRIPTION_LENGTH_MAX)]
 """A user's own words."""
-ByteCount = Annotated[int, Field(ge=0, lt=2**64)]
+Uint64 = Annotated[int, Field(ge=0, lt=2**64)]
+ByteCount = Uint64
 BlockSize = Literal[512, 2048, 4096]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 

@@ -270,6 +270,18 @@ class Leases:
 
         return await self.database.read(body)
 
+    async def forget_dead(self) -> Sequence[str]:
+        """Forget who is dead and has nothing left to be taken over; their ids. One that comes back meanwhile is kept:
+        the same statement looks whether it is dead."""
+
+        def body(connection: Connection) -> Sequence[str]:
+            owes = exists().where(saga.c.executor_id == nexus_instance.c.id, GOING_ON)
+            dead = nexus_instance.c.time_expires <= self.clock(connection)
+            forgotten = delete(nexus_instance).where(dead, ~owes).returning(nexus_instance.c.id)
+            return tuple(sorted(connection.scalars(forgotten)))
+
+        return await self.database.transact(body)
+
 
 def _columns(instance: Instance) -> dict[str, Any]:
     return {name: getattr(instance, name) for name in Instance.__slots__}

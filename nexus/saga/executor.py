@@ -10,7 +10,8 @@ which a background task calls, goes on with it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -97,6 +98,7 @@ class Executor:
         self._hooks = hooks
         self._perform = perform
         self._runs: dict[str, _Run] = {}
+        self._claimed: set[str] = set()
         self.executor_id = executor_id
 
     # -- what others ask for ------------------------------------------------------------------------------------------
@@ -109,8 +111,9 @@ class Executor:
         record = SagaRecord(
             saga_id or self._new_id(), saga.name, given, tuple(dag.labels), SagaState.RUNNING, self.executor_id
         )
-        await self._store.create(record)
-        self._take_in_hand(record, Execution(dag))
+        with self._claiming(record.id):
+            await self._store.create(record)
+            self._take_in_hand(record, Execution(dag))
         return record.id
 
     async def run(self, saga: Saga, params: BaseModel) -> Mapping[str, Any]:
@@ -141,19 +144,16 @@ class Executor:
     async def recover(self) -> list[str]:
         """Go on with whatever belongs to this Nexus and is not being run: after a restart, or when the database was
         away. The ids."""
-        found = [each for each in await self._store.unfinished(self.executor_id) if each.id not in self._runs]
-        for record in found:
-            await self._go_on(record)
-        return [record.id for record in found]
+        found = [record for record in await self._store.unfinished(self.executor_id) if self._is_free(record.id)]
+        return [record.id for record in found if await self._go_on(record)]
 
     async def take_over(self, executor_id: str) -> list[str]:
         """Go on with what the Nexus ``executor_id``, which is dead, has left. The ids of what others did not get."""
         taken = []
         for record in await self._store.unfinished(executor_id):
             adopted = await self._store.adopt(record, self.executor_id)
-            if adopted is not None:
+            if adopted is not None and await self._go_on(adopted):
                 log.info("saga taken over", saga=record.id, name=record.name, from_executor=executor_id)
-                await self._go_on(adopted)
                 taken.append(record.id)
         return taken
 
@@ -163,11 +163,14 @@ class Executor:
         execution = Execution.replayed(self._dags[record.name], events)
         if execution.state is not SagaState.STUCK:
             return
-        adopted = await self._store.adopt(record, self.executor_id)
-        if adopted is not None:
-            execution.resumed = True
-            await self._store.set_state(saga_id, adopted.fence, SagaState.UNWINDING)
-            self._take_in_hand(adopted, execution)
+        if not self._is_free(saga_id):
+            return
+        with self._claiming(saga_id):
+            adopted = await self._store.adopt(record, self.executor_id)
+            if adopted is not None:
+                execution.resumed = True
+                await self._store.set_state(saga_id, adopted.fence, SagaState.UNWINDING)
+                self._take_in_hand(adopted, execution)
 
     @property
     def in_hand(self) -> list[str]:
@@ -176,20 +179,40 @@ class Executor:
 
     # -- one saga -----------------------------------------------------------------------------------------------------
 
-    async def _go_on(self, record: SagaRecord) -> None:
-        dag = self._dags.get(record.name)
-        if dag is None or tuple(dag.labels) != record.labels:
-            await self._give_up(record, "its recipe is not the one that it was made from")
-            return
-        found, events = await self._store.load(record.id)
+    def _is_free(self, saga_id: str) -> bool:
+        return saga_id not in self._runs and saga_id not in self._claimed
+
+    @contextmanager
+    def _claiming(self, saga_id: str) -> Iterator[None]:
+        """*Safety*: between a saga's row and its run the database is waited for. Who looks for sagas that nobody runs
+        finds the row in that moment; run twice under one fence, its log would say what cannot have happened."""
+        self._claimed.add(saga_id)
         try:
-            execution = Execution.replayed(dag, events)
-        except ImpossibleEvent as error:
-            await self._give_up(found, str(error))
-            return
-        # An operator may have resumed it before this Nexus, or the one before it, died.
-        execution.resumed = found.state is SagaState.UNWINDING
-        self._take_in_hand(found, execution)
+            yield
+        finally:
+            self._claimed.discard(saga_id)
+
+    async def _go_on(self, record: SagaRecord) -> bool:
+        """Take it in hand as its log says, unless that was done meanwhile; whether it was free for that."""
+        if not self._is_free(record.id):
+            return False
+        with self._claiming(record.id):
+            dag = self._dags.get(record.name)
+            if dag is None or tuple(dag.labels) != record.labels:
+                await self._give_up(record, "its recipe is not the one that it was made from")
+                return True
+            found, events = await self._store.load(record.id)
+            if (found.executor_id, found.fence) != (record.executor_id, record.fence) or found.state in ENDED:
+                return False
+            try:
+                execution = Execution.replayed(dag, events)
+            except ImpossibleEvent as error:
+                await self._give_up(found, str(error))
+                return True
+            # An operator may have resumed it before this Nexus, or the one before it, died.
+            execution.resumed = found.state is SagaState.UNWINDING
+            self._take_in_hand(found, execution)
+            return True
 
     async def _give_up(self, record: SagaRecord, why: str) -> None:
         log.error("saga cannot be gone on with", saga=record.id, name=record.name, reason=why)

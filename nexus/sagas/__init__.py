@@ -6,7 +6,11 @@ recipe that is not in it cannot be gone on with after a crash.
 """
 
 from nexus.saga import Saga
+from nexus.sagas.volume_delete import VOLUME_DELETE
 
-ALL_SAGAS: tuple[Saga, ...] = ()
+ALL_SAGAS: tuple[Saga, ...] = (
+    # What takes things away.
+    VOLUME_DELETE,
+)
 
 __all__ = ["ALL_SAGAS"]

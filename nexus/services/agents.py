@@ -20,6 +20,7 @@ from sqlalchemy import select
 from crucible_emu.agent.documents import CreateRegion, DigestStatus, GetSnapshotResponse, Region
 from crucible_emu.client import regions as waiting
 from crucible_emu.client.agent import AgentClient
+from crucible_emu.client.failures import ServiceError
 from crucible_emu.client.persistence import Persistence
 from nexus.db import Database, NotFound, schema
 from nexus.placement import AllocatedRegion, Geometry
@@ -106,24 +107,29 @@ class Agents:
             await waiting.delete_region(self._agent(dataset), region_id, self._persisting(dataset))
 
     async def snapshots_stop(self, freed: Sequence[FreedSnapshot]) -> None:
-        """Return when no Downstairs serves any of them."""
+        """Return when no Downstairs serves any of them; of those that were never run, and of regions that the agent
+        does not know, that is so."""
         await self._batch(lambda each: self.snapshot_stop(each.dataset, each.snapshot), freed)
 
     async def snapshot_stop(self, dataset: Dataset, snapshot: RegionSnapshot) -> None:
-        with _gone_is_done(), told_of(f"running snapshot {snapshot.snapshot_id} of region {snapshot.region_id}"):
-            await waiting.stop_snapshot(
-                self._agent(dataset), snapshot.region_id, snapshot.snapshot_id, self._persisting(dataset)
-            )
+        region_id, name = snapshot.region_id, snapshot.snapshot_id
+        agent, persistence = self._agent(dataset), self._persisting(dataset)
+        with _gone_is_done(), told_of(f"running snapshot {name} of region {region_id}"):
+            # *Liveness*: an agent refuses to stop what it never ran, and an undo has to end well there, too.
+            held = await persistence.ask(lambda: _held(agent, region_id))
+            if held is not None and name in held.running_snapshots:
+                await waiting.stop_snapshot(agent, region_id, name, persistence)
 
     async def snapshots_delete(self, freed: Sequence[FreedSnapshot]) -> None:
-        """Return when none of them exists."""
+        """Return when none of them exists, as with regions that the agent does not know."""
         await self._batch(lambda each: self.snapshot_delete(each.dataset, each.snapshot), freed)
 
     async def snapshot_delete(self, dataset: Dataset, snapshot: RegionSnapshot) -> None:
-        with _gone_is_done(), told_of(f"snapshot {snapshot.snapshot_id} of region {snapshot.region_id}"):
-            await waiting.delete_snapshot(
-                self._agent(dataset), snapshot.region_id, snapshot.snapshot_id, self._persisting(dataset)
-            )
+        region_id, name = snapshot.region_id, snapshot.snapshot_id
+        agent, persistence = self._agent(dataset), self._persisting(dataset)
+        with _gone_is_done(), told_of(f"snapshot {name} of region {region_id}"):
+            if await persistence.ask(lambda: _held(agent, region_id)) is not None:
+                await waiting.delete_snapshot(agent, region_id, name, persistence)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -221,3 +227,13 @@ def _gone_is_done() -> Iterator[None]:
         yield
     except Gone:
         return
+
+
+async def _held(agent: AgentClient, region_id: str) -> GetSnapshotResponse | None:
+    """The snapshots of a region; ``None`` where the agent never had the region."""
+    try:
+        return await agent.region_get_snapshots(region_id)
+    except ServiceError as error:
+        if error.status == 404:
+            return None
+        raise

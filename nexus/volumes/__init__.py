@@ -19,17 +19,18 @@ from nexus.volumes.checkout import (
     volume_checkout_randomize_ids,
 )
 from nexus.volumes.deletion import (
+    deletions_to_finish,
     find_deleted_volume_regions,
     region_snapshot_remove,
     soft_delete_volume,
     volume_hard_delete,
-    without_regions,
+    volume_hard_delete_when_done,
 )
 from nexus.volumes.freed import CrucibleResources, regions_to_delete, snapshots_to_delete
 from nexus.volumes.parents import volume_remove_rop
 from nexus.volumes.recorded import Address, MalformedVolume
 from nexus.volumes.refusals import BrokenInvariant, ResourceGone, TargetNotFound
-from nexus.volumes.regions import region_record_port, region_snapshot_create
+from nexus.volumes.regions import region_record_port, region_snapshot_create, region_snapshot_give_up
 from nexus.volumes.repair_lock import LockHeld, LockResult, RepairLocks, TryLocks
 from nexus.volumes.replacing import (
     ReadOnlyTarget,
@@ -63,10 +64,12 @@ __all__ = [
     "TryLocks",
     "VolumeRegion",
     "VolumeReplaceResult",
+    "deletions_to_finish",
     "find_deleted_volume_regions",
     "read_only_target_to_resource",
     "region_record_port",
     "region_snapshot_create",
+    "region_snapshot_give_up",
     "region_snapshot_remove",
     "regions_to_delete",
     "snapshots_to_delete",
@@ -77,10 +80,10 @@ __all__ = [
     "volume_deleted",
     "volume_get",
     "volume_hard_delete",
+    "volume_hard_delete_when_done",
     "volume_remove_rop",
     "volume_replace_region",
     "volume_replace_snapshot",
     "volume_state",
     "volumes_using",
-    "without_regions",
 ]

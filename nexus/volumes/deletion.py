@@ -32,6 +32,7 @@ from nexus.volumes.resolution import (
     count_usages,
     drop_usage,
     flag_deleting,
+    of_snapshot,
     read_only_target_to_resource,
     resources_used_by,
     target_to_region,
@@ -156,25 +157,40 @@ def region_snapshot_remove(connection: Connection, snapshot: RegionSnapshot) -> 
     is what keeps the region underneath. Raises :class:`BrokenInvariant` while somebody counts on it."""
     if count_usages(connection, snapshot):
         raise BrokenInvariant(f"the {snapshot} is still used")
-    connection.execute(
-        delete(_SNAPSHOT).where(
-            _SNAPSHOT.c.dataset_id == snapshot.dataset_id,
-            _SNAPSHOT.c.region_id == snapshot.region_id,
-            _SNAPSHOT.c.snapshot_id == snapshot.snapshot_id,
-        )
-    )
+    connection.execute(delete(_SNAPSHOT).where(of_snapshot(snapshot)))
 
 
-def without_regions(connection: Connection, volume_ids: Collection[str]) -> list[str]:
-    """Those of the volumes that are soft-deleted and own no region any more, read-only ones included: to be
-    hard-deleted now, for nothing will find them later (R18, W40)."""
-    query = (
-        select(_VOLUME.c.id)
-        .where(
-            _VOLUME.c.id.in_(volume_ids),
-            _VOLUME.c.time_deleted.is_not(None),
-            ~exists().where(_REGION.c.volume_id == _VOLUME.c.id),
-        )
-        .order_by(_VOLUME.c.id)
-    )
-    return list(connection.execute(query).scalars())
+def volume_hard_delete_when_done(connection: Connection, volume_id: str) -> bool:
+    """Take the row of a soft-deleted volume away if nothing is left to do for it; whether there is none now.
+
+    *Safety*: it stays while it owns a region, read-only ones included, for nothing would find that later (R18, W40);
+    and while something that its deletion freed has a row, for what that was is written down here alone.
+    """
+    volume = volume_get(connection, volume_id)
+    if volume is None:
+        return True
+    if not volume.deleted or _owns_regions(connection, volume_id):
+        return False
+    if freed.left_to_destroy(connection, freed.parse(volume.resources_to_clean_up)):
+        return False
+    volume_hard_delete(connection, volume_id)
+    return True
+
+
+def _owns_regions(connection: Connection, volume_id: str) -> bool:
+    return connection.execute(select(exists().where(_REGION.c.volume_id == volume_id))).scalar_one()
+
+
+def deletions_to_finish(connection: Connection) -> list[str]:
+    """The soft-deleted volumes for which something can be done now, in the order of their ids: to delete such a volume
+    again finishes what a dead saga left (W24). Other soft-deleted volumes wait for snapshots or clones to go."""
+    query = select(_VOLUME.c.id, _VOLUME.c.resources_to_clean_up).where(_VOLUME.c.time_deleted.is_not(None))
+    freed_owners = select(_REGION.c.volume_id).where(~_REGION.c.read_only, ~_has_snapshot())
+    owners = set(connection.execute(freed_owners.distinct()).scalars())
+    return [
+        row.id
+        for row in connection.execute(query.order_by(_VOLUME.c.id)).all()
+        if row.id in owners
+        or not _owns_regions(connection, row.id)
+        or freed.left_to_destroy(connection, freed.parse(row.resources_to_clean_up))
+    ]

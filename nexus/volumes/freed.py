@@ -19,7 +19,7 @@ from sqlalchemy import Connection, select
 
 from nexus.db import schema
 from nexus.volumes.refusals import BrokenInvariant
-from nexus.volumes.resolution import RegionSnapshot
+from nexus.volumes.resolution import RegionSnapshot, of_snapshot
 
 _DATASET = schema.crucible_dataset
 _REGION = schema.region
@@ -60,6 +60,12 @@ class CrucibleResources:
     stored_regions: tuple[FreedRegion, ...] = ()
     stored_snapshots: tuple[FreedSnapshot, ...] = ()
     snapshots_of_known_datasets: tuple[RegionSnapshot, ...] = ()
+
+    @property
+    def all_snapshots(self) -> tuple[RegionSnapshot, ...]:
+        """The region snapshots in it, of whichever version it is."""
+        stored = tuple(each.snapshot for each in self.stored_snapshots)
+        return (*self.region_snapshots, *stored, *self.snapshots_of_known_datasets)
 
     @property
     def empty(self) -> bool:
@@ -159,14 +165,20 @@ def snapshots_to_delete(connection: Connection, resources: CrucibleResources) ->
             raise BrokenInvariant(f"the dataset of the {each} is unknown")
         found.append(FreedSnapshot(dataset, each))
     for each in resources.region_snapshots:
-        row = connection.execute(
-            select(_SNAPSHOT.c.region_id).where(
-                _SNAPSHOT.c.dataset_id == each.dataset_id,
-                _SNAPSHOT.c.region_id == each.region_id,
-                _SNAPSHOT.c.snapshot_id == each.snapshot_id,
-            )
-        ).one_or_none()
+        row = connection.execute(select(_SNAPSHOT.c.region_id).where(of_snapshot(each))).one_or_none()
         dataset = dataset_get(connection, each.dataset_id)
         if row is not None and dataset is not None:
             found.append(FreedSnapshot(dataset, each))
     return found
+
+
+def left_to_destroy(connection: Connection, resources: CrucibleResources) -> bool:
+    """Whether any of it still has a row. *Safety*: a volume's row is the only place where it is written down what is to
+    be destroyed, and must outlive that."""
+    regions = [*resources.regions, *(each.region_id for each in resources.stored_regions)]
+    if connection.execute(select(_REGION.c.id).where(_REGION.c.id.in_(regions))).first() is not None:
+        return True
+    return any(
+        connection.execute(select(_SNAPSHOT.c.region_id).where(of_snapshot(each))).first() is not None
+        for each in resources.all_snapshots
+    )

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from nexus.db import Conflict, NotFound, schema
 from nexus.volumes.recorded import Address
-from nexus.volumes.resolution import RegionSnapshot
+from nexus.volumes.resolution import RegionSnapshot, count_usages
 
 _REGION = schema.region
 _SNAPSHOT = schema.region_snapshot
@@ -65,4 +65,22 @@ def region_snapshot_create(connection: Connection, snapshot: RegionSnapshot, add
             snapshot_addr=str(address),
             deleting=False,
         )
+    )
+
+
+def region_snapshot_give_up(connection: Connection, snapshot: RegionSnapshot) -> None:
+    """Who made the region snapshot takes it away again: from now on nobody finds it at its address, which the agent
+    may give to another as soon as it is told to stop it (R12, R13, *safety*). The row stays until the agent has it no
+    more (W43). Of one that was never written, or is being deleted, it is done. Raises :class:`~nexus.db.Conflict`
+    while a volume counts on it."""
+    if count_usages(connection, snapshot):
+        raise Conflict(f"the {snapshot} is still used")
+    connection.execute(
+        update(_SNAPSHOT)
+        .where(
+            _SNAPSHOT.c.dataset_id == snapshot.dataset_id,
+            _SNAPSHOT.c.region_id == snapshot.region_id,
+            _SNAPSHOT.c.snapshot_id == snapshot.snapshot_id,
+        )
+        .values(deleting=True)
     )

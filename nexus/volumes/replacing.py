@@ -25,7 +25,7 @@ from nexus.volumes import recorded, walks
 from nexus.volumes.recorded import Address
 from nexus.volumes.refusals import BrokenInvariant, TargetNotFound
 from nexus.volumes.resolution import Resource, has_usage, insert_usage, move_usage, require_resource
-from nexus.volumes.rows import require_live, volume_get, write_request
+from nexus.volumes.rows import Volume, require_live, volume_get, write_request
 
 _REGION = schema.region
 
@@ -69,6 +69,14 @@ def _decided(*, old: bool, new: bool, swap: str) -> VolumeReplaceResult | None:
     return None
 
 
+def _living(connection: Connection, volume_id: str) -> Volume | VolumeReplaceResult:
+    """The volume, or how it was deleted."""
+    volume = volume_get(connection, volume_id)
+    if volume is None:
+        return VolumeReplaceResult.EXISTING_VOLUME_HARD_DELETED
+    return VolumeReplaceResult.EXISTING_VOLUME_SOFT_DELETED if volume.deleted else volume
+
+
 def volume_replace_region(
     connection: Connection, existing: VolumeRegion, replacement: VolumeRegion, now: datetime
 ) -> VolumeReplaceResult:
@@ -76,11 +84,9 @@ def volume_replace_region(
     other's volume. That of the replacement need not exist yet. Every generation grows, so that who gets this document
     wins over who has the old one. Raises :class:`TargetNotFound`, :class:`Conflict`, :class:`BrokenInvariant`."""
     volume_id = existing.volume_id
-    volume = volume_get(connection, volume_id)
-    if volume is None:
-        return VolumeReplaceResult.EXISTING_VOLUME_HARD_DELETED
-    if volume.deleted:
-        return VolumeReplaceResult.EXISTING_VOLUME_SOFT_DELETED
+    volume = _living(connection, volume_id)
+    if isinstance(volume, VolumeReplaceResult):
+        return volume
     old = walks.contains_region(volume.request, existing.address)
     new = walks.contains_region(volume.request, replacement.address)
     swap = f"in volume {volume_id}, {existing.address} for {replacement.address}"
@@ -114,11 +120,9 @@ def volume_replace_snapshot(
 
     Backwards, which is this with the two exchanged, the stash takes the reference to the replacement. Raises
     :class:`TargetNotFound`, :class:`Conflict`, :class:`ResourceGone`, :class:`BrokenInvariant`."""
-    volume = volume_get(connection, volume_id)
-    if volume is None:
-        return VolumeReplaceResult.EXISTING_VOLUME_HARD_DELETED
-    if volume.deleted:
-        return VolumeReplaceResult.EXISTING_VOLUME_SOFT_DELETED
+    volume = _living(connection, volume_id)
+    if isinstance(volume, VolumeReplaceResult):
+        return volume
     old = walks.contains_read_only_target(volume.request, existing.address)
     new = walks.contains_read_only_target(volume.request, replacement.address)
     swap = f"in volume {volume_id}, {existing.address} for {replacement.address}"

@@ -91,6 +91,15 @@ def require_resource(connection: Connection, address: Address) -> Resource:
     return found
 
 
+def of_snapshot(snapshot: RegionSnapshot) -> ColumnElement[bool]:
+    """The row of one region snapshot, deleting or not."""
+    return and_(
+        _SNAPSHOT.c.dataset_id == snapshot.dataset_id,
+        _SNAPSHOT.c.region_id == snapshot.region_id,
+        _SNAPSHOT.c.snapshot_id == snapshot.snapshot_id,
+    )
+
+
 # -- rows of volume_resource_usage ------------------------------------------------------------------------------------
 
 
@@ -189,13 +198,8 @@ def flag_deleting(connection: Connection, resource: Resource) -> None:
     match resource:
         case ReadOnlyRegion(region_id):
             which = update(_REGION).where(_REGION.c.id == region_id, _REGION.c.read_only, ~_REGION.c.deleting)
-        case RegionSnapshot(dataset_id, region_id, snapshot_id):
-            which = update(_SNAPSHOT).where(
-                _SNAPSHOT.c.dataset_id == dataset_id,
-                _SNAPSHOT.c.region_id == region_id,
-                _SNAPSHOT.c.snapshot_id == snapshot_id,
-                ~_SNAPSHOT.c.deleting,
-            )
+        case RegionSnapshot():
+            which = update(_SNAPSHOT).where(of_snapshot(resource), ~_SNAPSHOT.c.deleting)
     changed = connection.execute(which.values(deleting=True)).rowcount
     if changed != 1:
         raise BrokenInvariant(f"{changed} rows of the {resource} could be marked as deleting, where one belongs")

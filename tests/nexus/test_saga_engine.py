@@ -344,3 +344,27 @@ async def test_an_output_with_a_secret_fails_its_node(expect_log: Any) -> None:
     with expect_log("saga node failed unexpectedly"), pytest.RaisesGroup(SagaFailed):
         await nexus(store, world, use, saga=saga)
     assert "hunter2" not in str(store.logs) and not world.effects
+
+
+async def test_saga_that_is_just_being_written_down_is_not_run_twice() -> None:
+    """Who looks for sagas that nobody runs finds its row before its run has begun."""
+    written, go_on = trio.Event(), trio.Event()
+
+    class Slow(MemoryStore):
+        async def create(self, record: SagaRecord) -> None:
+            await super().create(record)
+            written.set()
+            await go_on.wait()
+
+    store, world = Slow(), World()
+
+    async def use(executor: Executor) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(executor.start, SAGA, Params())
+            await written.wait()
+            assert await executor.recover() == []
+            go_on.set()
+
+    await nexus(store, world, use)
+    assert store.records["saga-0"].state is SagaState.DONE
+    assert set(world.acted.values()) == {1}

@@ -282,8 +282,8 @@ class Rack:
             self.run(deletion.region_snapshot_remove, snapshot.snapshot)
         found = self.run(deletion.find_deleted_volume_regions)
         self._destroy(found.regions)
-        for each in (*found.volumes, *self.run(deletion.without_regions, [volume_id, *owners])):
-            self.run(deletion.volume_hard_delete, each)
+        for each in (*found.volumes, volume_id, *owners):
+            self.run(deletion.volume_hard_delete_when_done, each)
         return resources
 
     def _destroy(self, regions: Any) -> list[str]:

@@ -29,6 +29,9 @@ FILES = {
     "repair": "downstairs-repair-1.0.0.json",
     "control": "crucible-control.json",
     "dsc": "dsc-control.json",
+    "nexus-external": "nexus-external-2026081901.0.0.json",
+    "nexus-internal": "nexus-internal-1.0.0.json",
+    "nexus-lockstep": "nexus-lockstep.json",
 }
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 WIDTHS = {"uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64, "uint": 64, "int8": 8, "int16": 16, "int32": 32}
@@ -46,7 +49,7 @@ class Operation:
     path: str
     parameters: tuple[Mapping[str, Any], ...]
     body: Mapping[str, Any] | None
-    """The schema of the request's JSON."""
+    """The schema of the request's JSON; ``None`` where there is no body, or one of another kind."""
     responses: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -104,7 +107,7 @@ class Document:
                     method.upper(),
                     path,
                     tuple(self.resolved(each) for each in (*item.get("parameters", ()), *found.get("parameters", ()))),
-                    body["content"][JSON_TYPE]["schema"] if body else None,
+                    body["content"].get(JSON_TYPE, {}).get("schema") if body else None,
                     {status: self.resolved(each) for status, each in found["responses"].items()},
                 )
 

@@ -24,6 +24,9 @@ from pydantic import TypeAdapter
 Direction = Literal["validation", "serialization"]
 """pydantic's words for a request that is taken, and an answer that is made."""
 
+TAGS = ("type", "method", "component", "state", "kind", "error", "current_status", "last_result")
+"""The names of members that tell the variants of a choice apart."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -119,7 +122,7 @@ def _choice(sides: list[Side]) -> Shape:
 
 def tags(shape: Shape) -> Iterator[str]:
     """What tells a variant of a choice from the others: the words of its tag, else the names of its members."""
-    for name in ("type", "method", "component"):
+    for name in TAGS:
         words = shape.members[name].resolved().words if name in shape.members else None
         if words:
             yield from (f"{name}={word}" for word in sorted(words))

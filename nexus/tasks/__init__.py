@@ -1,0 +1,20 @@
+"""Background tasks: what Nexus does unasked, again and again (nexus.md §4).
+
+``task`` what a task is, ``schedule`` when one is due, ``scheduler`` runs them. Every other module is one task, and
+opens with what it finds and why what it does is safe. :func:`all_tasks` is what a Nexus runs.
+"""
+
+from nexus.db.sagas import Leases
+from nexus.saga import Executor
+from nexus.services import World
+from nexus.tasks.saga_recovery import SagaRecovery
+from nexus.tasks.schedule import Reason
+from nexus.tasks.scheduler import Scheduler, UnknownTask
+from nexus.tasks.task import Status, Task
+
+__all__ = ["Reason", "Scheduler", "Status", "Task", "UnknownTask", "all_tasks"]
+
+
+def all_tasks(world: World, executor: Executor, leases: Leases) -> list[Task]:
+    """Every background task of one Nexus."""
+    return [SagaRecovery(executor, leases)]
