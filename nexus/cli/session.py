@@ -45,10 +45,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print documents as JSON.")
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """``external`` is spoken with as a user, ``emulator`` and ``lockstep`` as an operator."""
+    """``external`` is spoken with as a user, all others as an operator."""
 
     access: Access
     external: ExternalClient
+    as_operator: ExternalClient
     emulator: EmulatorClient
     lockstep: LockstepClient
     project: str | None
@@ -84,7 +85,8 @@ async def session(access: Access, project: str | None = None) -> AsyncIterator[S
         async def client(kind: type[Client], urls: Sequence[str], token: str | None) -> Client:
             url = await _first_that_answers(urls, tls_ca)
             made = kind(url, token=token, tls_ca=tls_ca if url.startswith("https:") else None)
-            return await stack.enter_async_context(made)
+            stack.push_async_callback(made.aclose)
+            return made
 
         token, operator_token = access.token(), access.operator_token()
         # Where no operator is answered the clients are there all the same, and nobody asks them.
@@ -92,6 +94,7 @@ async def session(access: Access, project: str | None = None) -> AsyncIterator[S
         yield Session(
             access,
             await client(ExternalClient, access.external, token),
+            await client(ExternalClient, access.external, operator_token),
             await client(EmulatorClient, operator, operator_token),
             await client(LockstepClient, operator, operator_token),
             project or access.project,

@@ -39,9 +39,7 @@ class NexusClient(ServiceClient):
         seen: set[str] = set()
         while True:
             # A page token holds all that the listing was asked with, but for the selector of the project.
-            found: Page[T] = await self._ask(
-                "GET", asked_for(path, limit=PAGE_ITEMS, page_token=token, **query), page
-            )
+            found: Page[T] = await self._ask("GET", asked_for(path, limit=PAGE_ITEMS, page_token=token, **query), page)
             for item in found.items:
                 yield item
             token = found.next_page
