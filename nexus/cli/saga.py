@@ -51,7 +51,7 @@ def _show(found: SagaDetail, as_json: bool) -> None:
     if as_json:
         return
     print()
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (str(each.number), each.label, each.kind, cell(each.time), "" if each.data is None else cell(each.data))
         for each in found.events
     ]
