@@ -41,6 +41,7 @@ NEXUS_FLOORS = (
     {"volumes", "placement"},
     {"services"},
     {"objects"},
+    {"verification"},
     {"replacement", "sagas"},
     {"tasks", "checking"},
     {"running"},

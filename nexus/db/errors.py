@@ -1,24 +1,27 @@
 """What a database may refuse, in sentences for people. No message quotes what stands in a row, for that may be secret.
 
 Errors of a transaction's own body pass through as they are; these are the ones that the database layer itself raises.
+Those of which nobody can say that the transaction was refused interrupt a saga, and do not fail it.
 """
 
 from __future__ import annotations
+
+from nexus.saga import Interrupted
 
 
 class DatabaseError(Exception):
     """The common base."""
 
 
-class Contention(DatabaseError):
+class Contention(DatabaseError, Interrupted):
     """The transaction lost against others as often as it may be tried. Nothing of it happened."""
 
 
-class Unreachable(DatabaseError):
+class Unreachable(DatabaseError, Interrupted):
     """The database does not answer. Nothing of the transaction happened."""
 
 
-class OutcomeUnknown(DatabaseError):
+class OutcomeUnknown(DatabaseError, Interrupted):
     """The database was lost while it was asked to commit: whether the transaction happened is not known. What is done
     again must recognise itself, as every action of a saga does."""
 

@@ -253,17 +253,28 @@ def disk_move_strictly(connection: Connection, disk_id: str, move: Move, now: da
     return disk_move(connection, disk_id, move, now)
 
 
-def disk_move_on(connection: Connection, disk_id: str, move: Move, now: datetime, *, saga_id: str) -> Outcome:
-    """The saga that has the disk in hand moves it for the last time, and lets go of it.
+def disk_move_on(
+    connection: Connection,
+    disk_id: str,
+    move: Move,
+    now: datetime,
+    *,
+    saga_id: str,
+    also: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """The saga that has the disk in hand moves it for the last time, and lets go of it. ``also``: other columns.
 
     A disk that it does not have in hand is as it left it when it did this before, or has gone on since: that is
     :attr:`~nexus.db.transitions.Outcome.ALREADY`, and nothing is changed.
     """
     edge = MOVES[move]
+    new = _after(edge.after, now) | {"operating_saga_id": None} | dict(also or {})
+    if move is Move.DELETION_UNDONE:
+        new["time_deleted"] = None
     changed = connection.execute(
         update(_DISK)
         .where(_DISK.c.id == disk_id, _DISK.c.operating_saga_id == saga_id, _DISK.c.disk_state.in_(sorted(edge.before)))
-        .values(_after(edge.after, now) | {"operating_saga_id": None})
+        .values(**new)
     )
     return Outcome.UPDATED if changed.rowcount else Outcome.ALREADY
 

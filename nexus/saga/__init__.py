@@ -10,7 +10,7 @@ from nexus.saga.dag import Dag
 from nexus.saga.execution import Execution, SagaState
 from nexus.saga.executor import Executor, SagaFailed, SagaStuck
 from nexus.saga.hooks import Hooks, Point
-from nexus.saga.recipe import ActionFailed, Context, Node, Parallel, Saga, SubSaga
+from nexus.saga.recipe import ActionFailed, Context, Interrupted, Node, Parallel, Saga, SubSaga
 from nexus.saga.store import Fenced, MemoryStore, SagaRecord, Store
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Executor",
     "Fenced",
     "Hooks",
+    "Interrupted",
     "MemoryStore",
     "Node",
     "Parallel",

@@ -24,7 +24,7 @@ from nexus.saga.dag import Dag, Vertex
 from nexus.saga.events import Event, Kind, refuse_secrets
 from nexus.saga.execution import ENDED, Execution, Failure, ImpossibleEvent, SagaState
 from nexus.saga.hooks import Crash, Hooks, Point, no_hooks
-from nexus.saga.recipe import ActionFailed, Context, Saga
+from nexus.saga.recipe import ActionFailed, Context, Interrupted, Saga
 from nexus.saga.store import Fenced, SagaRecord, Store
 
 UNEXPECTED = "unexpected"
@@ -268,6 +268,8 @@ class Executor:
             try:
                 output = await self._perform(vertex.action, vertex, self._context(run, label))
                 refuse_secrets(output, label)
+            except Interrupted:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the saga has to unwind
                 failure = self._failure(record, label, error)
         await self._hooks(Point.AFTER_EFFECT, record.id, label)
@@ -284,6 +286,8 @@ class Executor:
         failure: dict[str, str] | None = None
         try:
             await self._perform(vertex.undo, vertex, self._context(run, label))
+        except Interrupted:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, a person has to look at it
             failure = self._failure(record, label, error)
             log.error("saga stuck: an undo failed", saga=record.id, name=record.name, node=label, **failure)

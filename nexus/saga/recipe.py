@@ -14,8 +14,8 @@ is not run; the undos of all nodes that ended are, in reverse order. So an actio
 node without an action that carries the undo. The output of an action is recorded as JSON and seen by later nodes under
 the node's name.
 
-What an action may raise: :class:`ActionFailed` is the expected failure, with a sentence for a person. Anything else is
-a defect, and unwinds the saga just as well.
+What an action may raise: :class:`ActionFailed` is the expected failure, with a sentence for a person;
+:class:`Interrupted` is none at all. Anything else is a defect, and unwinds the saga just as well.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ class ActionFailed(Exception):
     def __init__(self, message: str, kind: str = "failed") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class Interrupted(Exception):
+    """Nobody knows whether an action or undo was done, or it could not even be tried: the database was lost in its
+    middle. It has neither succeeded nor failed. *Safety*: a failed action is not undone, so one that may have happened
+    must not be called failed; the saga is let go, and the node runs again when somebody goes on with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,30 @@ recipe that is not in it cannot be gone on with after a crash.
 """
 
 from nexus.saga import Saga
+from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CREATE_READ_ONLY
+from nexus.sagas.disk_delete import DISK_DELETE
+from nexus.sagas.image_create import IMAGE_CREATE
+from nexus.sagas.image_delete import IMAGE_DELETE
+from nexus.sagas.remove_read_only_parent import REMOVE_READ_ONLY_PARENT
+from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_ATTACHED, SNAPSHOT_CREATE_DETACHED
+from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
 from nexus.sagas.volume_delete import VOLUME_DELETE
 
 ALL_SAGAS: tuple[Saga, ...] = (
+    # What makes disks.
+    DISK_CREATE,
+    DISK_CREATE_IMPORTING,
+    DISK_CREATE_READ_ONLY,
+    # What makes snapshots, and images of them.
+    SNAPSHOT_CREATE_ATTACHED,
+    SNAPSHOT_CREATE_DETACHED,
+    IMAGE_CREATE,
     # What takes things away.
     VOLUME_DELETE,
+    REMOVE_READ_ONLY_PARENT,
+    DISK_DELETE,
+    SNAPSHOT_DELETE,
+    IMAGE_DELETE,
 )
 
 __all__ = ["ALL_SAGAS"]

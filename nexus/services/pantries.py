@@ -75,6 +75,12 @@ class Pantries:
         """Raises as :meth:`attach`."""
         await self._ask(address, attachment_id, lambda pantry: pantry.bulk_write(attachment_id, offset, data))
 
+    async def bulk_read(self, address: PantryAddress, attachment_id: str, offset: int, size_bytes: int) -> bytes:
+        """Raises as :meth:`attach`."""
+        return await self._ask(
+            address, attachment_id, lambda pantry: pantry.bulk_read(attachment_id, offset, size_bytes)
+        )
+
     async def detach(self, address: PantryAddress, attachment_id: str) -> None:
         """Return when it is not attached there; one that is gone has nothing attached."""
         try:

@@ -7,6 +7,11 @@ opens with what it finds and why what it does is safe. :func:`all_tasks` is what
 from nexus.db.sagas import Leases
 from nexus.saga import Executor
 from nexus.services import World
+from nexus.tasks.decommissioned_disk_cleaner import DecommissionedDiskCleaner
+from nexus.tasks.lease_reaper import LeaseReaper
+from nexus.tasks.lookup_region_port import LookupRegionPort
+from nexus.tasks.phantom_disks import PhantomDisks
+from nexus.tasks.resume_volume_deletion import ResumeVolumeDeletion
 from nexus.tasks.saga_recovery import SagaRecovery
 from nexus.tasks.schedule import Reason
 from nexus.tasks.scheduler import Scheduler, UnknownTask
@@ -17,4 +22,11 @@ __all__ = ["Reason", "Scheduler", "Status", "Task", "UnknownTask", "all_tasks"]
 
 def all_tasks(world: World, executor: Executor, leases: Leases) -> list[Task]:
     """Every background task of one Nexus."""
-    return [SagaRecovery(executor, leases)]
+    return [
+        LookupRegionPort(world),
+        PhantomDisks(world),
+        DecommissionedDiskCleaner(world),
+        SagaRecovery(executor, leases),
+        ResumeVolumeDeletion(world, executor),
+        LeaseReaper(world),
+    ]

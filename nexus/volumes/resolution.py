@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, select, update
 
 from nexus.db import schema
 from nexus.db.schema import UsageType
@@ -26,6 +26,7 @@ _REGION = schema.region
 _SNAPSHOT = schema.region_snapshot
 _DATASET = schema.crucible_dataset
 _USAGE = schema.volume_resource_usage
+_VOLUME = schema.volume
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,7 +55,10 @@ Resource = ReadOnlyRegion | RegionSnapshot
 
 
 def target_to_region(connection: Connection, address: Address, *, read_only: bool) -> str | None:
-    """The region of one kind that listens there. A region whose port is not known listens nowhere."""
+    """The region of one kind that listens there. A region whose port is not known listens nowhere; and a read/write
+    region of a deleted volume is nobody's any more, like one that is ``deleting``: its agent may have given its port to
+    the next region before its row goes."""
+    deleted = exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_not(None))
     found = connection.execute(
         select(_REGION.c.id)
         .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
@@ -63,6 +67,7 @@ def target_to_region(connection: Connection, address: Address, *, read_only: boo
             _REGION.c.port == address.port,
             _REGION.c.read_only == read_only,
             ~_REGION.c.deleting,
+            *(() if read_only else (~deleted,)),
         )
     ).scalars()
     return found.one_or_none()

@@ -62,15 +62,23 @@ class Repeat:
         return result
 
 
-class DieAt:
-    """Dies when a hook is called for the nth time; ``where`` says at which point that was."""
+def everywhere(label: str) -> bool:
+    return True
 
-    def __init__(self, at: int) -> None:
+
+class DieAt:
+    """Dies when a hook is called for the nth time at a node that ``only`` accepts; ``where`` says at which point that
+    was."""
+
+    def __init__(self, at: int, only: Callable[[str], bool] = everywhere) -> None:
         self.at = at
+        self.only = only
         self.seen = 0
         self.where: tuple[Point, str] | None = None
 
     async def __call__(self, point: Point, saga_id: str, label: str) -> None:
+        if not self.only(label):
+            return
         self.seen += 1
         if self.seen - 1 == self.at:
             self.where = (point, label)
@@ -145,12 +153,15 @@ async def action_failure_can_unwind_idempotently(saga: Saga, fresh: Fresh) -> No
         await _ends(saga, await fresh(), fails_at=label, perform=Repeat(undos=2, fail_at=label))
 
 
-async def death_at_every_point(saga: Saga, fresh: Fresh, *, fail_at: str | None = None) -> int:
-    """Also while it unwinds, when it fails at ``fail_at``. The number of deaths that were tried."""
+async def death_at_every_point(
+    saga: Saga, fresh: Fresh, *, fail_at: str | None = None, only: Callable[[str], bool] = everywhere
+) -> int:
+    """Also while it unwinds, when it fails at ``fail_at``. The number of deaths that were tried. ``only``: at which
+    nodes, for a saga of whose parts some have their own tests."""
     at = 0
     while True:
         trial = await fresh()
-        hooks, dead = DieAt(at), Repeat(fail_at=fail_at)
+        hooks, dead = DieAt(at, only), Repeat(fail_at=fail_at)
 
         async def begin(executor: Executor, trial: Trial = trial) -> None:
             await executor.start(saga, trial.params)

@@ -10,7 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saga_rig import CrashAt, Params, World, nexus, recipe, step
 
-from nexus.saga import Dag, Executor, Fenced, MemoryStore, Node, Parallel, Point, Saga, SagaFailed, SagaState, SagaStuck
+from nexus.saga import (
+    Dag,
+    Executor,
+    Fenced,
+    Interrupted,
+    MemoryStore,
+    Node,
+    Parallel,
+    Point,
+    Saga,
+    SagaFailed,
+    SagaState,
+    SagaStuck,
+)
 from nexus.saga.events import Event, Kind, SecretInLog, refuse_secrets
 from nexus.saga.execution import TRANSITIONS, Execution, ImpossibleEvent, NodeState
 from nexus.saga.store import SagaRecord
@@ -368,3 +381,30 @@ async def test_saga_that_is_just_being_written_down_is_not_run_twice() -> None:
     await nexus(store, world, use)
     assert store.records["saga-0"].state is SagaState.DONE
     assert set(world.acted.values()) == {1}
+
+
+@pytest.mark.parametrize("failing", [None, "LAST"])
+async def test_interruption_is_neither_success_nor_failure(failing: str | None, expect_log: Any) -> None:
+    """A node of which nobody knows whether it was done runs again; so does such an undo, and nothing is stuck."""
+    interrupted: list[str] = []
+
+    async def perform(work: Any, vertex: Any, context: Any) -> Any:
+        result = await work(context)
+        if vertex.label == "FIRST" and (work is vertex.undo or failing is None) and not interrupted:
+            interrupted.append(vertex.label)
+            raise Interrupted("the database was lost")
+        return result
+
+    async def use(executor: Executor) -> None:
+        with expect_log("saga let go"), pytest.raises(Fenced):
+            await run_it(executor)
+        assert store.records["saga-0"].state is (SagaState.RUNNING if failing is None else SagaState.UNWINDING)
+        assert await executor.recover() == ["saga-0"]
+
+    store, world = MemoryStore(), World()
+    world.fails = {failing} if failing else set()
+    await nexus(store, world, use, perform=perform)
+    assert interrupted
+    (record,) = store.records.values()
+    assert record.state is (SagaState.DONE if failing is None else SagaState.UNWOUND)
+    assert world.effects - {"LOOK"} == (EFFECTS - {"LOOK"} if failing is None else set())

@@ -372,6 +372,20 @@ def test_keep_your_targets_straight(rack: Rack) -> None:
     assert sorted(found.region_snapshots) == sorted(each.resource for each in second.members)
 
 
+def test_port_of_a_freed_region_is_used_again_before_its_row_goes(rack: Rack) -> None:
+    """Agents give the ports of destroyed regions away at once; rows go in the transaction after that."""
+    old = rack.disk()
+    rack.run(deletion.soft_delete_volume, old.volume_id, rack.now())
+    addresses = [rack.address_of(each) for each in old.regions]
+    for address in addresses:
+        rack.give_port(address)
+    new = [rack.disk() for _ in range(4)]
+    again = {rack.address_of(each): disk for disk in new for each in disk.regions}
+    assert set(addresses) & set(again), "some disk has the ports of the old one"
+    for disk in new:
+        assert sorted(rack.run(deletion.soft_delete_volume, disk.volume_id, rack.now()).regions) == sorted(disk.regions)
+
+
 def read_only_pair(rack: Rack) -> tuple[Address, ReadOnlyRegion]:
     target = rack.read_only_region(rack.id(), rack.id())
     assert isinstance(target.resource, ReadOnlyRegion)
