@@ -16,6 +16,7 @@ that runs, or that is stuck and may be resumed, stays; and so does what nobody k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -67,7 +68,19 @@ DISK_AT_REST: Mapping[DiskState, tuple[Move, Mapping[str, str]]] = {
 }
 """The same of disks: the move back, and other columns, with the id where ``{}`` stands."""
 
-LetGo = Callable[[Connection], bool]
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an ended saga holds. ``what`` and ``ids`` name it; ``let_go``, in a transaction, gives it back if the saga
+    has still ended, and says whether it did."""
+
+    what: str
+    ids: tuple[str, ...]
+    behind: Behind
+    let_go: Callable[[Connection, World], bool]
+
+    def __str__(self) -> str:
+        return f"{self.what} is held by saga {self.behind.saga_id}, which is {self.behind.state.value}"
 
 
 class LeaseReaper:
@@ -81,80 +94,101 @@ class LeaseReaper:
         self._world = world
 
     async def activate(self) -> Status:
+        world = self._world
         released, errors = [], []
-        for what, let_go in await self._world.database.read(self._held):
+        for held in await world.database.read(held_by_ended):
             try:
-                if await self._world.database.transact(let_go):
-                    released.append(what)
+                if await self._let_go(held):
+                    released.append(str(held))
             except DatabaseError as error:
-                errors.append(f"{what}: {told(error)}")
-        errors += await self._world.database.read(unknown_holders)
-        await self._world.database.transact(forget_leases_of_ended)
+                errors.append(f"{held.what}: {told(error)}")
+        errors += await world.database.read(unknown_holders)
+        await world.database.transact(forget_leases_of_ended)
         return {"released": released, "errors": errors}
 
-    # -- what is held by whom -----------------------------------------------------------------------------------------
+    async def _let_go(self, held: Held) -> bool:
+        return await self._world.database.transact(lambda c: held.let_go(c, self._world))
 
-    def _held(self, connection: Connection) -> list[tuple[str, LetGo]]:
-        """What an ended saga holds, and how to let go of it."""
-        return [
-            (f"{what}, held by saga {behind.saga_id}, which is {behind.state.value}", let_go)
-            for what, holder, let_go in (*self._locks(connection), *self._records(connection), *self._disks(connection))
-            if (behind := saga_behind(connection, holder)) is not None and behind.ended
-        ]
 
-    def _locks(self, connection: Connection) -> Iterator[tuple[str, str, LetGo]]:
-        for row in connection.execute(select(_LOCK).order_by(_LOCK.c.volume_id)):
-            if _is_record(connection, row.repair_id):
-                # *Safety*: a request or step holds its lock from saga to saga, until it is complete.
-                continue
+def held_by_ended(connection: Connection) -> list[Held]:
+    """All that ended sagas hold."""
+    return [*_locks(connection), *_records(connection), *_disks(connection)]
 
-            def let_go(inner: Connection, volume_id: str = row.volume_id, holder: str = row.repair_id) -> bool:
-                if not _has_ended(inner, holder):
-                    return False
-                self._world.locks.volume_repair_delete(inner, volume_id, holder)
-                return True
 
-            yield f"the lock of volume {row.volume_id}", row.repair_id, let_go
+def _locks(connection: Connection) -> Iterator[Held]:
+    for volume_id, holder in connection.execute(select(_LOCK.c.volume_id, _LOCK.c.repair_id).order_by("volume_id")):
+        # *Safety*: a request or step holds its lock from saga to saga, until it is complete.
+        behind = None if _is_record(connection, holder) else _ended(connection, holder)
+        if behind is not None:
+            back = _LockBack(volume_id, holder)
+            yield Held(f"the lock of volume {volume_id}", (volume_id, holder), behind, back)
 
-    def _records(self, connection: Connection) -> Iterator[tuple[str, str, LetGo]]:
-        for table, states in AT_REST.items():
-            held = select(table.c.id, table.c.replacement_state, table.c[HOLDER]).where(table.c[HOLDER].is_not(None))
-            for identity, state, holder in connection.execute(held.order_by(table.c.id)):
-                rest, also = states[state]
-                expected = {"replacement_state": state, HOLDER: holder}
-                new = {"replacement_state": rest, HOLDER: None, **also}
 
-                def let_go(
-                    inner: Connection,
-                    table: Table = table,
-                    identity: str = identity,
-                    expected: dict[str, Any] = expected,
-                    new: dict[str, Any] = new,
-                ) -> bool:
-                    if not _has_ended(inner, expected[HOLDER]):
-                        return False
-                    update_and_check(inner, table, identity, expected=expected, new=new)
-                    return True
+@dataclass(frozen=True, slots=True)
+class _LockBack:
+    """The lock of a volume is given back."""
 
-                yield f"{table.name} {identity}, {state}", holder, let_go
+    volume_id: str
+    holder: str
 
-    def _disks(self, connection: Connection) -> Iterator[tuple[str, str, LetGo]]:
-        for row in connection.execute(_disks_in_hand()):
+    def __call__(self, connection: Connection, world: World) -> bool:
+        if _ended(connection, self.holder) is None:
+            return False
+        world.locks.volume_repair_delete(connection, self.volume_id, self.holder)
+        return True
 
-            def let_go(
-                inner: Connection, disk_id: str = row.id, state: DiskState = row.disk_state, holder: str = row[2]
-            ) -> bool:
-                behind = saga_behind(inner, holder)
-                if behind is None or not behind.ended:
-                    return False
-                if state == DiskState.DESTROYED and behind.state is SagaState.DONE:
-                    return False
-                move, also = DISK_AT_REST[state]
-                name = {column: text.format(disk_id) for column, text in also.items()}
-                moved = disk_move_on(inner, disk_id, move, self._world.now(), saga_id=holder, also=name)
-                return moved is Outcome.UPDATED
 
-            yield f"disk {row.id}, {row.disk_state}", row[2], let_go
+def _records(connection: Connection) -> Iterator[Held]:
+    for table, states in AT_REST.items():
+        held = select(table.c.id, table.c.replacement_state, table.c[HOLDER]).where(table.c[HOLDER].is_not(None))
+        for identity, state, holder in connection.execute(held.order_by(table.c.id)):
+            behind = _ended(connection, holder)
+            if behind is not None:
+                back = _Back(table, identity, state, holder, *states[state])
+                yield Held(f"{table.name} {identity}, {state},", (identity, holder), behind, back)
+
+
+@dataclass(frozen=True, slots=True)
+class _Back:
+    """A request or step goes back to the state at rest."""
+
+    table: Table
+    identity: str
+    state: StrEnum
+    holder: str
+    rest: StrEnum
+    also: Mapping[str, Any]
+
+    def __call__(self, connection: Connection, world: World) -> bool:
+        if _ended(connection, self.holder) is None:
+            return False
+        expected = {"replacement_state": self.state, HOLDER: self.holder}
+        new = {"replacement_state": self.rest, HOLDER: None, **self.also}
+        return update_and_check(connection, self.table, self.identity, expected=expected, new=new) is Outcome.UPDATED
+
+
+def _disks(connection: Connection) -> Iterator[Held]:
+    for disk_id, state, holder in connection.execute(_disks_in_hand()):
+        behind = _ended(connection, holder)
+        if behind is not None and not (state == DiskState.DESTROYED and behind.state is SagaState.DONE):
+            yield Held(f"disk {disk_id}, {state},", (disk_id, holder), behind, _DiskBack(disk_id, state, holder))
+
+
+@dataclass(frozen=True, slots=True)
+class _DiskBack:
+    """A disk goes back to the state at rest."""
+
+    disk_id: str
+    state: DiskState
+    holder: str
+
+    def __call__(self, connection: Connection, world: World) -> bool:
+        if _ended(connection, self.holder) is None:
+            return False
+        move, also = DISK_AT_REST[self.state]
+        name = {column: text.format(self.disk_id) for column, text in also.items()}
+        moved = disk_move_on(connection, self.disk_id, move, world.now(), saga_id=self.holder, also=name)
+        return moved is Outcome.UPDATED
 
 
 def _disks_in_hand() -> Select[Any]:
@@ -172,9 +206,10 @@ def _disks_in_hand() -> Select[Any]:
     )
 
 
-def _has_ended(connection: Connection, holder: str) -> bool:
-    behind: Behind | None = saga_behind(connection, holder)
-    return behind is not None and behind.ended
+def _ended(connection: Connection, holder: str) -> Behind | None:
+    """The saga behind a holder, if that has ended."""
+    behind = saga_behind(connection, holder)
+    return behind if behind is not None and behind.ended else None
 
 
 def _is_record(connection: Connection, holder: str) -> bool:
