@@ -35,7 +35,7 @@ from nexus.services.hosts import Vmm
 from nexus.volumes import Address
 
 _INSTANCE, _VMM, _SLED = schema.instance, schema.vmm, schema.sled
-_DISK, _CRUCIBLE = schema.disk, schema.disk_type_crucible
+_DISK, _CRUCIBLE, _PROJECT = schema.disk, schema.disk_type_crucible, schema.project
 
 DISKS_MAX = 12
 
@@ -85,6 +85,17 @@ class ActiveVmm:
 
     vmm: Vmm
     state: VmmState
+
+
+@dataclass(frozen=True, slots=True)
+class SledOfInstance:
+    """What a host is told about where it stands, and for whom."""
+
+    sled_id: str
+    part_number: str
+    revision: int
+    serial_number: str
+    silo_id: str
 
 
 # -- instances --------------------------------------------------------------------------------------------------------
@@ -214,6 +225,15 @@ def sled_for_instance(connection: Connection, seed: str) -> str:
         raise ActionFailed("no sled is in service to run the instance on", CAPACITY)
     equal = [row[0] for row in rows if row[1] == rows[0][1]]
     return str(equal[sum(seed.encode()) % len(equal)])
+
+
+def sled_of_instance(connection: Connection, instance: Instance, sled_id: str) -> SledOfInstance:
+    """Raises :class:`~nexus.saga.ActionFailed` where the project is gone."""
+    silo_id = connection.execute(select(_PROJECT.c.silo_id).where(_PROJECT.c.id == instance.project_id)).scalar()
+    if silo_id is None:
+        raise not_found("project", instance.project_id)
+    row = connection.execute(select(_SLED).where(_SLED.c.id == sled_id)).one()
+    return SledOfInstance(row.id, row.part_number, row.revision, row.serial_number, silo_id)
 
 
 def vmm_insert(connection: Connection, vmm_id: str, instance_id: str, sled_id: str, now: datetime) -> None:

@@ -10,6 +10,8 @@ from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CRE
 from nexus.sagas.disk_delete import DISK_DELETE
 from nexus.sagas.image_create import IMAGE_CREATE
 from nexus.sagas.image_delete import IMAGE_DELETE
+from nexus.sagas.instance_start import INSTANCE_START
+from nexus.sagas.instance_stop import INSTANCE_STOP
 from nexus.sagas.remove_read_only_parent import REMOVE_READ_ONLY_PARENT
 from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_ATTACHED, SNAPSHOT_CREATE_DETACHED
 from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
@@ -24,6 +26,9 @@ ALL_SAGAS: tuple[Saga, ...] = (
     SNAPSHOT_CREATE_ATTACHED,
     SNAPSHOT_CREATE_DETACHED,
     IMAGE_CREATE,
+    # What runs guests.
+    INSTANCE_START,
+    INSTANCE_STOP,
     # What takes things away.
     VOLUME_DELETE,
     REMOVE_READ_ONLY_PARENT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from db_rig import PostgresServer, open_database, postgres_server
 
 from nexus.db import Database
+
+sys.path.append(str(Path(__file__).parent.parent / "nbd"))
 
 KINDS = ["sqlite", "postgresql"]
 

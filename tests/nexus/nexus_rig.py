@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -93,6 +94,8 @@ class Plant:
     def __init__(self, database: Database, directory: Path) -> None:
         self.database = database
         self.directory = directory
+        self.sockets: Path
+        """Where hosts have the doors of disks: the path of a socket has to be short."""
         self.network = Switchboard()
         self._ids = count(1)
         self._ticks = count()
@@ -192,6 +195,7 @@ async def plant(
     rack = Plant(database, directory)
     async with AsyncExitStack() as stack:
         low = stack.enter_context(claimed_ports())
+        rack.sockets = Path(stack.enter_context(TemporaryDirectory(prefix="nexus-")))
         for number in range(sleds):
             pool = PortPool(low + number * PORTS_PER_AGENT, PORTS_PER_AGENT)
             await stack.enter_async_context(_sled(rack, number, {"pool": pool} | agent_options))
@@ -250,9 +254,7 @@ async def _sled(rack: Plant, number: int, agent_options: dict[str, Any]) -> Asyn
     )
     async with (
         running_agent(rack.directory / f"sled{number}" / "disk", AgentOptions(**agent_options)) as agent,
-        hosting(
-            Settings(rack.directory / f"sled{number}" / "host", reconnect_delay_s=0.02, scrub_delay_s=None)
-        ) as host,
+        hosting(Settings(rack.sockets / str(number), reconnect_delay_s=0.02, scrub_delay_s=None)) as host,
     ):
         rack.network.connect(agent_port, application(agent_api(agent)))
         rack.network.connect(host_port, application(host_api(host)))

@@ -1,0 +1,379 @@
+"""disk-create on real agents (nexus.md §3.11; catalogue §9.6 disk_create, §9.4 disks.rs)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from db_rig import open_database
+from nexus_rig import EXTENT_BYTES, Plant, plant
+from saga_scaffold import (
+    Fresh,
+    Trial,
+    action_failure_can_unwind,
+    action_failure_can_unwind_idempotently,
+    actions_succeed_idempotently,
+    death_at_every_point,
+)
+from sqlalchemy import func, select
+from users_rig import (
+    HasVolume,
+    delete_disk,
+    delete_image,
+    delete_snapshot,
+    make_disk,
+    make_image,
+    make_snapshot,
+    run,
+)
+
+from nexus.db import Database, schema
+from nexus.objects.disks import Disk, disk_get
+from nexus.objects.provisioning import provisioned_bytes
+from nexus.objects.sources import Blank, FromImage, FromSnapshot, Source
+from nexus.saga import MemoryStore, Saga, SagaFailed
+from nexus.sagas import disk_create
+from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CREATE_READ_ONLY
+from nexus.volumes import Pantry, volume_checkout, volume_get, walks
+
+SIZE_BYTES = 2 * EXTENT_BYTES
+BLANK = Blank()
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Database]:
+    """For long runs: SQLite in the loop's thread."""
+    with open_database("sqlite://", inline=True) as opened:
+        yield opened
+
+
+def asked(rack: Plant, source: Source = BLANK, **changed: Any) -> disk_create.Params:
+    given: dict[str, Any] = {
+        "disk_id": rack.id(),
+        "volume_id": rack.id(),
+        "project_id": rack.project_id,
+        "name": "disk",
+        "description": "",
+        "size_bytes": SIZE_BYTES,
+        "block_size": 512,
+        "source": source,
+    }
+    return disk_create.Params(**(given | changed))
+
+
+async def create(rack: Plant, saga: Saga = DISK_CREATE, source: Source = BLANK, **changed: Any) -> HasVolume:
+    params = asked(rack, source, **changed)
+    await run(rack, saga, params)
+    return HasVolume(params.disk_id, params.volume_id)
+
+
+def disk_of(rack: Plant, disk: HasVolume) -> Disk:
+    found = rack.run(disk_get, disk.id)
+    assert isinstance(found, Disk)
+    return found
+
+
+@contextmanager
+def refused(kind: str, match: str = "") -> Iterator[None]:
+    with pytest.raises(SagaFailed, match=match) as caught:
+        yield
+    assert caught.value.kind == kind
+
+
+async def written(rack: Plant, disk: HasVolume, offset: int, data: bytes) -> None:
+    """Write to a disk that nobody has attached."""
+    pantries = rack.world.pantries
+    pantry = await pantries.choose(disk.id)
+    await pantries.attach(pantry, disk.id, rack.run(volume_checkout, disk.volume_id, Pantry(), rack.now()).request)
+    await pantries.bulk_write(pantry, disk.id, offset, data)
+    await pantries.detach(pantry, disk.id)
+
+
+async def read(rack: Plant, disk: HasVolume, offset: int = 0, size: int = SIZE_BYTES) -> bytes:
+    """What a disk that nobody has attached holds, through an Upstairs."""
+    pantries = rack.world.pantries
+    pantry = await pantries.choose(disk.id)
+    await pantries.attach(pantry, disk.id, rack.run(volume_checkout, disk.volume_id, Pantry(), rack.now()).request)
+    found = await pantries.client(pantry).bulk_read(disk.id, offset, size)
+    await pantries.detach(pantry, disk.id)
+    return found
+
+
+async def standing(rack: Plant) -> dict[str, Any]:
+    """All that a saga may leave behind."""
+    pantry = await rack.world.pantries.choose("")
+    tables = (schema.region, schema.region_snapshot, schema.volume, schema.volume_resource_usage, schema.volume_repair)
+    rows = {table.name: rack.count(table) for table in tables}
+    reserved = rack.run(lambda c: c.execute(select(func.sum(schema.crucible_dataset.c.size_used))).scalar_one())
+    return rows | {
+        "disks": rack.count(schema.disk, schema.disk.c.time_deleted.is_(None)),
+        "reserved": reserved,
+        "provisioned": rack.run(provisioned_bytes, rack.project_id),
+        "at agents": await rack.held(),
+        "at the pantry": (await rack.world.pantries.client(pantry).pantry_status()).volumes,
+        "findings": rack.findings(),
+    }
+
+
+async def verify_clean_slate(rack: Plant) -> None:
+    """No disk, no volume, no region, nothing provisioned, agents and pantry empty."""
+    assert not any((await standing(rack)).values())
+    await rack.require_empty()
+
+
+def trials(rack: Plant, source: Source = BLANK) -> Fresh:
+    """Runs that leave a disk that is deleted then, or nothing."""
+
+    async def fresh() -> Trial:
+        params = asked(rack, source)
+        disk = HasVolume(params.disk_id, params.volume_id)
+        before = await standing(rack)
+        assert before["findings"] == []
+
+        async def finished() -> None:
+            assert rack.findings() == []
+            found = disk_of(rack, disk)
+            assert found.state in ("detached", "import_ready")
+            if found.pantry is not None:
+                await rack.world.pantries.detach(found.pantry, found.id)
+                rack.set(schema.disk, found.id, disk_state="detached")
+            await delete_disk(rack, disk)
+            await clean()
+
+        async def clean() -> None:
+            assert await standing(rack) == before
+
+        return Trial(rack.world, MemoryStore(), params, finished, clean)
+
+    return fresh
+
+
+# -- what a disk is when it was made ----------------------------------------------------------------------------------
+
+
+async def test_disk_create_saga_basic(tmp_path: Path, database: Database) -> None:
+    """Catalogue §9.6 disk_create, basic: a blank disk of three regions on three sleds, charged, detached, of zeros."""
+    async with plant(tmp_path, database) as rack:
+        disk = await create(rack)
+        found = disk_of(rack, disk)
+        assert (found.state, found.read_only, found.size_bytes, found.pantry) == ("detached", False, SIZE_BYTES, None)
+        assert rack.run(provisioned_bytes, rack.project_id) == SIZE_BYTES
+        request = rack.run(volume_get, disk.volume_id).request
+        (region,) = request.sub_volumes
+        assert (str(request.id), str(region.opts.id), region.gen) == (disk.id, disk.id, 1)
+        assert len(base64.b64decode(region.opts.key.get_secret_value())) == 32
+        assert await read(rack, disk) == bytes(SIZE_BYTES)
+        await written(rack, disk, 512, b"\x07" * 512)
+        assert await read(rack, disk, 0, 1536) == bytes(512) + b"\x07" * 512 + bytes(512)
+        assert rack.findings() == []
+        await delete_disk(rack, disk)
+        await verify_clean_slate(rack)
+
+
+async def test_disk_made_of_a_snapshot_reads_what_was_frozen(tmp_path: Path, in_memory: Database) -> None:
+    async with plant(tmp_path, in_memory) as rack:
+        original = await make_disk(rack)
+        frozen = rack.random.randbytes(SIZE_BYTES)
+        await written(rack, original, 0, frozen)
+        snapshot = await make_snapshot(rack, original)
+        await written(rack, original, 0, bytes(EXTENT_BYTES))
+        source = FromSnapshot(snapshot_id=snapshot.id)
+        copy = await create(rack, source=source)
+        bigger = await create(rack, source=source, name="bigger", size_bytes=2 * SIZE_BYTES)
+        assert disk_of(rack, copy).origin_snapshot == snapshot.id
+        assert await read(rack, copy) == frozen
+        assert await read(rack, bigger, 0, 2 * SIZE_BYTES) == frozen + bytes(SIZE_BYTES)
+        await written(rack, copy, 1024, b"\x01" * 512)
+        assert await read(rack, copy) == frozen[:1024] + b"\x01" * 512 + frozen[1536:]
+        image = await make_image(rack, snapshot)
+        of_image = await create(rack, source=FromImage(image_id=image.id), name="of-image")
+        assert disk_of(rack, of_image).origin_image == image.id
+        for each in (original, copy, bigger):
+            await delete_disk(rack, each)
+        await delete_snapshot(rack, snapshot)
+        await delete_image(rack, image)
+        assert await read(rack, of_image) == frozen, "what it counts on stays"
+        await delete_disk(rack, of_image)
+        await verify_clean_slate(rack)
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "image"])
+async def test_create_read_only_disk_from(tmp_path: Path, in_memory: Database, kind: str) -> None:
+    """Catalogue: test_create_read_only_disk_from_snapshot, test_create_read_only_disk_from_image,
+    test_read_only_disk_different_vcr (no id is in two copies)."""
+    async with plant(tmp_path, in_memory) as rack:
+        original = await make_disk(rack)
+        frozen = rack.random.randbytes(SIZE_BYTES)
+        await written(rack, original, 0, frozen)
+        snapshot = await make_snapshot(rack, original)
+        image = await make_image(rack, snapshot)
+        source = FromSnapshot(snapshot_id=snapshot.id) if kind == "snapshot" else FromImage(image_id=image.id)
+        made = [await create(rack, DISK_CREATE_READ_ONLY, source, name=name) for name in ("one", "two")]
+        found = disk_of(rack, made[0])
+        assert (found.state, found.read_only, found.size_bytes) == ("detached", True, SIZE_BYTES)
+        documents = [rack.run(volume_get, each.volume_id).request for each in (snapshot, image, *made)]
+        assert len({each for document in documents for each in ids_of(document)}) == 8
+        assert walks.is_read_only(documents[-1])
+        assert documents[-1].read_only_parent is None
+        assert rack.run(provisioned_bytes, rack.project_id) == 4 * SIZE_BYTES
+        await delete_disk(rack, original)
+        await delete_snapshot(rack, snapshot)
+        await delete_image(rack, image)
+        assert [await read(rack, each) for each in made] == [frozen, frozen]
+        for each in made:
+            await delete_disk(rack, each)
+        await verify_clean_slate(rack)
+
+
+def ids_of(request: Any) -> list[str]:
+    return [str(request.id), *(str(part.opts.id) for part in request.sub_volumes)]
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+async def test_reject_creating_disk_from_snapshot(tmp_path: Path, database: Database) -> None:
+    """Catalogue: test_reject_creating_disk_from_snapshot, …_from_illegal_snapshot, …_from_other_project_snapshot."""
+    async with plant(tmp_path, database) as rack:
+        original = await make_disk(rack)
+        snapshot = await make_snapshot(rack, original)
+        image = await make_image(rack, snapshot)
+        elsewhere = rack.add(schema.project, silo_id=rack.silo_id, name="elsewhere", description="")
+        abroad = rack.add(schema.project, silo_id=rack.id(), name="abroad", description="")
+        before = await standing(rack)
+        source, of_image = FromSnapshot(snapshot_id=snapshot.id), FromImage(image_id=image.id)
+        for saga, given, kind, match, changed in (
+            (DISK_CREATE, source, "invalid_request", "greater than or equal", {"size_bytes": EXTENT_BYTES}),
+            (DISK_CREATE, source, "invalid_request", "blocks of 512 bytes", {"block_size": 4096}),
+            (DISK_CREATE, source, "invalid_request", "take whole", {"size_bytes": SIZE_BYTES + 512}),
+            (DISK_CREATE, source, "invalid_request", "take whole", {"size_bytes": 0}),
+            (DISK_CREATE, BLANK, "invalid_request", "block size 1024", {"block_size": 1024}),
+            (DISK_CREATE, BLANK, "not_found", "no project", {"project_id": rack.id()}),
+            (DISK_CREATE, FromSnapshot(snapshot_id=rack.id()), "not_found", "there is no snapshot", {}),
+            (DISK_CREATE, FromImage(image_id=rack.id()), "not_found", "there is no image", {}),
+            (DISK_CREATE, source, "invalid_request", "does not belong", {"project_id": elsewhere}),
+            (DISK_CREATE, of_image, "invalid_request", "does not belong", {"project_id": elsewhere}),
+            (DISK_CREATE, of_image, "invalid_request", "does not belong", {"project_id": abroad}),
+            (DISK_CREATE_READ_ONLY, source, "invalid_request", "has 131072 bytes", {"size_bytes": 2 * SIZE_BYTES}),
+            (DISK_CREATE_READ_ONLY, BLANK, "invalid_request", "is made of a snapshot or an image", {}),
+        ):
+            with refused(kind, match):
+                await create(rack, saga, given, **changed)
+        rack.set(schema.snapshot, snapshot.id, state="creating")
+        with refused("invalid_request", "one that is ready"):
+            await create(rack, source=source)
+        rack.set(schema.snapshot, snapshot.id, state="ready")
+        rack.set(schema.image, image.id, project_id=None)
+        shared = await create(rack, source=of_image, project_id=elsewhere)
+        await delete_disk(rack, shared)
+        assert await standing(rack) == before
+
+
+async def test_name_that_is_taken_is_refused_and_nothing_is_left(tmp_path: Path, in_memory: Database) -> None:
+    async with plant(tmp_path, in_memory) as rack:
+        await create(rack)
+        before = await standing(rack)
+        for saga in (DISK_CREATE, DISK_CREATE_IMPORTING):
+            with refused("object_already_exists", "called 'disk' already"):
+                await create(rack, saga)
+        assert await standing(rack) == before
+
+
+async def test_disk_backed_by_multiple_region_sets(tmp_path: Path, in_memory: Database) -> None:
+    """Catalogue: a disk that does not fit one region set is 507; the user is not told why."""
+    async with plant(tmp_path, in_memory) as rack:
+        with refused("capacity", "^Not enough storage$"):
+            await create(rack, size_bytes=1024 * EXTENT_BYTES)
+        await verify_clean_slate(rack)
+
+
+# -- agents that do not do what they are asked ------------------------------------------------------------------------
+
+
+async def test_disk_region_creation_failure(tmp_path: Path, in_memory: Database) -> None:
+    """Catalogue: an agent's disk is lost in the middle: the saga fails at REGIONS_ENSURE and leaves nothing."""
+    async with plant(tmp_path, in_memory, sleds=3) as rack:
+        lost = next(iter(rack.agents))
+        rack.silence(lost)
+        failed = trio.Event()
+
+        async def use() -> None:
+            with refused("gone", "gone for good"):
+                await create(rack)
+            failed.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use)
+            with trio.move_on_after(0.2):
+                await failed.wait()
+            assert not failed.is_set(), "a silent agent is waited for"
+            rack.expunge(lost)
+            with trio.fail_after(10):
+                await failed.wait()
+        await verify_clean_slate(rack)
+
+
+# -- nodes again, failures, death -------------------------------------------------------------------------------------
+
+FORMS = {"blank": DISK_CREATE, "importing": DISK_CREATE_IMPORTING}
+COPIES = {"copy": DISK_CREATE, "read-only": DISK_CREATE_READ_ONLY}
+
+
+@asynccontextmanager
+async def with_source(tmp_path: Path, database: Database, kind: str) -> AsyncIterator[tuple[Plant, Source]]:
+    """A rack with a snapshot or an image, whose disk is gone."""
+    async with plant(tmp_path, database) as rack:
+        original = await make_disk(rack)
+        snapshot = await make_snapshot(rack, original)
+        await delete_disk(rack, original)
+        source: Source = FromSnapshot(snapshot_id=snapshot.id)
+        if kind == "image":
+            image = await make_image(rack, snapshot)
+            await delete_snapshot(rack, snapshot)
+            source = FromImage(image_id=image.id)
+        yield rack, source
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_actions_succeed_idempotently(tmp_path: Path, in_memory: Database, form: str) -> None:
+    async with plant(tmp_path, in_memory) as rack:
+        await actions_succeed_idempotently(FORMS[form], trials(rack))
+        await verify_clean_slate(rack)
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_action_failure_can_unwind(tmp_path: Path, in_memory: Database, form: str) -> None:
+    """Also twice each undo."""
+    async with plant(tmp_path, in_memory) as rack:
+        await action_failure_can_unwind(FORMS[form], trials(rack))
+        await action_failure_can_unwind_idempotently(FORMS[form], trials(rack))
+        await verify_clean_slate(rack)
+
+
+@pytest.mark.parametrize("fail_at", [None, "FINALIZE_DISK_RECORD"])
+@pytest.mark.parametrize("form", FORMS)
+async def test_death_at_every_point(tmp_path: Path, in_memory: Database, form: str, fail_at: str | None) -> None:
+    """Whoever goes on makes the disk, or takes everything back."""
+    async with plant(tmp_path, in_memory) as rack:
+        assert await death_at_every_point(FORMS[form], trials(rack), fail_at=fail_at) > 15
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "image"])
+@pytest.mark.parametrize("form", COPIES)
+async def test_copies_unwind_and_repeat(tmp_path: Path, in_memory: Database, form: str, kind: str) -> None:
+    """Catalogue: read-only unwind, both kinds, and succeed idempotently."""
+    async with with_source(tmp_path, in_memory, kind) as (rack, source):
+        await actions_succeed_idempotently(COPIES[form], trials(rack, source))
+        await action_failure_can_unwind(COPIES[form], trials(rack, source))
+        await action_failure_can_unwind_idempotently(COPIES[form], trials(rack, source))
+
+
+@pytest.mark.parametrize("form", COPIES)
+async def test_copies_are_made_or_not_whenever_nexus_dies(tmp_path: Path, in_memory: Database, form: str) -> None:
+    async with with_source(tmp_path, in_memory, "snapshot") as (rack, source):
+        assert await death_at_every_point(COPIES[form], trials(rack, source)) > 8
