@@ -30,8 +30,11 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a project; nexus token create makes a token that opens it."""
-    body = ProjectAdd(name=name, description=description)
-    show_one(converse(lambda nexus: nexus.emulator.project_add(body), rack, operator=True), as_json=as_json)
+
+    async def work(nexus: Session) -> ProjectEntry:
+        return await nexus.emulator.project_add(ProjectAdd(name=name, description=description))
+
+    show_one(converse(work, rack, operator=True), as_json=as_json)
 
 
 @app.command("list")

@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +97,8 @@ def up(
     rack_files.write_whole(root / DIRECTORY / FILE, access_as_json(access))
 
     async def introduce() -> None:
-        async with session(of_rack(root)) as found:
+        # As an operator: the user's token may be yet to come.
+        async with session(replace(of_rack(root), token_file=None)) as found:
             await rack_setup.introduce(found, rack, root)
 
     trio.run(introduce)

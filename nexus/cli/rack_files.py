@@ -3,8 +3,8 @@
 ``rack.toml`` is a rack file of ``crucible-emu`` with a service for each Nexus in it; below ``nexus/`` are the
 operator's token, the address of the database, and where commands find all of it.
 
-What it guarantees (*safety*): what is secret, tokens and a database's address, is in files that only their owner can
-read, and in no command line and no rack file. A directory that was begun and not finished is finished by the next
+What it guarantees (*safety*): what is secret, tokens, a database's address and the keys in it, is where only its owner
+can read, and in no command line and no rack file. A directory that was begun and not finished is finished by the next
 ``rack up``, because the rack file is written last.
 """
 
@@ -62,7 +62,8 @@ class Wanted:
 def write_files(root: Path, wanted: Wanted) -> None:
     """All files of a new rack. Raises :class:`OSError`."""
     directory = root / DIRECTORY
-    directory.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)  # the database in it holds the keys of disks
     url = wanted.database or f"sqlite:///{root / DIRECTORY / DATABASE}"
     for name, secret in ((OPERATOR_TOKEN, secrets.token_urlsafe(TOKEN_BYTES)), (DATABASE_URL, url)):
         (directory / name).unlink(missing_ok=True)

@@ -92,7 +92,7 @@ def run(
                 raise UsageError(f"the database cannot be used: {error}") from None
             doors = Doors(nexus.world, None if token is None else digest_of(token))
             apis = (
-                external_api(nexus, doors, faithful=faithful, lenient=lenient),
+                external_api(nexus, doors, faithful=faithful),
                 internal_api(nexus, doors, faithful=faithful, lenient=lenient),
                 lockstep_api(nexus, doors, faithful=faithful),
             )

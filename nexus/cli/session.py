@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 
 import trio
 import typer
+from pydantic import ValidationError
 
 from crucible_emu import logs
 from crucible_emu.client.failures import ServiceError, ServiceUnreachable
@@ -63,7 +64,8 @@ def converse(
     work: Callable[[Session], Awaitable[T]], rack: Path | None, project: str | None = None, *, operator: bool = False
 ) -> T:
     """Have ``work`` done with the Nexus of ``rack``, or the one that can be found without. ``operator``: it is only
-    for operators. Raises what it raises, and :class:`UsageError` where no Nexus is known."""
+    for operators. Raises what it raises, and :class:`UsageError` where no Nexus is known, or for what a person said
+    and no document allows."""
     access = here(rack)
     if operator and not access.operator:
         raise UsageError(f"this is for operators, and where they are answered is not said: set {OPERATOR_URL_VARIABLE}")
@@ -73,7 +75,13 @@ def converse(
         async with session(access, project) as found:
             return await work(found)
 
-    return trio.run(main)
+    try:
+        return trio.run(main)
+    except ValidationError as error:
+        # Of what we were about to say: what is wrong with an answer the client has told already.
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 @asynccontextmanager

@@ -58,13 +58,14 @@ def add(
 
       nexus sled add sled7 --host 'http://[fd00::7]:12400' --agent 'http://[fd00::7]:17000=8GiB'
     """
-    body = SledAdd(
-        serial=serial,
-        host=address_of(host),
-        pantry=None if pantry is None else address_of(pantry),
-        agents=tuple(_agent(text, f"{serial}-disk{number}") for number, text in enumerate(agent or ())),
-    )
-    show_one(converse(lambda nexus: nexus.emulator.sled_add(body), rack, operator=True), as_json=as_json)
+    host_address, pantry_address = address_of(host), None if pantry is None else address_of(pantry)
+
+    async def work(nexus: Session) -> SledEntry:
+        agents = tuple(_agent(text, f"{serial}-disk{number}") for number, text in enumerate(agent or ()))
+        body = SledAdd(serial=serial, host=host_address, pantry=pantry_address, agents=agents)
+        return await nexus.emulator.sled_add(body)
+
+    show_one(converse(work, rack, operator=True), as_json=as_json)
 
 
 def _agent(text: str, serial: str) -> AgentOnSled:

@@ -100,7 +100,6 @@ def test_every_command_has_help_and_prints_json(command: tuple[str, ...], capsys
         (("disk", "list"), "there is no Nexus here: go into its rack's directory, give --rack, or set NEXUS_RACK"),
         (("disk", "list", "--rack", "none"), "there is no rack with a Nexus in none: make one with nexus rack up none"),
         (("sled", "add", "s", "--host", "http://10.0.0.1:1"), "'http://10.0.0.1:1' is no address of a sled's service"),
-        (("sled", "add", "s", "--host", "http://[::1]:1", "--agent", "x"), "does not say how large the disk is"),
         (("token", "create", "file"), "give --project or --operator"),
         (("token", "create", "file", "--project", "p", "--operator"), "give --project or --operator"),
         (("rack", "up"), "there is no Nexus here"),
@@ -126,6 +125,14 @@ def test_nobody_answers(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXUS_URL", NOBODY)
     assert refusal(capsys, "disk", "list", code=1).startswith(f"no answer from {NOBODY}: ")
     assert "set NEXUS_OPERATOR_URL" in refusal(capsys, "sled", "list")
+
+
+def test_what_no_document_allows_is_not_sent(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUS_URL", NOBODY)
+    monkeypatch.setenv("NEXUS_OPERATOR_URL", NOBODY)
+    assert refusal(capsys, "disk", "create", "Big", "--size", "1GiB").startswith("name: a name is up to 63 letters")
+    assert refusal(capsys, "project", "create", "x" * 64).startswith("name: ")
+    assert "write URL=SIZE" in refusal(capsys, "sled", "add", "s", "--host", "http://[::1]:1", "--agent", "x")
 
 
 def test_a_token_that_others_may_read_is_refused(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

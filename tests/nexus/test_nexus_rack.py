@@ -152,10 +152,10 @@ def test_refusals_are_sentences(rack: Path, tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.write_bytes(bytes(2 * STEP))
     for arguments, code, words in (
-        (("disk", "show", "nothing"), 1, "nothing"),
-        (("disk", "create", "Bad", "--size", "1MiB"), 1, "name"),
+        (("disk", "show", "nothing"), 1, "there is no disk nothing"),
+        (("disk", "create", "Bad", "--size", "1MiB"), 2, "name: a name is up to 63 letters, digits and hyphens"),
         (("disk", "create", "odd", "--size", "1MiB", "--from-snapshot", "none"), 1, "none"),
-        (("disk", "create", "odd", "--size", "1000"), 1, "multiple"),
+        (("disk", "create", "odd", "--size", "1000"), 1, "a disk of 1000 bytes is not possible: take whole MiB"),
         (("disk", "import", "small", large, "--size", "1MiB"), 2, "give a --size that holds it"),
         (("disk", "import", "small", tmp_path / "absent"), 1, "absent: no such file or directory"),
         (("disk", "list", "--project", "other"), 1, "other"),
