@@ -37,7 +37,7 @@ class Disks:
         self._nexus = nexus
         self._world = nexus.world
 
-    async def list(self, call: Call) -> object:
+    async def listed(self, call: Call) -> object:
         wanted, asked = slice_of(call), Asked.of(call)
 
         def body(connection: Connection) -> Sequence[Disk]:
@@ -135,7 +135,7 @@ def operations(nexus: Nexus) -> tuple[Operation, ...]:
     """The rows of the API."""
     do, one = Disks(nexus), "/v1/disks/{disk}"
     return (
-        Operation("disk_list", "GET", "/v1/disks", answering(do.list)),
+        Operation("disk_list", "GET", "/v1/disks", answering(do.listed)),
         Operation("disk_create", "POST", "/v1/disks", answering(do.create), documents.DiskCreate, 201),
         Operation("disk_view", "GET", one, answering(do.view)),
         Operation("disk_delete", "DELETE", one, answering(do.delete), success=204),

@@ -35,7 +35,7 @@ class Images:
         self._nexus = nexus
         self._world = nexus.world
 
-    async def list(self, call: Call) -> object:
+    async def listed(self, call: Call) -> object:
         wanted, asked = slice_of(call), Asked.of(call)
 
         def body(connection: Connection) -> Sequence[Image]:
@@ -134,7 +134,7 @@ def operations(nexus: Nexus) -> tuple[Operation, ...]:
     """The rows of the API."""
     do, one = Images(nexus), "/v1/images/{image}"
     return (
-        Operation("image_list", "GET", "/v1/images", answering(do.list)),
+        Operation("image_list", "GET", "/v1/images", answering(do.listed)),
         Operation("image_create", "POST", "/v1/images", answering(do.create), documents.ImageCreate, 201),
         Operation("image_view", "GET", one, answering(do.view)),
         Operation("image_delete", "DELETE", one, answering(do.delete), success=204),

@@ -32,7 +32,7 @@ class Projects:
     async def ping(self, _call: Call) -> object:
         return documents.Ping(status="ok")
 
-    async def list(self, call: Call) -> object:
+    async def listed(self, call: Call) -> object:
         wanted = slice_of(call)
         bearer = call.caller
 
@@ -83,7 +83,7 @@ def operations(nexus: Nexus) -> tuple[Operation, ...]:
     do, one = Projects(nexus), "/v1/projects/{project}"
     return (
         Operation("ping", "GET", "/v1/ping", answering(do.ping)),
-        Operation("project_list", "GET", "/v1/projects", answering(do.list)),
+        Operation("project_list", "GET", "/v1/projects", answering(do.listed)),
         Operation("project_create", "POST", "/v1/projects", answering(do.create), documents.ProjectCreate, 201),
         Operation("project_view", "GET", one, answering(do.view)),
         Operation("project_delete", "DELETE", one, answering(do.delete), success=204),

@@ -36,7 +36,7 @@ class Snapshots:
         self._nexus = nexus
         self._world = nexus.world
 
-    async def list(self, call: Call) -> object:
+    async def listed(self, call: Call) -> object:
         wanted, asked = slice_of(call), Asked.of(call)
 
         def body(connection: Connection) -> Sequence[Any]:
@@ -104,7 +104,7 @@ def operations(nexus: Nexus) -> tuple[Operation, ...]:
     """The rows of the API."""
     do, one = Snapshots(nexus), "/v1/snapshots/{snapshot}"
     return (
-        Operation("snapshot_list", "GET", "/v1/snapshots", answering(do.list)),
+        Operation("snapshot_list", "GET", "/v1/snapshots", answering(do.listed)),
         Operation("snapshot_create", "POST", "/v1/snapshots", answering(do.create), documents.SnapshotCreate, 201),
         Operation("snapshot_view", "GET", one, answering(do.view)),
         Operation("snapshot_delete", "DELETE", one, answering(do.delete), success=204),

@@ -26,11 +26,11 @@ from sqlalchemy import Connection
 
 from nexus.db.schema import DiskState
 from nexus.objects.disks import Disk, Move, NewDisk, disk_get, disk_insert, disk_move, disk_pantry_clear
+from nexus.objects.imports import attach_anew, detach_from_import, pantry_for_import
 from nexus.objects.provisioning import charge_disk, refund
 from nexus.objects.refusals import CONFLICT, told_to_users
 from nexus.objects.sources import FromImage, FromSnapshot, Source, disk_check, origin_of
 from nexus.saga import ActionFailed, Context, Node, Saga
-from nexus.sagas.import_attachment import attach_for_import, detach_for_import, pantry_for_import
 from nexus.sagas.regions import RegionsWanted, addresses_made, regions_made, volume_of_regions_create
 from nexus.sagas.volume_delete import undo_volume
 from nexus.volumes import ReadOnlyCopy, volume_checkout_randomize_ids
@@ -161,12 +161,12 @@ async def clear_pantry_address(saga: Context[Params]) -> None:
 
 async def attach_to_pantry(saga: Context[Params]) -> None:
     """Safe to rerun: an earlier attachment is given up first."""
-    await attach_for_import(saga.world, saga.params.disk_id)
+    await attach_anew(saga.world, saga.params.disk_id)
 
 
 async def detach_from_pantry(saga: Context[Params]) -> None:
     """Safe to rerun: a pantry says of what is not attached that it is not."""
-    await detach_for_import(saga.world, saga.params.disk_id)
+    await detach_from_import(saga.world, saga.params.disk_id)
 
 
 async def finalize_disk_record(saga: Context[Params]) -> None:

@@ -66,21 +66,24 @@ def _disk_id(saga: Context[Params]) -> str:
     return saga.params.disk_id
 
 
-async def take_volume_lock(saga: Context[Params]) -> dict[str, Any]:
-    """What is to be frozen. Safe to rerun: who has the lock has it; a disk's volume and size never change."""
+async def look_at_disk(saga: Context[Params]) -> dict[str, Any]:
+    """What is to be frozen. Safe to rerun: a disk's volume and size never change."""
     world, params = _world(saga), saga.params
+    disk = await world.database.read(lambda c: require_disk(c, params.disk_id))
+    if disk.project_id != params.project_id:
+        raise not_found("disk", params.disk_id)
+    if disk.read_only:
+        raise invalid_request(f"disk {disk.name!r} is read-only: there is nothing in it that its source has not")
+    return {"volume_id": disk.volume_id, "size_bytes": disk.size_bytes, "block_size": disk.block_size}
 
-    def body(connection: Connection) -> dict[str, Any]:
-        disk = require_disk(connection, params.disk_id)
-        if disk.project_id != params.project_id:
-            raise not_found("disk", params.disk_id)
-        if disk.read_only:
-            raise invalid_request(f"disk {disk.name!r} is read-only: there is nothing in it that its source has not")
-        world.locks.volume_repair_insert(connection, disk.volume_id, params.lock_id, world.now()).require()
-        return {"volume_id": disk.volume_id, "size_bytes": disk.size_bytes, "block_size": disk.block_size}
 
+async def take_volume_lock(saga: Context[Params]) -> None:
+    """Safe to rerun: who has the lock has it."""
+    world, volume_id, lock_id = _world(saga), _frozen(saga)["volume_id"], saga.params.lock_id
     with told_to_users():
-        return await world.database.transact(body)
+        await world.database.transact(
+            lambda c: world.locks.volume_repair_insert(c, volume_id, lock_id, world.now()).require()
+        )
 
 
 async def release_volume_lock(saga: Context[Params]) -> None:
@@ -229,11 +232,12 @@ def _world(saga: Context[Params]) -> World:
 
 def _frozen(saga: Context[Params]) -> dict[str, Any]:
     """The disk's volume, and its size."""
-    found: dict[str, Any] = saga.output("TAKE_VOLUME_LOCK")
+    found: dict[str, Any] = saga.output("LOOK_AT_DISK")
     return found
 
 
 _BEFORE = (
+    Node("LOOK_AT_DISK", look_at_disk),
     Node("TAKE_VOLUME_LOCK", take_volume_lock, undo=release_volume_lock),
     *regions_made(destination_wanted),
     Node("CREATE_DESTINATION_VOLUME_RECORD", create_destination_volume_record, undo=delete_destination_volume_record),
