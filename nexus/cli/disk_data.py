@@ -11,11 +11,11 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from crucible_emu.cli.progress import Progress
-from crucible_emu.client.copying import Copied
 from crucible_emu.client.failures import ServiceError, ServiceUnreachable
 from crucible_emu.errors import UsageError
 from crucible_emu.logs import get_logger
@@ -23,6 +23,9 @@ from nexus.api.external_documents import Disk, DiskCreate, DistributedBackend, F
 from nexus.api.members import BlockSize
 from nexus.cli.session import Session
 from nexus.client.imports import Imported, import_blocks
+
+if TYPE_CHECKING:
+    from crucible_emu.client.copying import Copied
 
 TAKE_AWAY_S_MAX = 60.0
 

@@ -19,7 +19,6 @@ from crucible_emu.errors import RemoteError, UsageError
 from nexus.api.external_documents import Disk, StateWithInstance
 from nexus.api.instance_documents import Instance, InstanceCreate, UsualInterfaces
 from nexus.cli.session import Session, all_of, or_none
-from nexus.client.disk_doors import disk_door
 
 MADE_HERE = "made by nexus disk attach"
 WAIT_S_MAX = 300.0
@@ -103,6 +102,8 @@ async def _until(nexus: Session, instance: Instance, *states: str) -> None:
 
 async def _address(nexus: Session, disk: Disk) -> str:
     """Its NBD address, as soon as its host has one."""
+    from nexus.client.disk_doors import disk_door  # here, because all of a host stands behind its documents
+
     hosts = [url_of(sled.host) for sled in await all_of(nexus.emulator.sled_list()) if sled.policy != "expunged"]
     uris: list[str] = []
 
