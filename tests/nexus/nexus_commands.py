@@ -1,16 +1,23 @@
-"""The command ``nexus`` as people meet it: a program, and what is left of it in the machine."""
+"""The command ``nexus`` as people meet it: what it prints, and how it leaves.
+
+Commands run in this process, which spares each the second that its imports take; where a rack is started or ended that
+is done by processes all the same.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
-import sys
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-NEXUS = [sys.executable, "-m", "nexus"]
-CRUCIBLE = [sys.executable, "-m", "crucible_emu"]
+from nexus.cli import main as root
+
 NAMES_A_RACK = ("NEXUS_", "CRUCIBLE_RACK")
 WAIT_S = 120
 
@@ -21,17 +28,46 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **more}
 
 
-def outcome(*arguments: object, program: list[str] = NEXUS, **settings: Any) -> tuple[int, str, str]:
+@contextmanager
+def _as_a_program(cwd: Path, env: Mapping[str, str]) -> Iterator[None]:
+    log, kept = logging.getLogger(), dict(os.environ)
+    handlers, level = list(log.handlers), log.level
+    os.environ.clear()
+    os.environ.update(env)
+    try:
+        with chdir(cwd):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+        log.handlers = handlers
+        log.setLevel(level)
+
+
+def outcome(*arguments: object, cwd: Path = Path("/"), env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     """Run a command to its end: exit code, standard output, standard error."""
+    out, err, code = StringIO(), StringIO(), 0
+    with _as_a_program(cwd, environment() if env is None else env), redirect_stdout(out), redirect_stderr(err):
+        try:
+            root.main([str(argument) for argument in arguments])
+        except SystemExit as left:
+            code = int(left.code or 0)
+    # While tests run, loggers are heard from INFO on; a person hears of trouble only.
+    heard = [line for line in err.getvalue().splitlines() if not (line.startswith("{") and '"level": "info"' in line)]
+    return code, out.getvalue(), "\n".join(heard)
+
+
+def program(*words: object, cwd: Path | None = None) -> tuple[int, str, str]:
+    """Run another program to its end."""
     done = subprocess.run(
-        [*program, *map(str, arguments)],
+        list(map(str, words)),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
         timeout=WAIT_S,
-        env=settings.pop("env", environment()),
-        **settings,
+        env=environment(),
+        cwd=cwd,
     )
     return done.returncode, done.stdout, done.stderr
 
