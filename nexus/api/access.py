@@ -100,7 +100,8 @@ def image(connection: Connection, asked: Asked, wanted: str) -> str:
     if asked.project is None:
         where = lookups.images_of_silo(silo(connection, asked.bearer))
     else:
-        where = lookups.in_project(table, project(connection, asked))
+        project_id = project(connection, asked)
+        where = lookups.images_of_project(tenants.silo_of(connection, project_id), project_id)
     known = lookups.id_by_name(connection, table, wanted, where)
     if known is None:
         raise not_found(table.name, wanted)

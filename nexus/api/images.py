@@ -127,7 +127,7 @@ def _owner(connection: Connection, asked: Asked) -> tuple[str, str | None]:
 
 
 def _scope(silo_id: str, project_id: str | None) -> Any:
-    return lookups.images_of_silo(silo_id) if project_id is None else lookups.in_project(_IMAGE, project_id)
+    return lookups.images_of_silo(silo_id) if project_id is None else lookups.images_of_project(silo_id, project_id)
 
 
 def operations(nexus: Nexus) -> tuple[Operation, ...]:

@@ -52,6 +52,11 @@ def in_project(table: Table, project_id: str) -> ColumnElement[bool]:
     return (table.c.project_id == project_id) & table.c.time_deleted.is_(None)
 
 
+def images_of_project(silo_id: str, project_id: str) -> ColumnElement[bool]:
+    """The images of a project of this silo, in the words of their index."""
+    return in_project(schema.image, project_id) & (schema.image.c.silo_id == silo_id)
+
+
 def images_of_silo(silo_id: str) -> ColumnElement[bool]:
     """The images that all projects of a silo have, in the words of their index."""
     image = schema.image

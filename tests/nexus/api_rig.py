@@ -163,3 +163,38 @@ def token_for(rack: Plant, project_id: str | None) -> str:
     new = tenants.NewToken(rack.id(), tenants.digest_of(token), role, project_id)
     rack.run(tenants.token_insert, new, rack.now())
     return token
+
+
+# -- rows without anything behind them --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Things:
+    """Ids of one of each kind, all of one name."""
+
+    name: str
+    disk: str
+    snapshot: str
+    image: str
+    instance: str
+
+
+def some_disk(rack: Plant, project_id: str, name: str, **changed: Any) -> str:
+    states = {"disk_state": "detached", "time_state_updated": rack.now(), "disk_type": "crucible"}
+    row = {"project_id": project_id, "name": name, "description": "", "size_bytes": SIZE_BYTES, "block_size": 512}
+    disk_id = rack.add(schema.disk, **row | states | {"rcgen": 1, "state_generation": 1} | changed)
+    rack.add(schema.disk_type_crucible, disk_id=disk_id, volume_id=rack.id(), read_only=False)
+    return disk_id
+
+
+def some_things(rack: Plant, project_id: str, name: str) -> Things:
+    """Rows; no volume is behind any of them, so nothing may be done with them but look."""
+    called = {"project_id": project_id, "name": name, "description": ""}
+    sized = {"size_bytes": SIZE_BYTES, "block_size": 512}
+    disk_id = some_disk(rack, project_id, name)
+    volumes = {"volume_id": rack.id(), "destination_volume_id": rack.id()}
+    snapshot_id = rack.add(schema.snapshot, disk_id=disk_id, state="ready", gen=1, **called, **sized, **volumes)
+    image_id = rack.add(
+        schema.image, silo_id=rack.silo_id, volume_id=rack.id(), os="os", version="1", **called, **sized
+    )
+    return Things(name, disk_id, snapshot_id, image_id, rack.add(schema.instance, state_generation=1, **called))

@@ -184,6 +184,7 @@ instance = table(
         unique=True,
         where=NOT_DELETED,
     ),
+    index("instance_by_project", "project_id", "id", where=NOT_DELETED),
 )
 
 vmm = table(

@@ -147,6 +147,8 @@ CREATE TABLE instance (
     CONSTRAINT instance_pkey PRIMARY KEY (id)
 );
 
+CREATE INDEX instance_by_project ON instance (project_id, id) WHERE time_deleted IS NULL;
+
 CREATE UNIQUE INDEX instance_name_unique ON instance (project_id, name) WHERE time_deleted IS NULL;
 
 CREATE TABLE inv_zpool (

@@ -155,6 +155,8 @@ CREATE TABLE instance (
 )
  STRICT;
 
+CREATE INDEX instance_by_project ON instance (project_id, id) WHERE time_deleted IS NULL;
+
 CREATE UNIQUE INDEX instance_name_unique ON instance (project_id, name) WHERE time_deleted IS NULL;
 
 CREATE TABLE inv_zpool (
