@@ -15,7 +15,7 @@ from nexus.api import emulator_documents as documents
 from nexus.api import saga_views, views
 from nexus.api.queries import by_attribute, page_of, path_id, slice_of
 from nexus.api.refusals import answering, bad_request
-from nexus.api.volume_tree import volume_tree
+from nexus.api.volume_tree import volume_of, volume_tree
 from nexus.checking import check
 from nexus.db import Conflict, schema
 from nexus.db.schema.user_visible import TokenRole
@@ -44,10 +44,10 @@ class Emulator:
         return documents.CheckReport(findings=tuple(told))
 
     async def volume(self, call: Call) -> object:
-        return await volume_tree(self._world, path_id(call, "volume_id"))
+        return await volume_tree(self._world, await self._volume_id(call))
 
     async def lock_holder(self, call: Call) -> object:
-        volume_id, lease = path_id(call, "volume_id"), schema.saga_lease
+        volume_id, lease = await self._volume_id(call), schema.saga_lease
 
         def body(connection: Connection) -> object:
             held = repair_lock.holder(connection, volume_id)
@@ -64,6 +64,10 @@ class Emulator:
             return documents.LockReport(volume_id=UUID(volume_id), holder=holder)
 
         return await self._world.database.read(body)
+
+    async def _volume_id(self, call: Call) -> str:
+        wanted = path_id(call, "volume_id")
+        return await self._world.database.read(lambda connection: volume_of(connection, wanted))
 
     # -- hardware -----------------------------------------------------------------------------------------------------
 
