@@ -6,6 +6,7 @@ import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from disks_rig import (
 )
 from nexus_rig import EXTENT_BYTES, Plant, plant
 from saga_scaffold import (
+    SAGA_ID,
     Trial,
     action_failure_can_unwind,
     action_failure_can_unwind_idempotently,
@@ -50,8 +52,9 @@ from crucible_emu.agent.failures import Failing, Failures
 from nexus.db import Database, schema
 from nexus.objects.provisioning import provisioned_bytes
 from nexus.objects.sources import FromImage, FromSnapshot, Source, origin_of
-from nexus.saga import ActionFailed, Executor, MemoryStore, Point, Saga, SagaFailed, SagaStuck
+from nexus.saga import ActionFailed, Dag, Executor, MemoryStore, Point, Saga, SagaFailed, SagaState, SagaStuck
 from nexus.saga.hooks import Crash
+from nexus.sagas import disk_create
 from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CREATE_READ_ONLY
 from nexus.volumes import volume_get, walks
 
@@ -332,34 +335,50 @@ async def test_source_that_is_deleted_before_it_is_copied_is_not_used(
         await verify_clean_slate(rack)
 
 
-async def test_copy_that_was_made_is_found_though_its_source_is_gone(tmp_path: Path, in_memory: Database) -> None:
-    """Nexus dies when the copy is made and before that is written down; then the snapshot is deleted. A failure of the
-    action would not be undone."""
+@dataclass
+class DieAt:
+    """Dies after a node's effect, before that is written down."""
+
+    label: str
+    died: bool = False
+
+    async def __call__(self, point: Point, saga_id: str, label: str) -> None:
+        if (point, label) == (Point.AFTER_EFFECT, self.label):
+            self.died = True
+            raise Crash
+
+
+async def start(saga: Saga, params: disk_create.Params, executor: Executor) -> None:
+    await executor.start(saga, params)
+
+
+@pytest.mark.parametrize("form", ["copy", "read-only"])
+async def test_source_that_is_deleted_while_nexus_is_dead(tmp_path: Path, in_memory: Database, form: str) -> None:
+    """W1: Nexus dies in each node, when it has done something and before it has written that down; then the source is
+    deleted; then another Nexus goes on. A copy that was made is found, for the failure of an action that had done
+    something would leave that behind."""
+    saga = COPIES[form]
+    made_at = {"CREATE_VOLUME_RECORD", "CREATE_READONLY_DISK_RECORDS", "FINALIZE_DISK_RECORD"}
     async with plant(tmp_path, in_memory) as rack:
-        original = await make_disk(rack)
-        snapshot = await make_snapshot(rack, original)
-        params = asked(rack, FromSnapshot(snapshot_id=snapshot.id))
-        trial = Trial(rack.world, MemoryStore(), params, nothing, nothing)
-
-        async def begin(executor: Executor) -> None:
-            await executor.start(DISK_CREATE, params)
-
-        async def die(point: Point, saga_id: str, label: str) -> None:
-            if (point, label) == (Point.AFTER_EFFECT, "CREATE_VOLUME_RECORD"):
-                raise Crash
-
-        async def take_over(executor: Executor) -> None:
-            await executor.take_over("nexus-1")
-
-        await execute(DISK_CREATE, trial, begin, hooks=die)
-        await delete_snapshot(rack, snapshot)
-        await delete_disk(rack, original)
-        await execute(DISK_CREATE, trial, take_over, executor_id="nexus-2")
-        copy = HasVolume(params.disk_id, params.volume_id)
-        assert disk_of(rack, copy).state == "detached"
-        assert await read(rack, copy) == bytes(SIZE_BYTES)
-        await delete_disk(rack, copy)
-        await verify_clean_slate(rack)
+        for label in [vertex.label for vertex in Dag.of(saga).vertices.values() if vertex.action is not None]:
+            original = await make_disk(rack)
+            await written(rack, original, 0, b"\x09" * SIZE_BYTES)
+            snapshot = await make_snapshot(rack, original)
+            params = asked(rack, FromSnapshot(snapshot_id=snapshot.id))
+            trial = Trial(rack.world, MemoryStore(), params, nothing, nothing)
+            die = DieAt(label)
+            await execute(saga, trial, partial(start, saga, params), hooks=die)
+            assert die.died
+            await delete_snapshot(rack, snapshot)
+            await delete_disk(rack, original)
+            await execute(saga, trial, lambda executor: executor.take_over("nexus-1"), executor_id="nexus-2")
+            record, _ = await trial.store.load(SAGA_ID)
+            assert record.state is (SagaState.DONE if label in made_at else SagaState.UNWOUND), label
+            if label in made_at:
+                copy = HasVolume(params.disk_id, params.volume_id)
+                assert await read(rack, copy) == b"\x09" * SIZE_BYTES
+                await delete_disk(rack, copy)
+            await verify_clean_slate(rack)
 
 
 async def test_unwinding_copy_destroys_what_it_was_the_last_to_count_on(tmp_path: Path, in_memory: Database) -> None:
