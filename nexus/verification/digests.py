@@ -19,8 +19,8 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 async def asked(agents: Agents, copies: list[Copy]) -> list[Holding]:
-    """What each copy holds, in their order, all asked at once. Agents are waited for until they answer; one that is
-    gone for good is a problem of its copy."""
+    """What each copy holds, in their order, all asked at once. Agents are waited for until they answer, or are gone for
+    good. What an agent cannot read, or does not have, is a problem of the copy."""
     found: dict[int, Holding] = {}
 
     async def one(number: int, copy: Copy) -> None:
@@ -33,11 +33,12 @@ async def asked(agents: Agents, copies: list[Copy]) -> list[Holding]:
 
 
 async def asked_if_present(agents: Agents, copies: list[Copy]) -> list[Holding]:
-    """As :func:`asked`; an agent that does not answer at once is a problem of its copy, too."""
+    """As :func:`asked`; an agent that does not answer at once is not waited for."""
     silent = [copy for copy in copies if not await _answers(agents, copy)]
     holdings = iter(await asked(agents, [copy for copy in copies if copy not in silent]))
     return [
-        Holding(copy.name, problem="its agent does not answer") if copy in silent else next(holdings) for copy in copies
+        Holding(copy.name, problem="its agent does not answer", absent=True) if copy in silent else next(holdings)
+        for copy in copies
     ]
 
 
@@ -60,7 +61,7 @@ async def _asked(agents: Agents, copy: Copy) -> Holding:
         else:
             status = await agents.snapshot_digest(copy.dataset, copy.snapshot)
     except Gone:
-        return Holding(copy.name, problem="its disk is gone for good", gone=True)
+        return Holding(copy.name, problem="its disk is gone for good", absent=True)
     except ServiceRefused as error:
         return Holding(copy.name, problem=str(error))
     if status.state != "done":
