@@ -6,6 +6,8 @@ files, so a byte that rotted on one disk shows although the other two would cove
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 
 from crucible_emu.client.failures import ServiceUnreachable
@@ -33,9 +35,15 @@ async def asked(agents: Agents, copies: list[Copy]) -> list[Holding]:
 
 
 async def asked_if_present(agents: Agents, copies: list[Copy]) -> list[Holding]:
-    """As :func:`asked`; an agent that does not answer at once is not waited for."""
+    """As :func:`asked`; an agent that does not answer at once is not waited for, and the others read the bytes again:
+    what an agent knows of a snapshot that never changes was true once."""
     silent = [copy for copy in copies if not await _answers(agents, copy)]
-    holdings = iter(await asked(agents, [copy for copy in copies if copy not in silent]))
+    present = [copy for copy in copies if copy not in silent]
+    for copy in present:
+        with suppress(ActionFailed):  # what it does not have, or who is gone, is heard from the next question
+            snapshot_id = None if copy.snapshot is None else copy.snapshot.snapshot_id
+            await agents.digest_forget(copy.dataset, copy.region_id, snapshot_id)
+    holdings = iter(await asked(agents, present))
     return [
         Holding(copy.name, problem="its agent does not answer", absent=True) if copy in silent else next(holdings)
         for copy in copies
