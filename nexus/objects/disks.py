@@ -38,14 +38,12 @@ class Move(Enum):
 
     CREATED = "created"
     CREATED_FOR_IMPORT = "created, for an import"
-    CREATION_UNFINISHED = "creation unfinished"
     CREATION_UNDONE = "creation undone"
     CREATION_STUCK = "creation stuck"
     BULK_WRITE_STARTED = "bulk write started"
     BULK_WRITE_STOPPED = "bulk write stopped"
     FINALIZING_STARTED = "finalizing started"
     FINALIZING_UNDONE = "finalizing undone"
-    FINALIZING_STUCK = "finalizing stuck"
     FINALIZED = "finalized"
     MAINTENANCE_STARTED = "maintenance started"
     MAINTENANCE_ENDED = "maintenance ended"
@@ -70,14 +68,12 @@ def _edge(*before: DiskState, to: DiskState) -> Edge:
 MOVES: Mapping[Move, Edge] = {
     Move.CREATED: _edge(DiskState.CREATING, to=DiskState.DETACHED),
     Move.CREATED_FOR_IMPORT: _edge(DiskState.CREATING, to=DiskState.IMPORT_READY),
-    Move.CREATION_UNFINISHED: _edge(DiskState.DETACHED, DiskState.IMPORT_READY, to=DiskState.CREATING),
     Move.CREATION_UNDONE: _edge(DiskState.CREATING, DiskState.FAULTED, to=DiskState.DESTROYED),
     Move.CREATION_STUCK: _edge(DiskState.CREATING, to=DiskState.FAULTED),
     Move.BULK_WRITE_STARTED: _edge(DiskState.IMPORT_READY, to=DiskState.IMPORTING_FROM_BULK_WRITES),
     Move.BULK_WRITE_STOPPED: _edge(DiskState.IMPORTING_FROM_BULK_WRITES, to=DiskState.IMPORT_READY),
     Move.FINALIZING_STARTED: _edge(DiskState.IMPORT_READY, to=DiskState.FINALIZING),
     Move.FINALIZING_UNDONE: _edge(DiskState.FINALIZING, to=DiskState.IMPORT_READY),
-    Move.FINALIZING_STUCK: _edge(DiskState.FINALIZING, to=DiskState.FAULTED),
     Move.FINALIZED: _edge(DiskState.FINALIZING, to=DiskState.DETACHED),
     Move.MAINTENANCE_STARTED: _edge(DiskState.DETACHED, to=DiskState.MAINTENANCE),
     Move.MAINTENANCE_ENDED: _edge(DiskState.MAINTENANCE, to=DiskState.DETACHED),
@@ -243,14 +239,17 @@ def disk_move(
     return _generation(connection, disk_id)
 
 
-def disk_move_strictly(connection: Connection, disk_id: str, move: Move, now: datetime) -> int:
-    """As :func:`disk_move`, for a user's request: a disk that is there already is refused like one that is elsewhere.
-    Raises :class:`~nexus.saga.ActionFailed`."""
+def disk_move_strictly(
+    connection: Connection, disk_id: str, move: Move, now: datetime, *, saga_id: str | None = None
+) -> int:
+    """As :func:`disk_move`, for a user's request: a disk that somebody has moved there already is refused like one that
+    is elsewhere. Raises :class:`~nexus.saga.ActionFailed`."""
     found, edge = require_disk(connection, disk_id), MOVES[move]
-    if found.state not in edge.before or found.operating_saga_id is not None:
+    ours = saga_id is not None and found.operating_saga_id == saga_id
+    if not ours and (found.state not in edge.before or found.operating_saga_id is not None):
         wanted = " or ".join(sorted(edge.before))
         raise invalid_request(f"disk {disk_id} is {found.state}; it must be {wanted} for this")
-    return disk_move(connection, disk_id, move, now)
+    return disk_move(connection, disk_id, move, now, saga_id=saga_id)
 
 
 def disk_move_on(
@@ -286,6 +285,12 @@ def disk_pantry_record(connection: Connection, disk_id: str, address: Address, n
         return recorded
     _set_pantry(connection, disk_id, str(address), now)
     return address
+
+
+def disk_pantry_give_up(connection: Connection, disk_id: str, address: Address, now: datetime) -> None:
+    """The disk is not attached to the pantry at ``address``; to another it may be."""
+    if _pantry(connection, disk_id) == address:
+        _set_pantry(connection, disk_id, None, now)
 
 
 def disk_pantry_clear(connection: Connection, disk_id: str, now: datetime) -> None:

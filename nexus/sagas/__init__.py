@@ -8,6 +8,7 @@ recipe that is not in it cannot be gone on with after a crash.
 from nexus.saga import Saga
 from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CREATE_READ_ONLY
 from nexus.sagas.disk_delete import DISK_DELETE
+from nexus.sagas.finalize_disk import FINALIZE_DISK, FINALIZE_DISK_WITH_SNAPSHOT
 from nexus.sagas.image_create import IMAGE_CREATE
 from nexus.sagas.image_delete import IMAGE_DELETE
 from nexus.sagas.instance_start import INSTANCE_START
@@ -23,6 +24,8 @@ ALL_SAGAS: tuple[Saga, ...] = (
     DISK_CREATE,
     DISK_CREATE_IMPORTING,
     DISK_CREATE_READ_ONLY,
+    FINALIZE_DISK,
+    FINALIZE_DISK_WITH_SNAPSHOT,
     # What makes snapshots, and images of them.
     SNAPSHOT_CREATE_ATTACHED,
     SNAPSHOT_CREATE_DETACHED,
