@@ -172,7 +172,7 @@ async def death_at_every_point(
     points: Collection[Point] = ALL_POINTS,
 ) -> int:
     """Also while it unwinds, when it fails at ``fail_at``. The number of deaths that were tried. ``only``: at which
-    nodes, for a saga of whose parts some have their own tests."""
+    nodes, for a saga of whose parts some have their own tests; ``points``: at which points of these."""
     at = 0
     while True:
         trial = await fresh()
