@@ -253,7 +253,7 @@ def phantom_disk(rack: Plant, disk: HasVolume, snapshot: MadeSnapshot) -> Any:
 
 def unreadable_deletion(rack: Plant, disk: HasVolume, snapshot: MadeSnapshot) -> Any:
     deleted = {"time_deleted": rack.now(), "resources_to_clean_up": "nonsense"}
-    mend = added(rack, schema.volume, id=rack.id(), data="{}", **deleted)
+    mend = changed(rack, schema.volume, disk.volume_id, **deleted)
     return "readable: what a deleted volume freed cannot be read: resources_to_clean_up", mend
 
 
