@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -54,9 +55,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(scope="module")
-def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A rack that runs; each test leaves it running."""
-    root = tmp_path_factory.mktemp("r") / "rack"
+def rack() -> Iterator[Path]:
+    """A rack that runs; each test leaves it running. Where it is has a short name, for the sockets in it."""
+    with TemporaryDirectory(prefix="rack-") as place:
+        yield from running(Path(place, "r"))
+
+
+def running(root: Path) -> Iterator[Path]:
     up = nexus("rack", "up", root, "--sleds", 3, "--pantries", 1, "--size-step", "1MiB", "--extent-size", "64KiB")
     assert {each["state"] for each in up["services"]} == {"ready"}
     yield root
