@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frozen_rig import agent_digests, asked, frozen_bytes, ledger, locks, made, state_of, take, trials, written
+from frozen_rig import agent_digests, asked, frozen_bytes, ledger, locks, made, state_of, trials, written
 from nexus_rig import EXTENT_BYTES, plant
 from saga_scaffold import (
     action_failure_can_unwind,
