@@ -143,13 +143,15 @@ async def actions_succeed_idempotently(saga: Saga, fresh: Fresh) -> None:
     await _ends(saga, await fresh(), fails_at=None, perform=Repeat(actions=2))
 
 
-async def action_failure_can_unwind(saga: Saga, fresh: Fresh) -> None:
-    for label in _actions(saga):
+async def action_failure_can_unwind(saga: Saga, fresh: Fresh, *, only: Callable[[str], bool] = everywhere) -> None:
+    for label in filter(only, _actions(saga)):
         await _ends(saga, await fresh(), fails_at=label, perform=Repeat(fail_at=label))
 
 
-async def action_failure_can_unwind_idempotently(saga: Saga, fresh: Fresh) -> None:
-    for label in _actions(saga):
+async def action_failure_can_unwind_idempotently(
+    saga: Saga, fresh: Fresh, *, only: Callable[[str], bool] = everywhere
+) -> None:
+    for label in filter(only, _actions(saga)):
         await _ends(saga, await fresh(), fails_at=label, perform=Repeat(undos=2, fail_at=label))
 
 
@@ -171,6 +173,7 @@ async def death_at_every_point(
 
         await execute(saga, trial, begin, hooks=hooks, perform=dead)
         if hooks.where is None:
+            await (trial.finished() if fail_at is None else trial.clean())
             return at
         await execute(saga, trial, finish, executor_id="nexus-2", perform=Repeat(fail_at=fail_at))
         record, _ = await trial.store.load(SAGA_ID)

@@ -4,6 +4,7 @@ its kind."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,10 @@ from saga_scaffold import (
 )
 from users_rig import (
     HasVolume,
-    MadeSnapshot,
     delete_disk,
-    delete_snapshot,
     finish_deletions,
     make_disk,
-    make_snapshot,
+    make_snapshot_volume,
     nothing,
     refusing,
     region_rows,
@@ -46,12 +45,18 @@ def of(has: HasVolume) -> Params:
     return Params(volume_id=has.volume_id)
 
 
-async def last_snapshot(rack: Plant) -> tuple[HasVolume, MadeSnapshot]:
-    """A deleted disk and its only snapshot: when the snapshot's volume goes, every node has something to do."""
+async def last_snapshot(rack: Plant) -> tuple[HasVolume, HasVolume]:
+    """A deleted disk and its only snapshot's volume: when that goes, every node has something to do."""
     disk = await make_disk(rack)
-    snapshot = await make_snapshot(rack, disk)
+    snapshot = await snapshot_volume(rack, disk)
     await delete_disk(rack, disk)
     return disk, snapshot
+
+
+async def snapshot_volume(rack: Plant, disk: HasVolume) -> HasVolume:
+    snapshot = HasVolume(rack.id(), rack.id())
+    await make_snapshot_volume(rack, disk, snapshot)
+    return snapshot
 
 
 async def done(rack: Plant) -> tuple[Params, Sweep]:
@@ -61,8 +66,6 @@ async def done(rack: Plant) -> tuple[Params, Sweep]:
     async def end() -> None:
         for volume_id in (disk.volume_id, snapshot.volume_id):
             assert rack.run(volume_state, volume_id) is Deletion.HARD_DELETED
-        assert not any("snapshot" in each for each in await rack.held())
-        await delete_snapshot(rack, snapshot)
 
     return of(snapshot), end
 
@@ -83,7 +86,7 @@ async def test_failure_is_made_good_by_doing_it_again(tmp_path: Path, in_memory:
 
         async def prepare() -> tuple[Params, Sweep]:
             _, snapshot = await last_snapshot(rack)
-            return of(snapshot), lambda: delete_snapshot(rack, snapshot)
+            return of(snapshot), partial(run, rack, VOLUME_DELETE, of(snapshot))
 
         await action_failure_can_unwind(VOLUME_DELETE, trials(rack, prepare))
 
@@ -91,7 +94,7 @@ async def test_failure_is_made_good_by_doing_it_again(tmp_path: Path, in_memory:
 # -- beside others ----------------------------------------------------------------------------------------------------
 
 
-async def interrupted(rack: Plant, snapshot: HasVolume, at: str, deed: Sweep) -> None:
+async def interrupted(rack: Plant, snapshot: HasVolume, at: str, deed: Callable[[], Awaitable[object]]) -> None:
     """The deletion of the snapshot's volume. When the node ``at`` has had its effect, somebody else does ``deed`` and
     this Nexus dies; another one does the node again and goes on (W1)."""
     trial = Trial(rack.world, MemoryStore(), of(snapshot), nothing, nothing)
@@ -117,36 +120,16 @@ async def test_another_deletion_between_effect_and_rerun(tmp_path: Path, in_memo
     """Rows go under the saga's hands: those of regions that it found free, and of its own volume."""
     async with plant(tmp_path, in_memory) as rack:
         for label in LABELS:
-            disk, first = await last_snapshot(rack)
-            deed: Sweep
-            if other == "the same volume":
-                deed = _deletion(rack, first)
-            else:
-                # Taken before the disk went: two that free one disk's regions between them.
-                disk = await make_disk(rack)
-                await delete_snapshot(rack, first)
-                first, second = await make_snapshot(rack, disk), await make_snapshot(rack, disk)
-                await delete_disk(rack, disk)
-                deed = _deletion_of_all(rack, second)
+            disk = await make_disk(rack)
+            first = await snapshot_volume(rack, disk)
+            deed: Callable[[], Awaitable[object]] = partial(run, rack, VOLUME_DELETE, of(first))
+            if other == "the other snapshot":
+                deed = partial(run, rack, VOLUME_DELETE, of(await snapshot_volume(rack, disk)))
+            await delete_disk(rack, disk)
             await interrupted(rack, first, label, deed)
             assert rack.run(volume_state, disk.volume_id) is Deletion.HARD_DELETED, label
             assert rack.run(deletions_to_finish) == [], label
-            await delete_snapshot(rack, first)
             await rack.require_empty()
-
-
-def _deletion(rack: Plant, has: HasVolume) -> Sweep:
-    async def deed() -> None:
-        await run(rack, VOLUME_DELETE, of(has))
-
-    return deed
-
-
-def _deletion_of_all(rack: Plant, snapshot: HasVolume) -> Sweep:
-    async def deed() -> None:
-        await delete_snapshot(rack, snapshot)
-
-    return deed
 
 
 async def test_row_stays_while_what_it_freed_has_rows(tmp_path: Path, database: Database) -> None:
@@ -154,8 +137,8 @@ async def test_row_stays_while_what_it_freed_has_rows(tmp_path: Path, database: 
     Whoever destroys its regions leaves the row there, and the task that resumes deletions finds it (W24)."""
     async with plant(tmp_path, database) as rack:
         disk, snapshot = await last_snapshot(rack)
-        await delete_snapshot(rack, await make_snapshot(rack, over := await make_disk(rack, snapshot)))
-        await delete_snapshot(rack, snapshot)
+        over = await make_disk(rack, snapshot)
+        await run(rack, VOLUME_DELETE, of(snapshot))
         assert rack.run(deletions_to_finish) == [], "what is soft-deleted waits for the copy"
         assert (region_rows(rack, disk.volume_id), rack.count(schema.region_snapshot)) == (3, 3)
         await delete_disk_but_for_its_snapshots(rack, over)
@@ -189,18 +172,17 @@ async def test_refusal_of_a_strangers_agent_holds_nobody_up(tmp_path: Path, in_m
     """The real saga takes the freed regions of all volumes: one agent that refuses would fail every deletion."""
     async with plant(tmp_path, in_memory) as rack:
         stranger = await make_disk(rack)
-        mine = [await make_disk(rack) for _ in range(8)]
-        elsewhere = [each for each in mine if set(datasets(rack, each)) != set(datasets(rack, stranger))]
-        lost = next(each for each in datasets(rack, stranger) if each not in datasets(rack, elsewhere[0]))
+        mine = [await make_disk(rack)]
+        while set(datasets(rack, mine[-1])) == set(datasets(rack, stranger)):
+            mine.append(await make_disk(rack))
+        lost = next(each for each in datasets(rack, stranger) if each not in datasets(rack, mine[-1]))
         with refusing(rack, lost):
             with pytest.raises(SagaFailed, match="not today"):
                 await delete_disk(rack, stranger)
-            assert (rack.run(volume_state, stranger.volume_id), region_rows(rack, stranger.volume_id)) == (
-                Deletion.SOFT_DELETED,
-                3,
-            )
-            await delete_disk(rack, elsewhere[0])
-        for each in (stranger, *(each for each in mine if each is not elsewhere[0])):
+            assert rack.run(volume_state, stranger.volume_id) is Deletion.SOFT_DELETED
+            assert region_rows(rack, stranger.volume_id) == 3
+            await delete_disk(rack, mine.pop())
+        for each in (stranger, *mine):
             await delete_disk(rack, each)
         await rack.require_empty()
 
