@@ -247,17 +247,18 @@ Prepare = Callable[[], Awaitable[tuple[BaseModel, Callable[[], Awaitable[None]]]
 """Makes what a saga is tried on: its parameters, and what has to be deleted afterwards if the saga did not."""
 
 
-def trials(rack: Plant, prepare: Prepare) -> Fresh:
+def trials(rack: Plant, prepare: Prepare, *, empty: bool = True) -> Fresh:
     """Trials on one plant. In the end, when the saga is done or undone, what ``prepare`` wants deleted is deleted, what
-    was left half-way is finished, and nothing is left."""
+    was left half-way is finished, and with ``empty`` nothing is left."""
 
     async def fresh() -> Trial:
         params, sweep = await prepare()
 
         async def end() -> None:
             await sweep()
-            await finish_deletions(rack)
-            await rack.require_empty()
+            if empty:
+                await finish_deletions(rack)
+                await rack.require_empty()
 
         return Trial(rack.world, MemoryStore(), params, finished=end, clean=end)
 
