@@ -223,6 +223,11 @@ class Agent:
         assert path is not None
         return await self._ask_digest((region_id, name), path, immutable=True, flushing=lambda: False)
 
+    def forget_digest(self, region_id: str, name: str | None = None) -> None:
+        """Whoever asks next for the digest of the region, or of its snapshot ``name``, has the bytes read again."""
+        self.region(region_id)
+        self._digests.forget_one((region_id, name))
+
     async def _ask_digest(self, key: Key, path: Path, *, immutable: bool, flushing: Callable[[], bool]) -> DigestStatus:
         try:
             return await self._digests.ask(key, path, immutable=immutable, flushing=flushing)

@@ -1,4 +1,4 @@
-"""The agent's API: the nine routes of the real one and two for digests (apis-and-tools.md §1.1).
+"""The agent's API: the nine routes of the real one and four for digests (apis-and-tools.md §1.1).
 
 What it is for: :func:`agent_api` is the table of operations, under the ids and paths of ``crucible-agent-1.0.0.json``;
 a handler calls the agent and says how the outcome looks. :data:`STATUSES` says with which status each refusal goes out:
@@ -64,6 +64,8 @@ def agent_api(agent: Agent, *, faithful: bool = False, lenient: bool = False) ->
         ),
         ("region_digest", "GET", f"{region}/digest", lambda call: agent.region_digest(call.path["id"]), 200),
         ("snapshot_digest", "GET", f"{snapshot}/digest", lambda call: agent.snapshot_digest(*_named(call)), 200),
+        ("region_digest_forget", "DELETE", f"{region}/digest", _forgetting(agent), 204),
+        ("snapshot_digest_forget", "DELETE", f"{snapshot}/digest", _forgetting(agent), 204),
     )
     operations = [Operation(name, method, path, _told(handler), None, ok) for name, method, path, handler, ok in rows]
     operations.append(
@@ -86,6 +88,14 @@ def _regions(agent: Agent) -> Handler:
 def _region(agent: Agent) -> Handler:
     async def handler(call: Call) -> object:
         return agent.document(agent.region(call.path["id"]), faithful=call.faithful)
+
+    return handler
+
+
+def _forgetting(agent: Agent) -> Handler:
+    async def handler(call: Call) -> object:
+        agent.forget_digest(call.path["id"], call.path.get("name"))
+        return None
 
     return handler
 

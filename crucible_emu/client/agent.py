@@ -72,6 +72,14 @@ class AgentClient(ServiceClient):
         """How far the digest of a snapshot is; this project's agents only."""
         return await self._ask("GET", f"{_snapshot(region_id, name)}/digest", _DIGEST)
 
+    async def region_digest_forget(self, region_id: str) -> None:
+        """Have the region read again by the next question for its digest; this project's agents only."""
+        await self._tell("DELETE", f"{_region(region_id)}/digest")
+
+    async def snapshot_digest_forget(self, region_id: str, name: str) -> None:
+        """Have the snapshot read again by the next question for its digest; this project's agents only."""
+        await self._tell("DELETE", f"{_snapshot(region_id, name)}/digest")
+
 
 def _region(region_id: str) -> str:
     return f"{REGIONS}/{segment(region_id)}"

@@ -86,7 +86,11 @@ def chunk_check(disk: Disk, offset: int, length: int) -> None:
 
 
 async def pantry_for_import(world: World, disk_id: str) -> Address:
-    """Choose a pantry and write it down, or find the one that was. Raises :class:`~nexus.saga.ActionFailed`."""
+    """Choose a pantry and write it down, or find the one that was, whether or not any answers now. Raises
+    :class:`~nexus.saga.ActionFailed`."""
+    recorded = (await world.database.read(lambda c: require_disk(c, disk_id))).pantry
+    if recorded is not None:
+        return recorded
     chosen = await world.pantries.choose(disk_id)
     with told_to_users():
         return await world.database.transact(lambda c: disk_pantry_record(c, disk_id, chosen, world.now()))

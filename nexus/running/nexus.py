@@ -26,7 +26,6 @@ from nexus.db import Database, DatabaseError
 from nexus.db.sagas import Leases, SagaStore
 from nexus.running.settings import Conduct, Settings
 from nexus.saga import Executor, Fenced, SagaFailed, SagaStuck
-from nexus.sagas import ALL_SAGAS
 from nexus.services import Agents, Connections, Hosts, Pantries, World
 from nexus.tasks import Scheduler, all_tasks
 from nexus.tasks.saga_recovery import SagaRecovery
@@ -72,7 +71,7 @@ async def nexus_over(world: World, conduct: Conduct) -> AsyncIterator[Nexus]:
         executor = Executor(
             nursery,
             store,
-            ALL_SAGAS,
+            conduct.sagas,
             world,
             nexus_id,
             new_id=world.new_id,

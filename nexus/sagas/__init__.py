@@ -17,6 +17,7 @@ from nexus.sagas.remove_read_only_parent import REMOVE_READ_ONLY_PARENT
 from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_ATTACHED, SNAPSHOT_CREATE_DETACHED
 from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
 from nexus.sagas.volume_delete import VOLUME_DELETE
+from nexus.sagas.volume_verify import VOLUME_VERIFY
 
 ALL_SAGAS: tuple[Saga, ...] = (
     # What makes disks.
@@ -32,6 +33,8 @@ ALL_SAGAS: tuple[Saga, ...] = (
     # What runs guests.
     INSTANCE_START,
     INSTANCE_STOP,
+    # What only looks.
+    VOLUME_VERIFY,
     # What takes things away.
     VOLUME_DELETE,
     REMOVE_READ_ONLY_PARENT,

@@ -33,7 +33,7 @@ from nexus.objects.sources import FromImage, FromSnapshot, Source, disk_check, o
 from nexus.saga import ActionFailed, Context, Node, Saga
 from nexus.sagas.regions import RegionsWanted, addresses_made, regions_made, volume_of_regions_create
 from nexus.sagas.volume_delete import undo_volume
-from nexus.volumes import ReadOnlyCopy, volume_checkout_randomize_ids
+from nexus.volumes import Deletion, ReadOnlyCopy, volume_checkout_randomize_ids, volume_state
 
 
 class Params(BaseModel):
@@ -109,11 +109,14 @@ async def fault_disk(saga: Context[Params]) -> None:
 
 
 async def create_volume_record(saga: Context[Params]) -> None:
-    """Safe to rerun: the volume is found by its id, with the key that it was made with."""
+    """Safe to rerun: the volume is found by its id, with the key that it was made with; whatever became of the source
+    since, for an action that fails after it was done is not undone."""
     world, params = saga.world, saga.params
     wanted, targets = await regions_of_the_disk(saga), addresses_made(saga)
 
     def body(connection: Connection) -> None:
+        if volume_state(connection, params.volume_id) is Deletion.LIVE:
+            return
         # *Safety* (R26): that the source is there is known, copied and counted in one transaction.
         origin = origin_of(connection, params.project_id, params.source)
         source = None if origin is None else origin.volume_id

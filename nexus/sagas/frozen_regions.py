@@ -96,7 +96,7 @@ async def record(world: World, frozen: dict[str, Any], snapshot_id: str) -> None
     every = await _all(world, frozen["volume_id"], snapshot_id)
     holdings = await asked(world.agents, [Copy(each.dataset, each.snapshot.region_id, each.snapshot) for each in every])
     known = [each for each in holdings if each.problem is None]
-    unreadable = [each for each in holdings if each.problem is not None and not each.gone]
+    unreadable = [each for each in holdings if each.problem is not None and not each.absent]
     if unreadable:
         raise ActionFailed(f"{unreadable[0].name} cannot be read: {unreadable[0].problem}", "refused")
     if not known:

@@ -158,6 +158,19 @@ class Agents:
         what = f"snapshot {name} of region {region_id}"
         return await self._digest(dataset, what, lambda agent: agent.snapshot_digest(region_id, name))
 
+    async def digest_forget(self, dataset: Dataset, region_id: str, snapshot_id: str | None = None) -> None:
+        """Have the bytes of a region, or of its snapshot, read again by the next question for their digest. Raises as
+        :meth:`regions_ensure`."""
+        agent = self._agent(dataset)
+        with told_of(f"the digest of region {region_id}"):
+            await self._persisting(dataset).ask(
+                lambda: (
+                    agent.region_digest_forget(region_id)
+                    if snapshot_id is None
+                    else agent.snapshot_digest_forget(region_id, snapshot_id)
+                )
+            )
+
     async def regions_list(self, dataset: Dataset) -> list[Region]:
         """Every region the agent knows, destroyed ones included; asked once, so that who looks for faults does not
         wait for a dead agent. Raises :class:`~nexus.services.refusals.ServiceRefused`, and

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Holding:
     """What one copy holds: a digest per extent. ``problem``: why that is not known; there are no digests then.
-    ``gone``: it is on a disk that is lost, which is no fault of the copy."""
+    ``absent``: nobody could be asked, which says nothing of the copy."""
 
     name: str
     extents: tuple[str | None, ...] = ()
     problem: str | None = None
-    gone: bool = False
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

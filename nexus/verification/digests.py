@@ -6,6 +6,8 @@ files, so a byte that rotted on one disk shows although the other two would cove
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 
 from crucible_emu.client.failures import ServiceUnreachable
@@ -19,8 +21,8 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 async def asked(agents: Agents, copies: list[Copy]) -> list[Holding]:
-    """What each copy holds, in their order, all asked at once. Agents are waited for until they answer; one that is
-    gone for good is a problem of its copy."""
+    """What each copy holds, in their order, all asked at once. Agents are waited for until they answer, or are gone for
+    good. What an agent cannot read, or does not have, is a problem of the copy."""
     found: dict[int, Holding] = {}
 
     async def one(number: int, copy: Copy) -> None:
@@ -33,11 +35,18 @@ async def asked(agents: Agents, copies: list[Copy]) -> list[Holding]:
 
 
 async def asked_if_present(agents: Agents, copies: list[Copy]) -> list[Holding]:
-    """As :func:`asked`; an agent that does not answer at once is a problem of its copy, too."""
+    """As :func:`asked`; an agent that does not answer at once is not waited for, and the others read the bytes again:
+    what an agent knows of a snapshot that never changes was true once."""
     silent = [copy for copy in copies if not await _answers(agents, copy)]
-    holdings = iter(await asked(agents, [copy for copy in copies if copy not in silent]))
+    present = [copy for copy in copies if copy not in silent]
+    for copy in present:
+        with suppress(ActionFailed):  # what it does not have, or who is gone, is heard from the next question
+            snapshot_id = None if copy.snapshot is None else copy.snapshot.snapshot_id
+            await agents.digest_forget(copy.dataset, copy.region_id, snapshot_id)
+    holdings = iter(await asked(agents, present))
     return [
-        Holding(copy.name, problem="its agent does not answer") if copy in silent else next(holdings) for copy in copies
+        Holding(copy.name, problem="its agent does not answer", absent=True) if copy in silent else next(holdings)
+        for copy in copies
     ]
 
 
@@ -60,7 +69,7 @@ async def _asked(agents: Agents, copy: Copy) -> Holding:
         else:
             status = await agents.snapshot_digest(copy.dataset, copy.snapshot)
     except Gone:
-        return Holding(copy.name, problem="its disk is gone for good", gone=True)
+        return Holding(copy.name, problem="its disk is gone for good", absent=True)
     except ServiceRefused as error:
         return Holding(copy.name, problem=str(error))
     if status.state != "done":

@@ -17,10 +17,10 @@ from crucible_emu.agent.core import Reason
 
 DOCUMENT = json.loads((Path(__file__).parent.parent / "data" / "agent_api.json").read_text())
 """What ``crucible-agent-1.0.0.json`` says: operations (method, path, status of success), members of schemas, states."""
-EXTENSIONS = {"region_digest", "snapshot_digest"}
+EXTENSIONS = {"region_digest", "snapshot_digest", "region_digest_forget", "snapshot_digest_forget"}
 
 
-def test_every_operation_of_the_document_is_there_and_two_more() -> None:
+def test_every_operation_of_the_document_is_there_and_four_more() -> None:
     api = agent_api(Agent.__new__(Agent))
     ours = {each.operation_id: [each.method, each.path, each.success] for each in api.operations}
     assert {name: ours.pop(name) for name in EXTENSIONS}

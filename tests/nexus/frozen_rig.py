@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+import pytest
 from nexus_rig import Plant
 from saga_scaffold import Fresh, Trial
 from users_rig import SIZE_BYTES, HasVolume, MadeSnapshot, delete_snapshot, run
@@ -14,7 +17,7 @@ from nexus.objects.disks import disk_get
 from nexus.objects.provisioning import provisioned_bytes
 from nexus.objects.snapshots import Ledger, ledger_get, snapshot_get
 from nexus.placement import AllocatedRegion, regions_of
-from nexus.saga import MemoryStore
+from nexus.saga import MemoryStore, SagaFailed
 from nexus.sagas import snapshot_create
 from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_DETACHED
 from nexus.volumes import Pantry, ReadOnlyCopy, RegionSnapshot, volume_checkout, walks
@@ -34,6 +37,14 @@ def asked(rack: Plant, disk: HasVolume, **changed: Any) -> snapshot_create.Param
         "description": "",
     }
     return snapshot_create.Params(**(given | changed))
+
+
+@contextmanager
+def refused(kind: str, match: str | None = None) -> Iterator[None]:
+    """The saga in it fails with this kind of sentence."""
+    with pytest.raises(SagaFailed, match=match) as caught:
+        yield
+    assert caught.value.kind == kind, caught.value
 
 
 def made(params: snapshot_create.Params) -> MadeSnapshot:

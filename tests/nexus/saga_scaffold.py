@@ -14,7 +14,7 @@ puts into ``clean`` and ``finished``, must be empty.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,17 +67,20 @@ def everywhere(label: str) -> bool:
 
 
 class DieAt:
-    """Dies when a hook is called for the nth time at a node that ``only`` accepts; ``where`` says at which point that
-    was."""
+    """Dies when a hook is called for the nth time, at one of ``points`` of a node that ``only`` accepts; ``where`` says
+    at which point that was."""
 
-    def __init__(self, at: int, only: Callable[[str], bool] = everywhere) -> None:
+    def __init__(
+        self, at: int, only: Callable[[str], bool] = everywhere, points: Collection[Point] = tuple(Point)
+    ) -> None:
         self.at = at
         self.only = only
+        self.points = points
         self.seen = 0
         self.where: tuple[Point, str] | None = None
 
     async def __call__(self, point: Point, saga_id: str, label: str) -> None:
-        if not self.only(label):
+        if point not in self.points or not self.only(label):
             return
         self.seen += 1
         if self.seen - 1 == self.at:
@@ -143,25 +146,32 @@ async def actions_succeed_idempotently(saga: Saga, fresh: Fresh) -> None:
     await _ends(saga, await fresh(), fails_at=None, perform=Repeat(actions=2))
 
 
-async def action_failure_can_unwind(saga: Saga, fresh: Fresh) -> None:
-    for label in _actions(saga):
+async def action_failure_can_unwind(saga: Saga, fresh: Fresh, *, only: Callable[[str], bool] = everywhere) -> None:
+    for label in filter(only, _actions(saga)):
         await _ends(saga, await fresh(), fails_at=label, perform=Repeat(fail_at=label))
 
 
-async def action_failure_can_unwind_idempotently(saga: Saga, fresh: Fresh) -> None:
-    for label in _actions(saga):
+async def action_failure_can_unwind_idempotently(
+    saga: Saga, fresh: Fresh, *, only: Callable[[str], bool] = everywhere
+) -> None:
+    for label in filter(only, _actions(saga)):
         await _ends(saga, await fresh(), fails_at=label, perform=Repeat(undos=2, fail_at=label))
 
 
 async def death_at_every_point(
-    saga: Saga, fresh: Fresh, *, fail_at: str | None = None, only: Callable[[str], bool] = everywhere
+    saga: Saga,
+    fresh: Fresh,
+    *,
+    fail_at: str | None = None,
+    only: Callable[[str], bool] = everywhere,
+    points: Collection[Point] = tuple(Point),
 ) -> int:
     """Also while it unwinds, when it fails at ``fail_at``. The number of deaths that were tried. ``only``: at which
-    nodes, for a saga of whose parts some have their own tests."""
+    nodes, for a saga of whose parts some have their own tests; ``points``: at which points of these."""
     at = 0
     while True:
         trial = await fresh()
-        hooks, dead = DieAt(at, only), Repeat(fail_at=fail_at)
+        hooks, dead = DieAt(at, only, points), Repeat(fail_at=fail_at)
 
         async def begin(executor: Executor, trial: Trial = trial) -> None:
             await executor.start(saga, trial.params)
@@ -171,6 +181,7 @@ async def death_at_every_point(
 
         await execute(saga, trial, begin, hooks=hooks, perform=dead)
         if hooks.where is None:
+            await (trial.finished() if fail_at is None else trial.clean())
             return at
         await execute(saga, trial, finish, executor_id="nexus-2", perform=Repeat(fail_at=fail_at))
         record, _ = await trial.store.load(SAGA_ID)

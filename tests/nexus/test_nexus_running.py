@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 from saga_rig import Params
 
-import nexus.running.nexus as running
 from nexus.db import Database
 from nexus.running import Conduct, Nexus, Settings, nexus_over, running_nexus
+from nexus.running.nexus import world_of
 from nexus.saga import ActionFailed, Context, Node, Saga, SagaFailed, SagaState
 from nexus.saga.hooks import Crash, Point
-from nexus.services import World
+from nexus.services import Connections, World
 from nexus.volumes import TryLocks
 
+# Those that live have leases that no stall of a busy machine outlasts; those that die have short ones.
 LIVING = Conduct(periods_s={"saga_recovery": 0.05}, stop_grace_s=0.2)
 DYING = Conduct(lease_s=0.5)
 PATIENCE_S = 20
@@ -30,8 +32,13 @@ class Effects:
         self.done: list[str] = []
         self.gate = trio.Event()
         self.at_gate = trio.Event()
+        self.saga = self._recipe()
 
-    def saga(self) -> Saga:
+    def conduct(self, conduct: Conduct) -> Conduct:
+        """A Nexus that knows the saga."""
+        return replace(conduct, sagas=[self.saga])
+
+    def _recipe(self) -> Saga:
         async def first(saga: Context[Params]) -> Any:
             self.done.append("FIRST")
 
@@ -49,23 +56,21 @@ class Effects:
 
 
 @pytest.fixture
-def effects(monkeypatch: pytest.MonkeyPatch) -> Effects:
-    """Every Nexus of the test knows the saga."""
-    made = Effects()
-    monkeypatch.setattr(running, "ALL_SAGAS", (made.saga(),))
-    return made
+def effects() -> Effects:
+    return Effects()
 
 
-def saga_of() -> Saga:
-    (only,) = running.ALL_SAGAS
-    return only
+@pytest.fixture
+def short_leases(expect_log: Any) -> None:
+    """A Nexus that is to die may stall before that."""
+    expect_log("lease ran out", at_least=0)
 
 
 @contextmanager
 def world_on(database: Database) -> Iterator[World]:
     """A world with a database and nothing else: no saga here asks for more."""
     settings = Settings("unused")
-    yield running.world_of(settings, database, running.Connections())
+    yield world_of(settings, database, Connections())
 
 
 async def until(holds: Callable[[], Any]) -> None:
@@ -81,8 +86,8 @@ async def dies(database: Database, effects: Effects, conduct: Conduct) -> str:
     """A Nexus that is killed while a saga of it is at the gate; the saga."""
     found = ""
     with world_on(database) as world, trio.CancelScope() as life:
-        async with nexus_over(world, conduct) as nexus:
-            found = await nexus.executor.start(saga_of(), Params())
+        async with nexus_over(world, effects.conduct(conduct)) as nexus:
+            found = await nexus.executor.start(effects.saga, Params())
             await effects.at_gate.wait()
             life.cancel()
             await trio.sleep_forever()
@@ -91,9 +96,9 @@ async def dies(database: Database, effects: Effects, conduct: Conduct) -> str:
 
 async def test_nexus_runs_from_settings_alone_and_leaves_no_lease(database_url: str, effects: Effects) -> None:
     effects.gate.set()
-    async with running_nexus(Settings(database_url)) as nexus:
+    async with running_nexus(Settings(database_url, conduct=effects.conduct(Conduct()))) as nexus:
         assert isinstance(nexus.world.locks, TryLocks)
-        await nexus.executor.run(saga_of(), Params())
+        await nexus.executor.run(effects.saga, Params())
         assert [each.id for each in await nexus.leases.instances()] == [nexus.id]
         assert "saga_recovery" in nexus.tasks.names
     assert effects.done == ["FIRST", "SECOND"]
@@ -101,12 +106,16 @@ async def test_nexus_runs_from_settings_alone_and_leaves_no_lease(database_url: 
         assert [each.id for each in await another.leases.instances()] == [another.id]
 
 
+@pytest.mark.usefixtures("short_leases")
 async def test_sagas_of_a_dead_nexus_are_taken_over_by_one_of_the_living(
     several: Callable[[], Database], effects: Effects
 ) -> None:
     """Two live beside each other when a third dies."""
     with world_on(several()) as first, world_on(several()) as second:
-        async with nexus_over(first, LIVING) as one, nexus_over(second, LIVING) as two:
+        async with (
+            nexus_over(first, effects.conduct(LIVING)) as one,
+            nexus_over(second, effects.conduct(LIVING)) as two,
+        ):
             saga_id = await dies(several(), effects, DYING)
             assert not {saga_id} & {*one.executor.in_hand, *two.executor.in_hand}, "its lease has not run out"
             await until(lambda: saga_id in [*one.executor.in_hand, *two.executor.in_hand])
@@ -123,7 +132,7 @@ async def test_nexus_that_starts_goes_on_with_what_the_last_one_left(
     saga_id = await dies(several(), effects, conduct)
     effects.gate.set()
     with world_on(several()) as world:
-        async with nexus_over(world, conduct) as nexus:
+        async with nexus_over(world, effects.conduct(conduct)) as nexus:
             await until(lambda: _is(nexus, saga_id, SagaState.DONE))
 
 
@@ -133,12 +142,12 @@ async def test_clean_stop_leaves_what_has_not_ended_to_others_at_once(
     """However long its lease would have been."""
     long = Conduct(lease_s=1000, stop_grace_s=0.05)
     with world_on(several()) as world:
-        async with nexus_over(world, long) as nexus:
-            saga_id = await nexus.executor.start(saga_of(), Params(start=0))
+        async with nexus_over(world, effects.conduct(long)) as nexus:
+            saga_id = await nexus.executor.start(effects.saga, Params(start=0))
             await effects.at_gate.wait()
     effects.gate.set()
     with world_on(several()) as world:
-        async with nexus_over(world, long) as another:
+        async with nexus_over(world, effects.conduct(long)) as another:
             await until(lambda: _is(another, saga_id, SagaState.UNWOUND))
             with pytest.raises(SagaFailed, match="zero is refused"):
                 await another.executor.wait(saga_id)
@@ -150,8 +159,8 @@ async def test_nexus_whose_lease_ran_out_registers_anew_and_keeps_what_nobody_to
 ) -> None:
     expect_log("lease ran out")
     with world_on(several()) as world:
-        async with nexus_over(world, Conduct(lease_s=1)) as nexus:
-            saga_id = await nexus.executor.start(saga_of(), Params())
+        async with nexus_over(world, effects.conduct(Conduct(lease_s=1))) as nexus:
+            saga_id = await nexus.executor.start(effects.saga, Params())
             await effects.at_gate.wait()
             await nexus.leases.retire(nexus.id)
             await until(nexus.leases.instances)
@@ -159,6 +168,7 @@ async def test_nexus_whose_lease_ran_out_registers_anew_and_keeps_what_nobody_to
             await until(lambda: _is(nexus, saga_id, SagaState.DONE))
 
 
+@pytest.mark.usefixtures("short_leases")
 @pytest.mark.parametrize("point", list(Point)[:3])
 async def test_death_at_a_point_of_a_node(several: Callable[[], Database], effects: Effects, point: Point) -> None:
     """As by SIGKILL: nothing is recorded any more. Another goes on, and every node was done at least once."""
@@ -171,8 +181,8 @@ async def test_death_at_a_point_of_a_node(several: Callable[[], Database], effec
     found: list[str] = []
 
     async def victim(world: World) -> None:
-        async with nexus_over(world, Conduct(lease_s=0.1, hooks=die)) as nexus:
-            found.append(await nexus.executor.start(saga_of(), Params()))
+        async with nexus_over(world, effects.conduct(Conduct(lease_s=0.1, hooks=die))) as nexus:
+            found.append(await nexus.executor.start(effects.saga, Params()))
             await trio.sleep_forever()
 
     with world_on(several()) as world:
@@ -180,7 +190,7 @@ async def test_death_at_a_point_of_a_node(several: Callable[[], Database], effec
             await victim(world)
         except* Crash:
             pass
-        async with nexus_over(world, LIVING) as nexus:
+        async with nexus_over(world, effects.conduct(LIVING)) as nexus:
             await until(lambda: _is(nexus, found[0], SagaState.DONE))
     assert effects.done[0] == "FIRST" and effects.done.count("FIRST") == 1 and "SECOND" in effects.done
 

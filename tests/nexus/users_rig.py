@@ -108,7 +108,7 @@ async def make_disk(rack: Plant, source: HasVolume | None = None, *, name: str =
 async def make_snapshot(rack: Plant, disk: HasVolume) -> MadeSnapshot:
     """A snapshot that is ready, taken through the pantry; charged."""
     snapshot = MadeSnapshot(rack.id(), rack.id(), rack.id())
-    agents, pantries, now = rack.world.agents, rack.world.pantries, rack.now()
+    now = rack.now()
     blank = await regions(rack, snapshot.destination_volume_id)
     rack.run(volume_create, snapshot.destination_volume_id, read_write(rack, rack.id(), blank), now)
     row = Snapshot(
@@ -126,6 +126,14 @@ async def make_snapshot(rack: Plant, disk: HasVolume) -> MadeSnapshot:
     )
     rack.run(snapshot_insert, row, now)
     rack.run(provisioning.charge_snapshot, snapshot.id, rack.project_id, SIZE_BYTES, now)
+    await make_snapshot_volume(rack, disk, snapshot)
+    rack.run(snapshot_change, snapshot.id, Change.FINISH, now)
+    return snapshot
+
+
+async def make_snapshot_volume(rack: Plant, disk: HasVolume, snapshot: HasVolume) -> None:
+    """Only the volume over running snapshots; no row of a snapshot, and no destination volume."""
+    agents, pantries, now = rack.world.agents, rack.world.pantries, rack.now()
     pantry = await pantries.choose(snapshot.id)
     await pantries.attach(pantry, disk.id, rack.run(volume_checkout, disk.volume_id, Pantry(), now).request)
     await pantries.snapshot(pantry, disk.id, snapshot.id)
@@ -138,8 +146,6 @@ async def make_snapshot(rack: Plant, disk: HasVolume) -> MadeSnapshot:
         running[Address.of(region.ip, region.port)] = address
     held = rack.run(volume_checkout, disk.volume_id, CopyAndModify(), now).request
     rack.run(volume_create, snapshot.volume_id, walks.snapshot_of_disk(held, running, lambda: UUID(rack.id())), now)
-    rack.run(snapshot_change, snapshot.id, Change.FINISH, now)
-    return snapshot
 
 
 def image_params(rack: Plant, snapshot: MadeSnapshot, **changed: Any) -> image_create.Params:
@@ -241,17 +247,18 @@ Prepare = Callable[[], Awaitable[tuple[BaseModel, Callable[[], Awaitable[None]]]
 """Makes what a saga is tried on: its parameters, and what has to be deleted afterwards if the saga did not."""
 
 
-def trials(rack: Plant, prepare: Prepare) -> Fresh:
+def trials(rack: Plant, prepare: Prepare, *, empty: bool = True) -> Fresh:
     """Trials on one plant. In the end, when the saga is done or undone, what ``prepare`` wants deleted is deleted, what
-    was left half-way is finished, and nothing is left."""
+    was left half-way is finished, and with ``empty`` nothing is left."""
 
     async def fresh() -> Trial:
         params, sweep = await prepare()
 
         async def end() -> None:
             await sweep()
-            await finish_deletions(rack)
-            await rack.require_empty()
+            if empty:
+                await finish_deletions(rack)
+                await rack.require_empty()
 
         return Trial(rack.world, MemoryStore(), params, finished=end, clean=end)
 

@@ -6,4 +6,5 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path += [str(TESTS / neighbour) for neighbour in ("downstairs", "upstairs", "volume", "nbd", "agent", "host")]
+NEIGHBOURS = ("downstairs", "upstairs", "volume", "nbd", "agent", "host", "nexus")
+sys.path += [str(TESTS), *(str(TESTS / neighbour) for neighbour in NEIGHBOURS)]

@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[ModuleType, ...]] = {
 }
 ONE_HOSTED = "/hosts/0/instances/{instance_id}"
 OURS: dict[str, set[str]] = {
-    "agent": {"region_digest", "snapshot_digest"},
+    "agent": {"region_digest", "snapshot_digest", "region_digest_forget", "snapshot_digest_forget"},
     "pantry": {"job_status"},
     "host": {"instance_disks_list", "hosted_instances_list"},
 }

@@ -37,6 +37,13 @@ def test_random_histories() -> None:
         assert counts[reached], f"no history comes to: {reached}"
 
 
+@pytest.mark.parametrize("seed", [8059, 11672])
+def test_a_failure_that_is_still_on_its_way_when_a_disk_is_deactivated_is_the_replicas_own(seed: int) -> None:
+    """These were once taken for a disk that loses a replica by itself."""
+    verdict = run_seed(seed)
+    assert verdict.failure is None, str(verdict)
+
+
 def trace_hash(seed: int) -> str:
     lines: list[str] = []
     run_seed(seed, trace=lines.append)

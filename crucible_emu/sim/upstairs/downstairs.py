@@ -62,6 +62,10 @@ class ModelDownstairs:
         if not by_upstairs:
             self.faults = self.trouble
 
+    def failure_arrives(self) -> None:
+        """The Upstairs learns of a failure. Whatever it began since that happened is disturbed by it as well."""
+        self.faults = self.world.next_event()
+
     def latency_s(self) -> float:
         return self.world.rng.choice(SLOW_LATENCIES_MS if self.slow else LATENCIES_MS) / 1000
 

@@ -62,8 +62,8 @@ class Execution:
     def violation(self, text: str) -> None:
         raise AssertionError(text)
 
-    def reply(self, message: m.Message) -> None:
-        self.wire.to_upstairs(message)
+    def reply(self, message: m.Message, *, bad_news: bool = False) -> None:
+        self.wire.to_upstairs(message, bad_news=bad_news)
 
     def begin_replay(self, last_flush: int | None) -> None:
         self._replays_after = -1 if last_flush is None else last_flush
@@ -213,16 +213,16 @@ class Execution:
         ids = (self.upstairs_id, self.session_id, job.job_id)
         error = errors.IoError(problem)
         if isinstance(job, m.ExtentLiveRepair):
-            self.reply(m.ErrorReport(*ids, error))
+            self.reply(m.ErrorReport(*ids, error), bad_news=True)
             self.wire.close_far_end()
         elif self.downstairs.world.rng.random() < 0.3:
-            self.reply(m.ErrorReport(*ids, error))
+            self.reply(m.ErrorReport(*ids, error), bad_news=True)
         elif isinstance(job, m.ReadRequest):
-            self.reply(m.ReadResponse(*ids, error, memoryview(b"")))
+            self.reply(m.ReadResponse(*ids, error, memoryview(b"")), bad_news=True)
         elif isinstance(job, m.ExtentLiveClose | m.ExtentLiveFlushClose):
-            self.reply(m.ExtentLiveCloseAck(*ids, error))
+            self.reply(m.ExtentLiveCloseAck(*ids, error), bad_news=True)
         else:
-            self.reply(ACK_OF[type(job)](*ids, error))
+            self.reply(ACK_OF[type(job)](*ids, error), bad_news=True)
 
     # -- what jobs do -------------------------------------------------------------------------------------------------
 
@@ -267,10 +267,11 @@ class Execution:
         kinds = np.array([EMPTY if block is None else PLAIN for block in blocks], np.uint8)
         hashes = np.array([0 if block is None else block.hash for block in blocks], np.uint64)
         data = b"".join(bytes(size) if block is None else block.data for block in blocks)
-        if any(block is not None and block.damaged for block in blocks):
+        damaged = any(block is not None and block.damaged for block in blocks)
+        if damaged:
             self.downstairs.in_trouble()
         ids = (self.upstairs_id, self.session_id, job.job_id)
-        self.reply(m.ReadResponse(*ids, BlockContexts(kinds, hashes), memoryview(data)))
+        self.reply(m.ReadResponse(*ids, BlockContexts(kinds, hashes), memoryview(data)), bad_news=damaged)
 
     def _close(self, job: m.ExtentLiveClose | m.ExtentLiveFlushClose) -> None:
         downstairs, storage, extent_id = self.downstairs, self.downstairs.storage, job.extent_id

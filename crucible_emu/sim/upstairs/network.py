@@ -82,13 +82,16 @@ class Wire:
                 self.world.say(f"  > {self.downstairs} #{self.number} {short(message)}")
             self.downstairs.arrived(self.connection, message)
 
-    def to_upstairs(self, message: m.Message) -> None:
-        self._send(self._up, self._arrived_up, message)
+    def to_upstairs(self, message: m.Message, *, bad_news: bool = False) -> None:
+        """``bad_news``: it tells of a failure, or of damage."""
+        self._send(self._up, self._arrived_up, message, bad_news)
 
-    def _arrived_up(self, message: m.Message) -> None:
+    def _arrived_up(self, message: m.Message, bad_news: bool) -> None:
         if self.near_open:
             if self.world.trace is not None:
                 self.world.say(f"  < {self.downstairs} #{self.number} {short(message)}")
+            if bad_news:
+                self.downstairs.failure_arrives()
             self._port.received([message])
 
     # -- ends ---------------------------------------------------------------------------------------------------------
