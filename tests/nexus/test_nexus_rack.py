@@ -125,7 +125,12 @@ def test_the_life_of_a_disk(rack: Path, image: Path, tmp_path: Path) -> None:
     assert tree["read_only_parent"] is not None
     shown = said("volume", "tree", "copy", cwd=rack)
     assert "of disk copy" in shown and "read-only parent" in shown and shown.count("created") == 6
-    # VERIFY
+    for name in ("copy", "first"):
+        report = nexus("volume", "verify", name, cwd=rack)
+        assert (report["findings"], report["not_looked_at"], report["bytes_read"]) == ([], [], 2 * STEP)
+    assert report["digest"] != blake3(kept).hexdigest()
+    report = nexus("volume", "verify", made["id"], cwd=rack)
+    assert (report["findings"], report["digest"]) == ([], blake3(kept).hexdigest())
     assert nexus("volume", "lock-holder", "copy", cwd=rack)["holder"] is None
     assert nexus("volume", "check", "copy", cwd=rack) == nexus("check", cwd=rack) == {"findings": []}
 
