@@ -138,22 +138,20 @@ class LockReport(Document):
     holder: LockHolder | None
 
 
-class Difference(Document):
-    """Bytes that are not what they must be. ``extent``: ``None`` where it is about the whole volume."""
-
-    sentence: str
-    extent: int | None = None
-    address: str | None = None
-
-
 class VerifyReport(Document):
-    """What a reading of the whole volume found. ``ledger``: whether digests were there to compare with."""
+    """What a reading of the whole volume found. ``findings``: what is not as it must be, a sentence each.
+
+    ``not_looked_at``: what nobody could say anything about, and why. ``ledgers``: the snapshots whose digests of the day
+    they were taken were compared with. ``digest``: BLAKE3 of all that was read, where that was the whole volume.
+    """
 
     volume_id: UUID
+    findings: tuple[str, ...]
+    not_looked_at: tuple[str, ...]
+    copies_compared: int
+    ledgers: tuple[UUID, ...]
     bytes_read: ByteCount
-    extents_compared: int
-    ledger: bool
-    differences: tuple[Difference, ...]
+    digest: str | None = None
 
 
 # -- sleds, physical-disks --------------------------------------------------------------------------------------------

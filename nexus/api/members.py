@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 NAME_LENGTH_MAX = 63
 DESCRIPTION_LENGTH_MAX = 512
 SIGNED_MAX = 2**63 - 1
+YEAR_MIN = 1000
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 _NAME = re.compile(r"[a-z]([a-zA-Z0-9-]*[a-zA-Z0-9]+)?")
 
@@ -48,7 +49,14 @@ def _name_or_id(text: str) -> str:
 def _in_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a moment says its zone")
-    return moment.astimezone(UTC)
+    try:
+        found = moment.astimezone(UTC)
+    except OverflowError:
+        found = None
+    # *Safety*: texts of moments are compared in the database, and an earlier year has fewer digits there.
+    if found is None or found.year < YEAR_MIN:
+        raise ValueError(f"a moment is in the years from {YEAR_MIN} to 9999")
+    return found
 
 
 def _no_null(text: str) -> str:

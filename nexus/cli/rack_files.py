@@ -26,8 +26,11 @@ RACK_FILE = "rack.toml"
 DATABASE_URL, DATABASE = "database.url", "nexus.db"
 TOKEN_BYTES = 32
 SLEDS, DISK_SIZE, PANTRIES = 4, "4GiB", 2
-NEXUS_MAX = 8
+SLEDS_MAX, NEXUS_MAX = 64, 8
 PORTS = ("external", "internal", "lockstep")
+SOCKET_PATH_MAX = 107
+"""What the kernel takes for the address of a unix socket. A host opens a disk at ``DIR/SLED/host/ID.sock``."""
+LONGEST_SOCKET = len(f"/sled{SLEDS_MAX}/host/{uuid4()}.sock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Wanted:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}: take {least} or more")
         if self.pantries > self.sleds:
             raise UsageError(f"{self.pantries} pantries do not fit on {self.sleds} sleds: take one for each at most")
+        if self.sleds > SLEDS_MAX:
+            raise UsageError(f"--sleds is {self.sleds}: take {SLEDS_MAX} at most")
         if self.nexus > NEXUS_MAX:
             raise UsageError(f"--nexus is {self.nexus}: take {NEXUS_MAX} at most")
         if self.nexus > 1 and (self.database is None or self.database.startswith("sqlite")):
@@ -60,7 +65,10 @@ class Wanted:
 
 
 def write_files(root: Path, wanted: Wanted) -> None:
-    """All files of a new rack. Raises :class:`OSError`."""
+    """All files of a new rack. Raises :class:`OSError`, :class:`UsageError` for a place too deep for sockets."""
+    most = SOCKET_PATH_MAX - LONGEST_SOCKET
+    if len(os.fsencode(root)) > most:
+        raise UsageError(f"{root} is too long a path for the sockets of disks: take one of at most {most} bytes")
     directory = root / DIRECTORY
     root.mkdir(parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)  # the database in it holds the keys of disks

@@ -117,7 +117,7 @@ def lock_holder(volume: Which, project: Project = None, rack: Rack = None, as_js
 
 @app.command()
 def verify(volume: Which, project: Project = None, rack: Rack = None, as_json: AsJson = False) -> None:
-    """Read all of a volume and compare its replicas; exit code 1 where they differ."""
+    """Read all of a volume and compare its replicas; exit code 1 where something is found. A disk in use is not read."""
 
     async def ask(nexus: Session, wanted: str) -> VerifyReport:
         return await nexus.emulator.volume_verify(wanted)
@@ -126,10 +126,11 @@ def verify(volume: Which, project: Project = None, rack: Rack = None, as_json: A
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        for each in found.differences:
-            print(each.sentence)
-        against = "" if found.ledger else "; no digests of earlier days were there"
-        read = f"{format_size(found.bytes_read)} read, {found.extents_compared} extents compared{against}"
-        print(f"{read}: {len(found.differences) or 'no'} differences.", flush=True)
-    if found.differences:
+        for sentence in (*found.findings, *(f"not looked at: {each}" for each in found.not_looked_at)):
+            print(sentence)
+        ledgers = f", {len(found.ledgers)} with the digests of its day" if found.ledgers else ""
+        read = f"{format_size(found.bytes_read)} read, {found.copies_compared} copies compared{ledgers}"
+        digest = "" if found.digest is None else f"; blake3 {found.digest}"
+        print(f"{read}: {'no' if not found.findings else len(found.findings)} findings{digest}", flush=True)
+    if found.findings:
         raise typer.Exit(FAILURE_EXIT)

@@ -166,6 +166,8 @@ async def test_what_makes_no_sense_is_a_bad_request(tmp_path: Path) -> None:
         async with served(tmp_path, in_memory, **FEW) as it:
             for changed in (
                 {"time": "2026-01-01T00:00:00"},
+                {"time": "0999-12-31T23:59:59Z"},
+                {"time": "9999-12-31T23:59:59-01:00"},
                 {"repair_type": "quick"},
                 {"repair_id": "7"},
                 {"repairs": [{"region_uuid": REGION, "target_addr": "127.0.0.1:19000"}]},

@@ -7,7 +7,9 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -33,6 +35,13 @@ def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose name is short enough for a rack."""
+    with TemporaryDirectory() as path:
+        yield Path(path)
 
 
 def run(capsys: Any, *arguments: object) -> tuple[int, str, str]:
@@ -157,8 +166,14 @@ def test_export_replaces_no_file(capsys: Any, tmp_path: Path) -> None:
 # -- a rack's files ---------------------------------------------------------------------------------------------------
 
 
-def test_files_of_a_new_rack(tmp_path: Path) -> None:
-    made = tmp_path / "rack"
+def test_a_place_too_deep_for_sockets(capsys: Any) -> None:
+    said = refusal(capsys, "rack", "up", "x" * 100)
+    assert said.endswith("is too long a path for the sockets of disks: take one of at most 53 bytes")
+    assert not Path("x" * 100).exists()
+
+
+def test_files_of_a_new_rack(short: Path) -> None:
+    made = short / "rack"
     rack_files.write_files(made, Wanted(sleds=3, pantries=1, size_step="64KiB", extent_size="64KiB"))
     document = parse((made / "rack.toml").read_text())
     assert [sled.name for sled in document.here] == ["sled0", "sled1", "sled2"]

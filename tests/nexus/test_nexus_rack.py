@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -54,9 +56,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(scope="module")
-def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A rack that runs; each test leaves it running."""
-    root = tmp_path_factory.mktemp("r") / "rack"
+def rack() -> Iterator[Path]:
+    """A rack that runs; each test leaves it running. Where it is has a short name, for the sockets in it."""
+    with TemporaryDirectory(prefix="rack-") as place:
+        yield from running(Path(place, "r"))
+
+
+def running(root: Path) -> Iterator[Path]:
     up = nexus("rack", "up", root, "--sleds", 3, "--pantries", 1, "--size-step", "1MiB", "--extent-size", "64KiB")
     assert {each["state"] for each in up["services"]} == {"ready"}
     yield root
@@ -120,7 +126,12 @@ def test_the_life_of_a_disk(rack: Path, image: Path, tmp_path: Path) -> None:
     assert tree["read_only_parent"] is not None
     shown = said("volume", "tree", "copy", cwd=rack)
     assert "of disk copy" in shown and "read-only parent" in shown and shown.count("created") == 6
-    # VERIFY
+    for name in ("copy", "first"):
+        report = nexus("volume", "verify", name, cwd=rack)
+        assert (report["findings"], report["not_looked_at"], report["bytes_read"]) == ([], [], 2 * STEP)
+    assert report["digest"] != blake3(kept).hexdigest()
+    report = nexus("volume", "verify", made["id"], cwd=rack)
+    assert (report["findings"], report["digest"]) == ([], blake3(kept).hexdigest())
     assert nexus("volume", "lock-holder", "copy", cwd=rack)["holder"] is None
     assert nexus("volume", "check", "copy", cwd=rack) == nexus("check", cwd=rack) == {"findings": []}
 
@@ -132,6 +143,23 @@ def test_the_life_of_a_disk(rack: Path, image: Path, tmp_path: Path) -> None:
         assert items(what, "list", cwd=rack) == []
     wait_until(lambda: used(rack) == 0)
     assert said("check", cwd=rack) == "Nothing is wrong.\n"
+
+
+def test_an_import_that_is_interrupted_leaves_no_disk(rack: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(Random(2).randbytes(16 << 20))
+    words = [sys.executable, "-m", "nexus", "disk", "import", "half", str(large)]
+    with subprocess.Popen(
+        words, cwd=rack, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        states: set[str] = set()
+        while "importing_from_bulk_writes" not in states:
+            assert command.poll() is None
+            states |= {each["state"]["state"] for each in items("disk", "list", cwd=rack)}
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=WAIT_S)
+    assert (command.returncode, out, err) == (130, "", "")
+    assert items("disk", "list", cwd=rack) == []
 
 
 @pytest.mark.real_client
@@ -246,3 +274,29 @@ def test_down_leaves_nothing_and_up_brings_it_back(rack: Path) -> None:
     # The plain command knows the rack, too.
     code, out, err = program(sys.executable, "-m", "crucible_emu", "rack", "status", "--json", cwd=rack)
     assert (code, err) == (0, "") and json.loads(out)["ready"]
+
+
+def test_several_nexus_on_one_database(postgres_url: str) -> None:
+    """Each answers for all of them; where one is dead another does, and nobody's disks are lost."""
+    with TemporaryDirectory(prefix="rack-") as place:
+        root = Path(place, "r")
+        few = ("--sleds", 3, "--size-step", "1MiB", "--extent-size", "64KiB")
+        up = nexus("rack", "up", root, *few, "--nexus", 2, "--database", postgres_url)
+        try:
+            assert postgres_url not in (root / "rack.toml").read_text()
+            nexus("disk", "create", "first", "--size", "1MiB", cwd=root)
+            (first, second) = [each for each in up["services"] if each["kind"] == "command"]
+            os.kill(first["pid"], signal.SIGSTOP)  # the harder death: its port is open, and nobody answers
+            nexus("disk", "create", "second", "--size", "1MiB", cwd=root)
+            os.kill(first["pid"], signal.SIGKILL)
+            url, token = first["urls"]["external"], root / "nexus" / "tenant.token"
+            as_tenant = environment(NEXUS_URL=url, NEXUS_TOKEN_FILE=str(token), NEXUS_PROJECT="demo")
+            wait_until(lambda: outcome("disk", "list", env=as_tenant)[0] == 0)
+            assert {each["name"] for each in nexus("disk", "list", env=as_tenant)["items"]} == {"first", "second"}
+            for name in ("first", "second"):
+                nexus("disk", "delete", name, cwd=root)
+            assert said("check", cwd=root) == "Nothing is wrong.\n"
+            assert second["urls"]["external"] != url
+        finally:
+            nexus("rack", "down", root)
+        assert processes_of(root) == set()

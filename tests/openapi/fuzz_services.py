@@ -19,11 +19,12 @@ from pathlib import Path
 
 import openapi_neighbours  # noqa: F401  opens the ways to the neighbours
 from fuzz_judge import Report, Run, running
+from fuzz_nexus import NEXUS_WORLDS
 from fuzz_sled import SLED_WORLDS
 from fuzz_worlds import WORLDS as DISK_WORLDS
 
 EXAMPLES = 2_000
-WORLDS = {**DISK_WORLDS, **SLED_WORLDS}
+WORLDS = {**DISK_WORLDS, **SLED_WORLDS, **NEXUS_WORLDS}
 
 
 def fuzz(service: str, examples: int, seed: int, folder: Path) -> Report:

@@ -7,4 +7,4 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 NEIGHBOURS = ("downstairs", "upstairs", "volume", "nbd", "agent", "host", "nexus")
-sys.path += [str(TESTS / neighbour) for neighbour in NEIGHBOURS]
+sys.path += [str(TESTS), *(str(TESTS / neighbour) for neighbour in NEIGHBOURS)]
