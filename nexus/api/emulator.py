@@ -23,6 +23,8 @@ from nexus.objects import hardware, lookups, tenants
 from nexus.objects.lookups import Order
 from nexus.objects.refusals import not_found
 from nexus.running import Nexus
+from nexus.sagas import volume_verify
+from nexus.verification import Report
 from nexus.volumes import Address, repair_lock, volume_get
 
 BY_ID = (Order.ID_ASCENDING,)
@@ -64,6 +66,20 @@ class Emulator:
             return documents.LockReport(volume_id=UUID(volume_id), holder=holder)
 
         return await self._world.database.read(body)
+
+    async def verify(self, call: Call) -> object:
+        params = volume_verify.Params(volume_id=path_id(call, "volume_id"))
+        outputs = await self._nexus.executor.run(volume_verify.VOLUME_VERIFY, params)
+        report = Report.model_validate(outputs["COMPARE"])
+        return documents.VerifyReport(
+            volume_id=UUID(report.volume_id),
+            bytes_read=report.bytes_read,
+            digest=report.digest,
+            copies_compared=report.copies_compared,
+            ledger=bool(report.ledgers),
+            differences=tuple(documents.Difference(sentence=each) for each in report.findings),
+            not_looked_at=tuple(report.not_looked_at),
+        )
 
     # -- hardware -----------------------------------------------------------------------------------------------------
 
@@ -288,6 +304,7 @@ def operations(nexus: Nexus) -> list[Operation]:
         ("emulator_check", "GET", f"{base}/check", do.check, None, 200),
         ("emulator_volume_view", "GET", volume, do.volume, None, 200),
         ("emulator_volume_lock_holder", "GET", f"{volume}/lock-holder", do.lock_holder, None, 200),
+        ("emulator_volume_verify", "POST", f"{volume}/verify", do.verify, None, 200),
         ("emulator_sled_list", "GET", f"{base}/sleds", do.sleds, None, 200),
         ("emulator_sled_add", "POST", f"{base}/sleds", do.add_sled, documents.SledAdd, 201),
         ("emulator_sled_expunge", "POST", f"{sled}/expunge", do.expunge_sled, None, 200),

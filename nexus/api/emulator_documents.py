@@ -139,21 +139,26 @@ class LockReport(Document):
 
 
 class Difference(Document):
-    """Bytes that are not what they must be. ``extent``: ``None`` where it is about the whole volume."""
+    """Bytes that are not what they must be."""
 
     sentence: str
-    extent: int | None = None
-    address: str | None = None
 
 
 class VerifyReport(Document):
-    """What a reading of the whole volume found. ``ledger``: whether digests were there to compare with."""
+    """What a reading of the whole volume found.
+
+    ``copies_compared``: how many regions and snapshots told their digests; ``ledger``: whether digests of earlier days
+    were there to compare with. ``digest``: BLAKE3 of all bytes, as ``b3sum`` says of an exported image, ``None`` where
+    they could not all be read. ``not_looked_at``: what nothing can be said of, and why.
+    """
 
     volume_id: UUID
     bytes_read: ByteCount
-    extents_compared: int
+    digest: str | None
+    copies_compared: int
     ledger: bool
     differences: tuple[Difference, ...]
+    not_looked_at: tuple[str, ...]
 
 
 # -- sleds, physical-disks --------------------------------------------------------------------------------------------

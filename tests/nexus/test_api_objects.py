@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from api_rig import SIZE_BYTES, Served, disk_wish, served
+from blake3 import blake3
 from db_rig import open_database
 
 from nexus.db import Database, schema
@@ -86,15 +87,16 @@ async def test_import_snapshot_image_and_disks_of_them(tmp_path: Path, in_memory
         assert (frozen["image_id"], frozen["read_only"]) == (image["id"], True)
         it.watch_keys()
         for disk in ("source", "copy", "frozen"):
-            await it.user.ask("GET", f"/v1/disks/{disk}")
-            tree = await it.lockstep.ask(
-                "GET", f"/emulator/v1/volumes/{_volume_of(it, (await it.user.ask('GET', f'/v1/disks/{disk}'))['id'])}"
-            )
+            found = await it.user.ask("GET", f"/v1/disks/{disk}")
+            tree = await it.lockstep.ask("GET", f"/emulator/v1/volumes/{_volume_of(it, found['id'])}")
             assert "key" not in str(tree)
         await it.lockstep.ask("GET", "/sagas")
         for saga in (await it.lockstep.ask("GET", "/emulator/v1/sagas"))["items"]:
             await it.lockstep.ask("GET", f"/emulator/v1/sagas/{saga['id']}")
         assert (await it.lockstep.ask("GET", "/emulator/v1/check"))["findings"] == []
+        report = await it.lockstep.ask("POST", f"/emulator/v1/volumes/{_volume_of(it, copy['id'])}/verify")
+        assert (report["differences"], report["not_looked_at"]) == ([], [])
+        assert report["digest"] == blake3(BYTES + bytes(SIZE_BYTES - len(BYTES))).hexdigest() and report["ledger"]
         for path in (
             "snapshots/imported",
             "snapshots/second",

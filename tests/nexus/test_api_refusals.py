@@ -16,6 +16,7 @@ from nexus_rig import CAPACITY_BYTES, EXTENT_BYTES
 from crucible_emu.service import Call, Operation, Refusal
 from nexus.api.refusals import STATUSES, answering
 from nexus.db import Conflict, Contention, Database, NotFound, OutcomeUnknown, Unreachable, schema
+from nexus.db.schema.user_visible import TokenRole
 from nexus.objects.refusals import (
     CAPACITY,
     CONFLICT,
@@ -25,6 +26,7 @@ from nexus.objects.refusals import (
     OBJECT_ALREADY_EXISTS,
     UNAVAILABLE,
 )
+from nexus.objects.tenants import Bearer
 from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaStuck
 from nexus.saga.execution import Failure
 
@@ -76,6 +78,18 @@ async def test_each_failure_has_its_status(error: Exception, status: int, code: 
     with pytest.raises(Refusal) as caught:
         await operation.handler(Call(operation, {}, {}, None, (0, 0, 0), "r", False))
     assert (caught.value.status, caught.value.error_code) == (status, code)
+
+
+@pytest.mark.parametrize("role", TokenRole)
+async def test_why_the_rack_failed_is_told_to_operators_only(role: TokenRole) -> None:
+    async def handler(_call: Call) -> object:
+        raise SagaFailed("s", Failure("NODE", "the agent at [::1]:7000 is gone", GONE))
+
+    operation = Operation("o", "GET", "/o", answering(handler))
+    with pytest.raises(Refusal) as caught:
+        await operation.handler(Call(operation, {}, {}, None, (0, 0, 0), "r", False, Bearer("t", role, None)))
+    assert ("agent" in str(caught.value)) == (role is TokenRole.OPERATOR)
+    assert caught.value.status == 500
 
 
 def test_an_error_that_nobody_meant_is_not_quoted() -> None:
