@@ -300,6 +300,18 @@ async def test_a_stuck_saga_is_500_and_is_shown(tmp_path: Path, in_memory: Datab
         assert "recipe" in told["message"]
 
 
+async def test_while_the_database_is_away_nobody_comes_in(tmp_path: Path, in_memory: Database) -> None:
+    async with served(tmp_path, in_memory, **FEW) as it:
+
+        def away(_connection: Any) -> None:
+            raise Unreachable("away")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nexus.api.callers.bearer_of", lambda connection, *_: away(connection))
+            assert (await it.user.ask("GET", "/v1/disks", status=503))["error_code"] == "ServiceNotAvailable"
+            await it.operator.ask("GET", "/v1/system/hardware/sleds")
+
+
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
