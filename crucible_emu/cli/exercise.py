@@ -25,8 +25,8 @@ import trio
 import typer
 
 from crucible_emu.cli import serving
-from crucible_emu.cli.main import FAILURE_EXIT, INTERRUPT_EXIT, sentence_for
 from crucible_emu.cli.new_paths import new_file
+from crucible_emu.cli.program import FAILURE_EXIT, INTERRUPT_EXIT, sentence_for
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import format_size, parse_extent_size
 from crucible_emu.errors import CrucibleError, RemoteError, UsageError

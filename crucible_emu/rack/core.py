@@ -6,8 +6,8 @@ What it is for: the control socket, the processes and the timers call methods he
 What it guarantees: a service that ends by itself is started again after a time that doubles from
 :data:`BACKOFF_S_MIN` to :data:`BACKOFF_S_MAX`; after :data:`CRASHES_MAX` in a row, or one exit that says the command
 itself is wrong, it is ``failed`` (*safety* against a loop of failures). A killed sled stays dead until it is started.
-At the end hosts and pantries go first and agents only when these are gone: a disk that is flushed and deactivated needs
-its Downstairs (*liveness*: a host whose Downstairs went first waits for them until it is killed).
+At the end hosts, pantries and programs go first and agents only when these are gone: a disk that is flushed and
+deactivated needs its Downstairs (*liveness*: a host whose Downstairs went first waits for them until it is killed).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEADY_S = 60.0
 USAGE_EXIT = 2
 """The exit code of a command that was given wrong input: it would be wrong the next time too."""
 
-ENDS_FIRST = frozenset({"pantry", "host"})
+ENDS_FIRST = frozenset({"pantry", "host", "command"})
 
 
 class Leaving(UsageError):
@@ -109,9 +109,9 @@ class RackCore:
 
     def of_sled(self, sled: str) -> list[Service]:
         """The services of a sled. Raises :class:`UsageError` where there is no such sled here."""
-        found = [each for each in self.services if each.sled == sled]
+        found = [each for each in self.services if each.sled and each.sled == sled]
         if not found:
-            known = ", ".join(dict.fromkeys(each.sled for each in self.services))
+            known = ", ".join(dict.fromkeys(each.sled for each in self.services if each.sled))
             raise UsageError(f"there is no sled {sled!r} on this machine: there is {known or 'none'}")
         return found
 

@@ -50,9 +50,10 @@ def _here(each: Planned, root: Path, rack: RackFile, state: RackState, core: Rac
     return {
         "name": each.name,
         "kind": each.kind,
-        "sled": each.sled,
+        "sled": each.sled or None,
         "state": service.state.value,
         "url": plan.url(each, rack, state),
+        "urls": plan.urls(each, rack, state),
         "pid": service.pid,
         "restarts": service.restarts,
         "said": service.said or None,
@@ -78,6 +79,7 @@ def _elsewhere(sled: SledElsewhere) -> list[dict[str, Any]]:
             "sled": sled.name,
             "state": ELSEWHERE,
             "url": url,
+            "urls": {},
             "restarts": 0,
             "disk": disk,
         }

@@ -17,6 +17,11 @@ may write it. It looks like this::
     agents = ["http://[fd00::7]:17000"]
     host = "http://[fd00::7]:12400"
 
+    [[service]]
+    name = "nexus0"               # any other program: started, watched and ended with the rack
+    command = ["{python}", "-m", "nexus", "run", "--external", "{external}"]
+    ports = ["external"]          # each kept for it, and put into its command
+
 What it guarantees: a document that was accepted can be run: names are apart and fit for directories, a sled is either
 here or elsewhere, addresses and URLs can be parsed. What is not known is refused, because a misspelt setting that is
 passed over is found out much later. Each refusal is one sentence that names the setting.
@@ -34,6 +39,7 @@ from urllib.parse import urlsplit
 
 from crucible_emu.errors import UsageError
 from crucible_emu.rack import ports
+from crucible_emu.rack.command import Command, check_commands, parse_command
 
 SLEDS_MAX, DISKS_MAX, AGENTS_MAX = 64, 32, 128
 DISK_SIZE = "4GiB"
@@ -73,11 +79,12 @@ class RackFile:
     isolate: bool = False
     faithful: bool = False
     lenient: bool = False
-    nexus: str | None = None
+    nexus: str | None = None  # a URL, or SERVICE.PORT of a service of this rack
     tls_cert: str | None = None
     tls_key: str | None = None
     token_file: str | None = None
     ca_file: str | None = None
+    services: tuple[Command, ...] = ()
 
     @property
     def here(self) -> tuple[Sled, ...]:
@@ -117,6 +124,7 @@ def _whole(rack: RackFile) -> RackFile:
         raise UsageError(f"{agents} disks on one machine are more than {AGENTS_MAX}: take fewer sleds or disks")
     if (rack.tls_cert is None) != (rack.tls_key is None):
         raise UsageError("TLS needs both files: give tls_cert and tls_key")
+    check_commands(rack.services, names, rack.nexus)
     count = ports.ports_each(agents) if rack.ports_per_agent is None else rack.ports_per_agent
     ports.place(agents, count, low=rack.low_port)
     return rack
@@ -136,6 +144,9 @@ def parse(text: str, check_size: Callable[[str], object] = str) -> RackFile:
     sleds = document.pop("sled", None)
     if not isinstance(sleds, list) or not sleds or not all(isinstance(each, dict) for each in sleds):
         raise UsageError("it names no sled: write a table [[sled]] for each")
+    services = document.pop("service", [])
+    if not isinstance(services, list) or not all(isinstance(each, dict) for each in services):
+        raise UsageError("service is no list of tables: write a table [[service]] for each")
     if len(sleds) > SLEDS_MAX:
         raise UsageError(f"{len(sleds)} sleds are more than {SLEDS_MAX}")
     values: dict[str, Any] = {
@@ -144,8 +155,9 @@ def parse(text: str, check_size: Callable[[str], object] = str) -> RackFile:
         "low_port": table.number("low_port", 1, ports.PORT_MAX),
         "ports_per_agent": table.number("ports_per_agent", 1, ports.REPAIR_PORT_OFFSET),
         **{name: table.take(name, bool, "true or false") for name in ("isolate", "faithful", "lenient")},
-        "nexus": table.url("nexus"),
+        "nexus": table.url_or_port("nexus"),
         **{name: table.text(name) for name in ("tls_cert", "tls_key", "token_file", "ca_file")},
+        "services": tuple(parse_command(each, index) for index, each in enumerate(services)),
     }
     table.end()
     found = tuple(_sled(Table(each, f"sled {index}: ", check_size), index) for index, each in enumerate(sleds))
@@ -224,6 +236,11 @@ class Table:
         value = self.text(name)
         return None if value is None else self.checked_url(name, value)
 
+    def url_or_port(self, name: str) -> str | None:
+        """A URL, or the name of a port of a service of this rack."""
+        value = self.text(name)
+        return value if value is None or "/" not in value else self.checked_url(name, value)
+
     def checked_url(self, name: str, value: object) -> str:
         try:
             parts = urlsplit(value if isinstance(value, str) else "")
@@ -246,13 +263,15 @@ def to_toml(rack: RackFile) -> str:
     """The document as text; :func:`parse` of it is ``rack`` again."""
     plain = RackFile(())
     lines = ["# A rack of crucible-emu. What is not given has its default."]
-    lines += _settings(rack, but=("sleds",), always=("disk_size", "address", "low_port"), plain=plain)
+    lines += _settings(rack, but=("sleds", "services"), always=("disk_size", "address", "low_port"), plain=plain)
     for sled in rack.sleds:
         lines += ["", "[[sled]]"]
         if isinstance(sled, Sled):
             lines += _settings(sled, always=("name", "disks"), plain=Sled(""))
         else:
             lines += _settings(sled, always=("name", "agents"), plain=SledElsewhere(""))
+    for service in rack.services:
+        lines += ["", "[[service]]", *_settings(service, always=("name", "command"), plain=Command("", ()))]
     return "\n".join(lines) + "\n"
 
 

@@ -101,7 +101,8 @@ def children() -> set[int]:
 class ForkServer:
     """Serves requests from ``requests``, a ``SOCK_SEQPACKET`` socket: one message, one JSON object.
 
-    ``{"do": "spawn", "name", "arguments", "log"}`` with the descriptors of standard input and output,
+    ``{"do": "spawn", "name", "arguments", "log"}`` with the descriptors of standard input and output (with
+    ``"execute": true`` the arguments are a command line of any program),
     ``{"do": "signal", "name", "number"}``; answered with ``{"event": "spawned" | "ended", "name", ...}``.
     """
 
@@ -244,7 +245,18 @@ def become(entry: Entry, request: dict[str, Any], descriptors: list[int], server
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+    if request.get("execute"):
+        _execute(request["arguments"])
     entry(request["arguments"])
+
+
+def _execute(words: list[str]) -> NoReturn:
+    """Become another program; that it dies with its parent, and who its parent is, stays."""
+    try:
+        os.execvp(words[0], words)
+    except OSError as error:
+        print(f"Error: {words[0]} cannot be run: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def prepare_log(path: Path) -> int:

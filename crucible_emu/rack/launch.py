@@ -177,7 +177,7 @@ def give_ports(root: Path, rack: RackFile, reservations: Reservations, *, new_po
     """Give every service the ports that it has not, hold all of them, and save. Raises :class:`UsageError`."""
     found = state_file.load(root)
     planned = plan.services(rack, root)
-    known = {each.name for each in planned}
+    known = {name for each in planned for name in each.port_names}
     if new_ports:
         found.http_ports.clear()
     refused: frozenset[int] = frozenset()
@@ -196,9 +196,9 @@ def give_ports(root: Path, rack: RackFile, reservations: Reservations, *, new_po
     for name, port in found.http_ports.items():
         if name in known:
             reservations.hold(port, name)
-    for each in planned:
-        if each.name not in found.http_ports:
-            found.http_ports[each.name] = reservations.take(lambda port: any(port in pool for pool in pools.values()))
+    for name in (name for each in planned for name in each.port_names):
+        if name not in found.http_ports:
+            found.http_ports[name] = reservations.take(lambda port: any(port in pool for pool in pools.values()))
     found.killed &= {sled.name for sled in rack.here}
     state_file.save(root, found)
     return found

@@ -4,7 +4,8 @@ What it is for: the rack file says which sleds there are, the state which ports 
 each process is started. A service is started by the same command as a person would use, ``crucible-emu agent run ...``.
 
 What it guarantees: the same rack file and state give the same command lines, so a service that is started again finds
-its own directory and answers at its own URL. Each service ends with its standard input (``--until-eof``).
+its own directory and answers at its own URL. Each service ends with its standard input (``--until-eof``). A service of
+the rack file that is any other program (kind ``command``) is asked to do the same.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from crucible_emu.rack import ports
+from crucible_emu.rack import command, ports
+from crucible_emu.rack.command import Command
 from crucible_emu.rack.document import RackFile
 from crucible_emu.rack.ports import Pool
 from crucible_emu.rack.state import RackState
 
 LOGS = "logs"
+COMMAND = "command"
+"""The kind of a service that is any program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One service. ``directory`` is where its data lies; a pantry has none. ``disk_size`` as in the rack file."""
+    """One service. ``directory`` is where its data lies; a pantry has none. ``disk_size`` as in the rack file; a
+    ``program`` is what is not of this distribution, and is on no sled."""
 
     name: str
     kind: str
@@ -30,6 +35,12 @@ class Planned:
     disk: int | None = None
     disk_size: str | None = None
     directory: Path | None = None
+    program: Command | None = None
+
+    @property
+    def port_names(self) -> tuple[str, ...]:
+        """Under which names the state keeps its HTTP ports."""
+        return (self.name,) if self.program is None else self.program.port_names
 
 
 def services(rack: RackFile, root: Path) -> list[Planned]:
@@ -52,7 +63,8 @@ def services(rack: RackFile, root: Path) -> list[Planned]:
         for sled in rack.here
         if sled.host
     ]
-    return [*agents, *pantries, *hosts]
+    programs = [Planned(each.name, COMMAND, "", program=each) for each in rack.services]
+    return [*agents, *pantries, *programs, *hosts]
 
 
 def wanted_pools(
@@ -68,10 +80,24 @@ def wanted_pools(
 
 
 def url(each: Planned, rack: RackFile, state: RackState) -> str | None:
-    """Where it answers; ``None`` where it has no port yet."""
-    port = state.http_ports.get(each.name)
+    """Where it answers, at the first of its ports; ``None`` where it has none, or none yet."""
+    return next((_url(name, rack, state) for name in each.port_names), None)
+
+
+def urls(each: Planned, rack: RackFile, state: RackState) -> dict[str, str | None]:
+    """Where it answers at each of its ports that the rack file names."""
+    return {name.rpartition(".")[2]: _url(name, rack, state) for name in each.port_names if each.program is not None}
+
+
+def _url(name: str, rack: RackFile, state: RackState) -> str | None:
+    port = state.http_ports.get(name)
     scheme = "http" if rack.tls_cert is None else "https"
     return None if port is None else f"{scheme}://{bracketed(rack.address)}:{port}"
+
+
+def _nexus(rack: RackFile, state: RackState) -> str | None:
+    """Whom hosts tell: as it is written, or at the port of a service of this rack."""
+    return rack.nexus if rack.nexus is None or "/" in rack.nexus else _url(rack.nexus, rack, state)
 
 
 def log_path(root: Path, name: str) -> Path:
@@ -83,7 +109,9 @@ def bracketed(address: str) -> str:
 
 
 def command_line(each: Planned, rack: RackFile, state: RackState, root: Path) -> list[str]:
-    """The arguments of ``crucible-emu`` that start it."""
+    """The arguments of ``crucible-emu`` that start it; of a program its whole command line."""
+    if each.program is not None:
+        return command.words(each.program, bracketed(rack.address), state.http_ports, root)
     arguments = [each.kind, "run", *([] if each.directory is None else [str(each.directory)])]
     arguments += ["--listen", f"{bracketed(rack.address)}:{state.http_ports[each.name]}", "--json", "--until-eof"]
     if each.kind == "agent":
@@ -91,8 +119,8 @@ def command_line(each: Planned, rack: RackFile, state: RackState, root: Path) ->
         arguments += ["--low-port", str(pool.low), "--ports", str(pool.count)]
         arguments += [] if each.disk_size is None else ["--capacity", each.disk_size]
         arguments += ["--isolate"] if rack.isolate else []
-    if each.kind == "host" and rack.nexus is not None:
-        arguments += ["--nexus", rack.nexus]
+    if each.kind == "host" and (nexus := _nexus(rack, state)) is not None:
+        arguments += ["--nexus", nexus]
     arguments += [f"--{name}" for name in ("faithful", "lenient") if getattr(rack, name)]
     for option in ("tls_cert", "tls_key", "token_file"):
         path = getattr(rack, option)

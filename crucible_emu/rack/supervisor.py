@@ -149,7 +149,8 @@ class Supervisor:
         self._log_starts[name] = prepare_log(path)
         their_input, our_input = os.pipe()
         our_output, their_output = os.pipe()
-        request = {"do": "spawn", "name": name, "arguments": arguments, "log": str(path)}
+        foreign = planned.program is not None
+        request = {"do": "spawn", "name": name, "arguments": arguments, "log": str(path), "execute": foreign}
         self._request(request, their_input, their_output)
         self._inputs[name] = our_input
         assert self._nursery is not None

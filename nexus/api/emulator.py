@@ -15,7 +15,7 @@ from nexus.api import emulator_documents as documents
 from nexus.api import saga_views, views
 from nexus.api.queries import by_attribute, page_of, path_id, slice_of
 from nexus.api.refusals import answering, bad_request
-from nexus.api.volume_tree import volume_tree
+from nexus.api.volume_tree import volume_of, volume_tree
 from nexus.checking import check
 from nexus.db import Conflict, schema
 from nexus.db.schema.user_visible import TokenRole
@@ -24,7 +24,6 @@ from nexus.objects.lookups import Order
 from nexus.objects.refusals import not_found
 from nexus.running import Nexus
 from nexus.sagas import volume_verify
-from nexus.verification import Report
 from nexus.volumes import Address, repair_lock, volume_get
 
 BY_ID = (Order.ID_ASCENDING,)
@@ -46,10 +45,10 @@ class Emulator:
         return documents.CheckReport(findings=tuple(told))
 
     async def volume(self, call: Call) -> object:
-        return await volume_tree(self._world, path_id(call, "volume_id"))
+        return await volume_tree(self._world, await self._volume_id(call))
 
     async def lock_holder(self, call: Call) -> object:
-        volume_id, lease = path_id(call, "volume_id"), schema.saga_lease
+        volume_id, lease = await self._volume_id(call), schema.saga_lease
 
         def body(connection: Connection) -> object:
             held = repair_lock.holder(connection, volume_id)
@@ -68,18 +67,14 @@ class Emulator:
         return await self._world.database.read(body)
 
     async def verify(self, call: Call) -> object:
-        params = volume_verify.Params(volume_id=path_id(call, "volume_id"))
+        """Answered when all of it was read and compared."""
+        params = volume_verify.Params(volume_id=await self._volume_id(call))
         outputs = await self._nexus.executor.run(volume_verify.VOLUME_VERIFY, params)
-        report = Report.model_validate(outputs["COMPARE"])
-        return documents.VerifyReport(
-            volume_id=UUID(report.volume_id),
-            bytes_read=report.bytes_read,
-            digest=report.digest,
-            copies_compared=report.copies_compared,
-            ledger=bool(report.ledgers),
-            differences=tuple(documents.Difference(sentence=each) for each in report.findings),
-            not_looked_at=tuple(report.not_looked_at),
-        )
+        return documents.VerifyReport.model_validate(outputs["COMPARE"])
+
+    async def _volume_id(self, call: Call) -> str:
+        wanted = path_id(call, "volume_id")
+        return await self._world.database.read(lambda connection: volume_of(connection, wanted))
 
     # -- hardware -----------------------------------------------------------------------------------------------------
 

@@ -138,27 +138,20 @@ class LockReport(Document):
     holder: LockHolder | None
 
 
-class Difference(Document):
-    """Bytes that are not what they must be."""
-
-    sentence: str
-
-
 class VerifyReport(Document):
-    """What a reading of the whole volume found.
+    """What a reading of the whole volume found. ``findings``: what is not as it must be, a sentence each.
 
-    ``copies_compared``: how many regions and snapshots told their digests; ``ledger``: whether digests of earlier days
-    were there to compare with. ``digest``: BLAKE3 of all bytes, as ``b3sum`` says of an exported image, ``None`` where
-    they could not all be read. ``not_looked_at``: what nothing can be said of, and why.
+    ``not_looked_at``: what nobody could say anything about, and why. ``ledgers``: the snapshots whose digests of the day
+    they were taken were compared with. ``digest``: BLAKE3 of all that was read, where that was the whole volume.
     """
 
     volume_id: UUID
-    bytes_read: ByteCount
-    digest: str | None
-    copies_compared: int
-    ledger: bool
-    differences: tuple[Difference, ...]
+    findings: tuple[str, ...]
     not_looked_at: tuple[str, ...]
+    copies_compared: int
+    ledgers: tuple[UUID, ...]
+    bytes_read: ByteCount
+    digest: str | None = None
 
 
 # -- sleds, physical-disks --------------------------------------------------------------------------------------------

@@ -151,6 +151,20 @@ def _owner(connection: Connection, volume_id: str) -> documents.VolumeOwner | No
     return None
 
 
+def volume_of(connection: Connection, wanted: str) -> str:
+    """The id of the volume that is meant: of a disk, snapshot or image, people know only the id of that."""
+    disk, snapshot, image = schema.disk_type_crucible, schema.snapshot, schema.image
+    for query in (
+        select(disk.c.volume_id).where(disk.c.disk_id == wanted),
+        select(snapshot.c.volume_id).where(snapshot.c.id == wanted),
+        select(image.c.volume_id).where(image.c.id == wanted),
+    ):
+        found = connection.execute(query).scalar_one_or_none()
+        if found is not None:
+            return str(found)
+    return wanted
+
+
 # -- the agents -------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from crucible_emu import __version__, errors
 from crucible_emu.cli import main as root
+from crucible_emu.cli import program
 from crucible_emu.geometry import GeometryError
 
 
@@ -86,7 +87,7 @@ class TestReport:
         ],
     )
     def test_foreseen_errors_are_one_line(self, capsys, error, code, sentence):
-        assert root.report(error) == code
+        assert program.report(error) == code
         assert capsys.readouterr() == ("", f"Error: {sentence}\n")
 
     @pytest.mark.parametrize(
@@ -94,8 +95,8 @@ class TestReport:
     )
     def test_unforeseen_errors_keep_their_traceback(self, error):
         with pytest.raises(type(error)):
-            root.report(error)
+            program.report(error)
 
     def test_interrupt_inside_a_group_is_an_interrupt(self, capsys):
-        assert root.report(BaseExceptionGroup("", [KeyboardInterrupt()])) == 130
+        assert program.report(BaseExceptionGroup("", [KeyboardInterrupt()])) == 130
         assert capsys.readouterr() == ("", "")

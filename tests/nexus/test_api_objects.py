@@ -100,8 +100,8 @@ async def test_import_snapshot_image_and_disks_of_them(
             await it.lockstep.ask("GET", f"/emulator/v1/sagas/{saga['id']}")
         assert (await it.lockstep.ask("GET", "/emulator/v1/check"))["findings"] == []
         report = await it.lockstep.ask("POST", f"/emulator/v1/volumes/{_volume_of(it, copy['id'])}/verify")
-        assert (report["differences"], report["not_looked_at"]) == ([], [])
-        assert report["digest"] == blake3(BYTES + bytes(SIZE_BYTES - len(BYTES))).hexdigest() and report["ledger"]
+        assert (report["findings"], report["not_looked_at"]) == ([], [])
+        assert report["digest"] == blake3(BYTES + bytes(SIZE_BYTES - len(BYTES))).hexdigest() and report["ledgers"]
         for path in (
             "snapshots/imported",
             "snapshots/second",
