@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from crucible_emu.service import Knock, Refusal
+from nexus.db import DatabaseError
 from nexus.db.schema.user_visible import TokenRole
 from nexus.objects.tenants import Bearer, bearer_of, digest_of
 from nexus.services import World
@@ -65,7 +66,10 @@ class Doors:
         if self.operator_digest is not None and hmac.compare_digest(digest, self.operator_digest):
             return OPERATOR
         now = self.world.now()
-        return await self.world.database.read(lambda connection: bearer_of(connection, digest, now))
+        try:
+            return await self.world.database.read(lambda connection: bearer_of(connection, digest, now))
+        except DatabaseError as error:
+            raise Refusal(503, "the database does not answer: nobody can be let in", "ServiceNotAvailable") from error
 
 
 def _is_loopback(peer: str | None) -> bool:

@@ -3,7 +3,7 @@
 ``recipe`` is how a saga is written down: nodes, each with an action and perhaps an undo. ``dag`` is what becomes of a
 recipe: a graph whose nodes have names that the log can speak of. ``events`` are the rows of the log, ``execution`` says
 what they mean and what comes next, ``executor`` does it, ``hooks`` is where tests and the explorer reach in between,
-``store`` is what the executor asks of a database, and ``recovery`` takes over what a dead Nexus left.
+``store`` is what the executor asks of a database. Who takes over what a dead Nexus left is ``nexus.tasks``' business.
 """
 
 from nexus.saga.dag import Dag

@@ -66,12 +66,17 @@ def everywhere(label: str) -> bool:
     return True
 
 
+ALL_POINTS = frozenset(Point)
+AFTER_EFFECTS = frozenset({Point.AFTER_EFFECT, Point.AFTER_UNDO_EFFECT})
+"""Where what was done is not recorded, so that it is done again; elsewhere a death only tries the engine."""
+
+
 class DieAt:
-    """Dies when a hook is called for the nth time, at one of ``points`` of a node that ``only`` accepts; ``where`` says
-    at which point that was."""
+    """Dies when a hook is called for the nth time at one of ``points`` of a node that ``only`` accepts; ``where`` says
+    at which that was."""
 
     def __init__(
-        self, at: int, only: Callable[[str], bool] = everywhere, points: Collection[Point] = tuple(Point)
+        self, at: int, only: Callable[[str], bool] = everywhere, points: Collection[Point] = ALL_POINTS
     ) -> None:
         self.at = at
         self.only = only
@@ -80,7 +85,7 @@ class DieAt:
         self.where: tuple[Point, str] | None = None
 
     async def __call__(self, point: Point, saga_id: str, label: str) -> None:
-        if point not in self.points or not self.only(label):
+        if not self.only(label) or point not in self.points:
             return
         self.seen += 1
         if self.seen - 1 == self.at:
@@ -164,7 +169,7 @@ async def death_at_every_point(
     *,
     fail_at: str | None = None,
     only: Callable[[str], bool] = everywhere,
-    points: Collection[Point] = tuple(Point),
+    points: Collection[Point] = ALL_POINTS,
 ) -> int:
     """Also while it unwinds, when it fails at ``fail_at``. The number of deaths that were tried. ``only``: at which
     nodes, for a saga of whose parts some have their own tests; ``points``: at which points of these."""

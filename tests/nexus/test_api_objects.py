@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_rig import SIZE_BYTES, Served, disk_wish, served
+import trio
+from api_rig import OPERATOR, SIZE_BYTES, Served, disk_wish, served
+from blake3 import blake3
 from db_rig import open_database
+from sqlalchemy import select
 
 from nexus.db import Database, schema
 
@@ -64,7 +67,10 @@ async def written(it: Served, name: str, **finalize: Any) -> Any:
     return await it.user.ask("GET", f"/v1/disks/{name}")
 
 
-async def test_import_snapshot_image_and_disks_of_them(tmp_path: Path, in_memory: Database) -> None:
+async def test_import_snapshot_image_and_disks_of_them(
+    tmp_path: Path, in_memory: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
     async with served(tmp_path, in_memory) as it:
         source = await written(it, "source", snapshot_name="imported")
         assert source["state"] == {"state": "detached"}
@@ -86,15 +92,16 @@ async def test_import_snapshot_image_and_disks_of_them(tmp_path: Path, in_memory
         assert (frozen["image_id"], frozen["read_only"]) == (image["id"], True)
         it.watch_keys()
         for disk in ("source", "copy", "frozen"):
-            await it.user.ask("GET", f"/v1/disks/{disk}")
-            tree = await it.lockstep.ask(
-                "GET", f"/emulator/v1/volumes/{_volume_of(it, (await it.user.ask('GET', f'/v1/disks/{disk}'))['id'])}"
-            )
+            found = await it.user.ask("GET", f"/v1/disks/{disk}")
+            tree = await it.lockstep.ask("GET", f"/emulator/v1/volumes/{_volume_of(it, found['id'])}")
             assert "key" not in str(tree)
         await it.lockstep.ask("GET", "/sagas")
         for saga in (await it.lockstep.ask("GET", "/emulator/v1/sagas"))["items"]:
             await it.lockstep.ask("GET", f"/emulator/v1/sagas/{saga['id']}")
         assert (await it.lockstep.ask("GET", "/emulator/v1/check"))["findings"] == []
+        report = await it.lockstep.ask("POST", f"/emulator/v1/volumes/{_volume_of(it, copy['id'])}/verify")
+        assert (report["findings"], report["not_looked_at"]) == ([], [])
+        assert report["digest"] == blake3(BYTES + bytes(SIZE_BYTES - len(BYTES))).hexdigest() and report["ledgers"]
         for path in (
             "snapshots/imported",
             "snapshots/second",
@@ -105,6 +112,35 @@ async def test_import_snapshot_image_and_disks_of_them(tmp_path: Path, in_memory
         ):
             query = {"project": "project"} if path.startswith("images") else {}
             await it.user.ask("DELETE", f"/v1/{path}", status=204, **query)
+        await it.rack.require_empty()
+
+
+def require_no_secret(it: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """No key and no token is in a log, nor in anything that sagas have written down."""
+    saga, event = schema.saga, schema.saga_event
+    texts = it.rack.run(
+        lambda c: [*c.execute(select(saga.c.params)).scalars(), *c.execute(select(event.c.data)).scalars()]
+    )
+    texts += [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
+    secrets = it.secrets | set(it.tokens.values()) | {OPERATOR}
+    assert len(texts) > 100 and len(secrets) > 5
+    assert not [secret for secret in secrets for text in texts if text and secret in text]
+
+
+async def test_a_client_that_leaves_changes_nothing(tmp_path: Path, in_memory: Database) -> None:
+    """Its disk is made to the end, and found in the list."""
+    async with served(tmp_path, in_memory) as it:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.disk, "data")
+            while not it.nexus.executor.in_hand:  # noqa: ASYNC110 - only looking tells
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+        assert it.nexus.executor.in_hand
+        while it.nexus.executor.in_hand:  # noqa: ASYNC110 - only looking tells
+            await trio.sleep(0.01)
+        (found,) = (await it.user.ask("GET", "/v1/disks"))["items"]
+        assert found["state"] == {"state": "detached"}
+        await it.user.ask("DELETE", "/v1/disks/data", status=204)
         await it.rack.require_empty()
 
 

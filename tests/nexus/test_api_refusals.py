@@ -16,6 +16,7 @@ from nexus_rig import CAPACITY_BYTES, EXTENT_BYTES
 from crucible_emu.service import Call, Operation, Refusal
 from nexus.api.refusals import STATUSES, answering
 from nexus.db import Conflict, Contention, Database, NotFound, OutcomeUnknown, Unreachable, schema
+from nexus.db.schema.user_visible import TokenRole
 from nexus.objects.refusals import (
     CAPACITY,
     CONFLICT,
@@ -25,6 +26,7 @@ from nexus.objects.refusals import (
     OBJECT_ALREADY_EXISTS,
     UNAVAILABLE,
 )
+from nexus.objects.tenants import Bearer
 from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaStuck
 from nexus.saga.execution import Failure
 
@@ -76,6 +78,18 @@ async def test_each_failure_has_its_status(error: Exception, status: int, code: 
     with pytest.raises(Refusal) as caught:
         await operation.handler(Call(operation, {}, {}, None, (0, 0, 0), "r", False))
     assert (caught.value.status, caught.value.error_code) == (status, code)
+
+
+@pytest.mark.parametrize("role", TokenRole)
+async def test_why_the_rack_failed_is_told_to_operators_only(role: TokenRole) -> None:
+    async def handler(_call: Call) -> object:
+        raise SagaFailed("s", Failure("NODE", "the agent at [::1]:7000 is gone", GONE))
+
+    operation = Operation("o", "GET", "/o", answering(handler))
+    with pytest.raises(Refusal) as caught:
+        await operation.handler(Call(operation, {}, {}, None, (0, 0, 0), "r", False, Bearer("t", role, None)))
+    assert ("agent" in str(caught.value)) == (role is TokenRole.OPERATOR)
+    assert caught.value.status == 500
 
 
 def test_an_error_that_nobody_meant_is_not_quoted() -> None:
@@ -284,6 +298,18 @@ async def test_a_stuck_saga_is_500_and_is_shown(tmp_path: Path, in_memory: Datab
         assert (stuck["state"], stuck["undo_error_node_name"]) == ("stuck", "B")
         told = await it.lockstep.ask("POST", f"/emulator/v1/sagas/{ids['stuck']}/resume", status=409)
         assert "recipe" in told["message"]
+
+
+async def test_while_the_database_is_away_nobody_comes_in(tmp_path: Path, in_memory: Database) -> None:
+    async with served(tmp_path, in_memory, **FEW) as it:
+
+        def away(_connection: Any) -> None:
+            raise Unreachable("away")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nexus.api.callers.bearer_of", lambda connection, *_: away(connection))
+            assert (await it.user.ask("GET", "/v1/disks", status=503))["error_code"] == "ServiceNotAvailable"
+            await it.operator.ask("GET", "/v1/system/hardware/sleds")
 
 
 # -- operators --------------------------------------------------------------------------------------------------------

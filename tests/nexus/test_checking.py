@@ -251,6 +251,12 @@ def phantom_disk(rack: Plant, disk: HasVolume, snapshot: MadeSnapshot) -> Any:
     return f"deletion: disk {disk.id} is deleted, and is charged still", both(gone, apart)
 
 
+def unreadable_deletion(rack: Plant, disk: HasVolume, snapshot: MadeSnapshot) -> Any:
+    deleted = {"time_deleted": rack.now(), "resources_to_clean_up": "nonsense"}
+    mend = changed(rack, schema.volume, disk.volume_id, **deleted)
+    return "readable: what a deleted volume freed cannot be read: resources_to_clean_up", mend
+
+
 def both(*mends: Callable[[], None]) -> Callable[[], None]:
     def all_of_them() -> None:
         for each in mends:
@@ -274,6 +280,7 @@ FAULTS: dict[str, Fault] = {
         *(usage_without_user, lock_of_nobody, lock_of_an_ended_saga, disk_in_the_hand_of_an_ended_saga),
         *(stuck_saga, saga_of_a_dead_nexus, sum_does_not_add_up, disk_is_not_charged, disk_half_made),
         *(snapshot_half_made, snapshot_recorded_elsewhere, snapshot_left_to_be_destroyed, phantom_disk),
+        unreadable_deletion,
     )
 }
 

@@ -66,7 +66,7 @@ async def made_by_one_who_dies(rack: Plant, database: Database, params: Any, num
 
 
 @pytest.mark.usefixtures("short_leases")
-@pytest.mark.parametrize("number", [4, 11])
+@pytest.mark.parametrize("number", [11])
 async def test_disk_that_a_dead_nexus_began_is_made_by_another(
     tmp_path: Path, several: Callable[..., Database], number: int
 ) -> None:

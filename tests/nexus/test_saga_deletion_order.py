@@ -20,11 +20,15 @@ from users_rig import (
     make_image,
     make_snapshot,
     region_rows,
+    run,
 )
 
 from nexus.db import Database, schema
 from nexus.objects.provisioning import FLEET_ID, provisioned_bytes
-from nexus.placement import InsufficientCapacity
+from nexus.objects.sources import Blank
+from nexus.saga import SagaFailed
+from nexus.sagas import disk_create
+from nexus.sagas.disk_create import DISK_CREATE
 from nexus.volumes import Deletion, volume_state
 
 DELETERS = {"disk": delete_disk, "snapshot": delete_snapshot, "image": delete_image}
@@ -87,17 +91,31 @@ async def test_snapshot_prevents_other_disk(tmp_path: Path, in_memory: Database)
         disk = await make_disk(rack)
         snapshot = await make_snapshot(rack, disk)
         await delete_disk(rack, disk)
-        used = rack.run(lambda c: c.execute(schema.crucible_dataset.select()).all())
-        most = max(each.size_used for each in used) + 2 * EXTENT_BYTES
-        for each in used:
-            pool = {"total_size": max(most, each.size_used)}
-            rack.set(schema.inv_zpool, each.pool_id, **pool)
-        with pytest.raises(InsufficientCapacity):
-            await make_disk(rack)
-        rack.run(lambda c: c.execute(schema.disk.delete()) and None)
+        for each in rack.run(lambda c: c.execute(schema.crucible_dataset.select()).all()):
+            rack.set(schema.inv_zpool, each.pool_id, total_size=each.size_used)
+        wanted = blank_disk(rack)
+        with pytest.raises(SagaFailed, match="Not enough storage") as caught:
+            await run(rack, DISK_CREATE, wanted)
+        assert caught.value.kind == "capacity"
         await delete_snapshot(rack, snapshot)
-        again = await make_disk(rack, name="again")
-        await delete_disk(rack, again)
+        await rack.require_empty()
+        again = blank_disk(rack)
+        await run(rack, DISK_CREATE, again)
+        await delete_disk(rack, HasVolume(again.disk_id, again.volume_id))
+        await rack.require_empty()
+
+
+def blank_disk(rack: Plant) -> disk_create.Params:
+    return disk_create.Params(
+        disk_id=rack.id(),
+        volume_id=rack.id(),
+        project_id=rack.project_id,
+        name="another",
+        description="",
+        size_bytes=EXTENT_BYTES,
+        block_size=512,
+        source=Blank(),
+    )
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 3, 0, 2)], ids=["order_1", "order_2"])

@@ -397,6 +397,23 @@ async def test_unwinding_copy_destroys_what_it_was_the_last_to_count_on(tmp_path
         await verify_clean_slate(rack)
 
 
+async def test_pantry_that_is_lost_before_it_is_asked_unwinds(tmp_path: Path, in_memory: Database) -> None:
+    """Nothing waits for a pantry that will never answer, on the way forward or back."""
+    async with plant(tmp_path, in_memory) as rack:
+
+        async def lose() -> None:
+            rack.network.cut(17900)
+            rack.run(lambda c: c.execute(schema.pantry.update().values(time_deleted=rack.now())) and None)
+
+        meanwhile = Meanwhile("CALL_PANTRY_ATTACH_FOR_DISK", lose)
+        with trio.fail_after(30), refused("gone", "gone for good"):
+            await run(rack, DISK_CREATE_IMPORTING, asked(rack), perform=meanwhile)
+        with refused("unavailable", "no pantry is known"):
+            await create(rack, DISK_CREATE_IMPORTING)
+        assert rack.count(schema.disk, schema.disk.c.time_deleted.is_(None)) == 0
+        await rack.require_empty()
+
+
 async def test_key_is_in_no_log_and_no_output(tmp_path: Path, in_memory: Database, caplog: Any) -> None:
     async with plant(tmp_path, in_memory) as rack:
         store = MemoryStore()

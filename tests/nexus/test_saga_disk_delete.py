@@ -10,6 +10,7 @@ import pytest
 import trio
 from nexus_rig import Plant, plant
 from saga_scaffold import (
+    AFTER_EFFECTS,
     SAGA_ID,
     Trial,
     action_failure_can_unwind,
@@ -109,13 +110,13 @@ async def test_action_failure_can_unwind_idempotently(tmp_path: Path, in_memory:
 
 async def test_death_at_every_point(tmp_path: Path, in_memory: Database) -> None:
     async with plant(tmp_path, in_memory) as rack:
-        assert await death_at_every_point(DISK_DELETE, trials(rack, lambda: deleted(rack)), only=outside) >= 2 * 3
+        assert await death_at_every_point(DISK_DELETE, trials(rack, lambda: deleted(rack)), points=AFTER_EFFECTS) >= 10
 
 
 async def test_death_at_every_point_of_unwinding(tmp_path: Path, in_memory: Database) -> None:
     async with plant(tmp_path, in_memory) as rack:
         fresh = trials(rack, lambda: faulted(rack))
-        assert await death_at_every_point(DISK_DELETE, fresh, fail_at=LAST, only=outside) >= 4 * 3
+        assert await death_at_every_point(DISK_DELETE, fresh, fail_at=LAST, only=outside, points=AFTER_EFFECTS) >= 5
 
 
 async def test_disk_that_was_deleted_again_stays_deleted(tmp_path: Path, in_memory: Database) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from nexus_rig import Plant, plant
 from saga_scaffold import (
+    AFTER_EFFECTS,
     SAGA_ID,
     Trial,
     action_failure_can_unwind,
@@ -209,7 +210,7 @@ async def test_image_delete_scaffold(tmp_path: Path, in_memory: Database) -> Non
 
         await actions_succeed_idempotently(IMAGE_DELETE, fresh)
         await action_failure_can_unwind(IMAGE_DELETE, fresh, only=outside)
-        assert await death_at_every_point(IMAGE_DELETE, fresh, only=outside) >= 2 * 3
+        assert await death_at_every_point(IMAGE_DELETE, fresh, only=outside, points=AFTER_EFFECTS) >= 2
         await delete_snapshot(rack, snapshot)
         await delete_disk(rack, disk)
         await rack.require_empty()

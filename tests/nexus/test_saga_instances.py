@@ -21,9 +21,12 @@ from users_rig import HasVolume, delete_disk, make_disk
 from nexus.db import Database, schema
 from nexus.objects.disks import Move, NewDisk, disk_get, disk_insert, disk_move
 from nexus.objects.instances import (
+    DISKS_MAX,
     active_vmm,
     active_vmm_of_disk,
+    disk_attach,
     disk_detach,
+    disks_attached,
     instance_delete,
     vmm_get,
 )
@@ -127,7 +130,8 @@ async def test_stop_ends_though_the_sled_is_gone(tmp_path: Path, in_memory: Data
 async def test_start_scaffold(tmp_path: Path, in_memory: Database, way: str) -> None:
     async with plant(tmp_path, in_memory) as rack:
         disk = await make_disk(rack)
-        fresh = starts(rack, await make_instance(rack, disk), disk)
+        instance = await make_instance(rack, disk)
+        fresh = starts(rack, instance, disk)
         match way:
             case "twice":
                 await actions_succeed_idempotently(INSTANCE_START, fresh)
@@ -138,6 +142,7 @@ async def test_start_scaffold(tmp_path: Path, in_memory: Database, way: str) -> 
                 assert await death_at_every_point(INSTANCE_START, fresh) == 3 * 7
             case "death in unwinding":
                 assert await death_at_every_point(INSTANCE_START, fresh, fail_at="RECORD_RUNNING", points=UNDOING) == 9
+        await stop(rack, instance)
 
 
 @pytest.mark.parametrize("way", ["twice", "death"])

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from nexus_rig import Plant, plant
 from saga_scaffold import (
+    AFTER_EFFECTS,
     Repeat,
     action_failure_can_unwind,
     action_failure_can_unwind_idempotently,
@@ -130,8 +131,11 @@ async def test_remove_rop_scaffold(tmp_path: Path, in_memory: Database) -> None:
         await actions_succeed_idempotently(REMOVE_READ_ONLY_PARENT, fresh)
         await action_failure_can_unwind(REMOVE_READ_ONLY_PARENT, fresh, only=outside)
         await action_failure_can_unwind_idempotently(REMOVE_READ_ONLY_PARENT, fresh, only=outside)
-        assert await death_at_every_point(REMOVE_READ_ONLY_PARENT, fresh, only=outside) == 5 * 3
-        assert await death_at_every_point(REMOVE_READ_ONLY_PARENT, fresh, fail_at=LAST, only=first) == 6
+        assert await death_at_every_point(REMOVE_READ_ONLY_PARENT, fresh, only=outside, points=AFTER_EFFECTS) == 5
+        assert (
+            await death_at_every_point(REMOVE_READ_ONLY_PARENT, fresh, fail_at=LAST, only=first, points=AFTER_EFFECTS)
+            == 2
+        )
         await delete_disk(rack, disk)
         await delete_snapshot(rack, snapshot)
         await rack.require_empty()

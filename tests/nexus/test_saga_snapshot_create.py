@@ -20,6 +20,7 @@ from frozen_rig import (
     refused,
     regions_below,
     require_only,
+    snapshots_held,
     state_of,
     take,
     trials,
@@ -43,7 +44,7 @@ from nexus.objects.disks import disk_get
 from nexus.objects.provisioning import provisioned_bytes
 from nexus.objects.snapshots import snapshot_get, snapshot_insert
 from nexus.saga import ActionFailed
-from nexus.saga.dag import Dag
+from nexus.saga.dag import Dag, Vertex
 from nexus.saga.hooks import Point
 from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_DETACHED
 from nexus.services import Connections
@@ -182,6 +183,28 @@ async def test_snapshot_create_saga_unwinds_correctly(
         await require_only(rack, disk)
         await delete_disk(rack, disk)
         await rack.require_empty()
+
+
+async def test_rows_of_region_snapshots_go_last(tmp_path: Path, in_memory: Database) -> None:
+    """W43: from the moment in which its agent may give its address away nobody finds a region snapshot there; and as
+    long as an agent holds one, its row keeps the region underneath."""
+    async with plant(tmp_path, in_memory) as rack:
+        disk = await make_disk(rack)
+        seen: list[tuple[int, int, int]] = []
+
+        async def perform(work: Any, vertex: Vertex, context: Any) -> Any:
+            if work is vertex.action and vertex.label == "CREATE_VOLUME_RECORD":
+                raise ActionFailed("no volume", "refused")
+            result = await work(context)
+            if vertex.label == "START_RUNNING_SNAPSHOT" or work is vertex.undo:
+                deleting = rack.count(schema.region_snapshot, schema.region_snapshot.c.deleting)
+                seen.append((rack.count(schema.region_snapshot), deleting, len(await snapshots_held(rack))))
+            return result
+
+        with refused("refused", "no volume"):
+            await run(rack, SNAPSHOT_CREATE_DETACHED, asked(rack, disk), perform=perform)
+        assert list(dict.fromkeys(seen)) == [(3, 0, 3), (3, 3, 3), (0, 0, 0)]
+        await require_only(rack, disk)
 
 
 async def test_copies_that_differ_are_no_snapshot(tmp_path: Path, in_memory: Database) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from nexus_rig import Plant, plant
-from saga_scaffold import action_failure_can_unwind, actions_succeed_idempotently, death_at_every_point
+from saga_scaffold import AFTER_EFFECTS, action_failure_can_unwind, actions_succeed_idempotently, death_at_every_point
 from users_rig import (
     SIZE_BYTES,
     HasVolume,
@@ -64,7 +64,7 @@ async def test_snapshot_delete_scaffold(tmp_path: Path, in_memory: Database) -> 
         gone, half = (trials(rack, one_of(rack, disk, done=each), empty=False) for each in (True, False))
         await actions_succeed_idempotently(SNAPSHOT_DELETE, gone)
         await action_failure_can_unwind(SNAPSHOT_DELETE, half, only=outside)
-        assert await death_at_every_point(SNAPSHOT_DELETE, gone, only=outside) == 3 * 3
+        assert await death_at_every_point(SNAPSHOT_DELETE, gone, only=outside, points=AFTER_EFFECTS) == 3
         await delete_disk(rack, disk)
         await rack.require_empty()
 
