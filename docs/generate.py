@@ -287,12 +287,12 @@ def _behaviour(row: dict[str, Any]) -> str:
 
 
 def render_conformance() -> str:
-    """What the real project's tests show of its Upstairs and volumes, and which tests show it here."""
+    """What the real project's tests show, and which tests show it here."""
     sections = tomllib.loads((DOCS / "conformance.toml").read_text(encoding="utf-8"))["section"]
     rows = [row for section in sections for row in section["row"]]
     shown = sum("tests" in row for row in rows)
     lines = [
-        "# Conformance of the Upstairs, of volumes and of the agent",
+        "# Conformance of the Upstairs, of volumes, of the agent and of Nexus",
         "",
         "Made by `python docs/generate.py` from `docs/conformance.toml`; edit that.",
         "",

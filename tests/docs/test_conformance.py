@@ -31,7 +31,8 @@ def test_each_behaviour_is_shown_by_tests_that_exist_or_has_a_reason(row: dict[s
 
 def test_every_section_is_there_in_its_order() -> None:
     numbers = [section["number"] for section in SECTIONS]
-    assert numbers == [*(f"17.{number}" for number in range(1, 15)), "agent"]
+    nexus = [f"nexus 9.{number}" for number in (3, 4, 5, 6, 7)]
+    assert numbers == [*(f"17.{number}" for number in range(1, 15)), "agent", *nexus]
 
 
 def test_no_behaviour_of_the_real_project_stands_in_two_rows_of_a_section() -> None:
