@@ -32,8 +32,10 @@ from sqlalchemy import event, text
 
 from bench.crowd import BLOCK_SIZE, DISK_BYTES, PROJECT, Crowd
 from crucible_emu.client.persistence import Persistence
-from nexus.db import Database, DatabaseError
+from nexus.db import Database, DatabaseError, schema
 from nexus.db.sagas import Leases, SagaStore
+from nexus.objects.disks import disks_selected
+from nexus.objects.lookups import Order, Slice, in_project, page
 from nexus.objects.sources import Blank
 from nexus.saga import Executor
 from nexus.sagas.disk_create import DISK_CREATE
@@ -49,6 +51,11 @@ STEPS_AT_ONCE = 100
 """How often SQLite is asked to say that it is still at work: the grain of the count."""
 WARM_UP_ROUNDS = 2
 LEASE_S = 3600.0
+PAGE = 100
+"""Disks of one page."""
+FIRST_PAGE = "disks, first page"
+PAGES = {FIRST_PAGE: None, "disks, page in the middle": "disk-005", "disks, last full page": "disk-009898"}
+"""After which name each begins. An empty database has no disks to tell, so pages are compared with the first."""
 NEXUS_ID = str(UUID(int=7))
 
 
@@ -152,6 +159,14 @@ class Plane:
         await self._measure(
             "volume delete", lambda: self._executor.run(VOLUME_DELETE, VolumeDelete(volume_id=volume_id))
         )
+        for name, after in PAGES.items():
+            await self._measure(name, partial(self._page, after))
+
+    async def _page(self, after: str | None) -> None:
+        """A page of disks by name."""
+        wanted = Slice(PAGE, Order.NAME_ASCENDING, after)
+        query = disks_selected().where(in_project(schema.disk, PROJECT))
+        await self._database.read(lambda c: page(c, query, schema.disk, wanted))
 
 
 @asynccontextmanager
@@ -198,8 +213,9 @@ async def measure(urls: tuple[str, str], *, disks: int, snapshots: int, rounds: 
                 if number < WARM_UP_ROUNDS:
                     each.costs.clear()
         found: dict[str, Any] = {"disks": disks, "snapshots": snapshots, "rounds": rounds, "operations": {}}
+        first = crowded.costs[FIRST_PAGE]
         for name, cost in empty.costs.items():
-            alone, beside = cost.medians(), crowded.costs[name].medians()
+            alone, beside = (first if name in PAGES else cost).medians(), crowded.costs[name].medians()
             ratios = {figure: beside[figure] / value for figure, value in alone.items()}
             found["operations"][name] = {"empty": alone, "crowded": beside, "ratio": ratios}
         return found
@@ -219,8 +235,9 @@ def summary(found: dict[str, Any]) -> list[str]:
     ]
     for name, costs in found["operations"].items():
         alone, beside, ratio = costs["empty"], costs["crowded"], costs["ratio"]
+        compared = "for the first" if name in PAGES else "alone"
         lines.append(
-            f"  {name}: {alone['seconds'] * 1000:.1f} ms alone, {beside['seconds'] * 1000:.1f} ms beside them "
+            f"  {name}: {alone['seconds'] * 1000:.1f} ms {compared}, {beside['seconds'] * 1000:.1f} ms beside them "
             f"({ratio['seconds']:.2f}); touched {alone['touched']:,.0f} and {beside['touched']:,.0f} "
             f"({ratio['touched']:.2f}) in {beside['statements']:.0f} statements"
         )

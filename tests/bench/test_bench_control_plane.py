@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.control_plane import run, summary
+from bench.control_plane import FIRST_PAGE, PAGES, run, summary
 from bench.crowd import Crowd
 from nexus.db import Database
 from nexus.volumes import invariants
@@ -19,8 +19,9 @@ def test_a_crowd_holds_every_invariant() -> None:
 def test_what_an_operation_touches_does_not_grow_with_what_it_does_not_concern() -> None:
     """Steps of the database's machine: a count, not a time."""
     found = run(None, 400, 400, 3)
-    assert set(found["operations"]) == {"disk create", "volume delete"}
-    assert len(summary(found)) == 3
+    assert set(found["operations"]) == {"disk create", "volume delete", *PAGES}
+    assert len(summary(found)) == 6
     for name, costs in found["operations"].items():
         assert costs["ratio"]["touched"] < 1.5, f"{name}: {costs}"
         assert costs["ratio"]["statements"] == pytest.approx(1, abs=0.1)
+    assert found["operations"][FIRST_PAGE]["crowded"]["touched"] > 0
