@@ -39,6 +39,8 @@ from crucible_emu.upstairs.states import (
     UpstairsState,
 )
 from nexus.db.description import describe
+from nexus.db.schema import DiskState
+from nexus.objects.disks import MOVES as DISK_MOVES
 
 DOCS = Path(__file__).parent
 
@@ -193,6 +195,30 @@ def _instance() -> list[str]:
     ]
 
 
+def _disk() -> list[str]:
+    """The section about a user's disk."""
+    return [
+        "## A disk of a user, in Nexus",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {DiskState.CREATING}",
+        *(
+            f"    {before} --> {edge.after} : {move.value}"
+            for move, edge in DISK_MOVES.items()
+            for before in sorted(edge.before)
+        ),
+        "```",
+        "",
+        "| what | from | to |",
+        "|---|---|---|",
+        *(f"| {move.value} | {', '.join(sorted(edge.before))} | {edge.after} |" for move, edge in DISK_MOVES.items()),
+        "",
+        "A move from any other state is refused. One that was made already changes nothing.",
+        "",
+    ]
+
+
 def _agent() -> list[str]:
     """The sections about an agent's records."""
     lines: list[str] = []
@@ -274,6 +300,7 @@ def render() -> str:
         *_agent(),
         *_instance(),
         *_started("A service of a rack", ServiceState.STOPPED, SERVICE_TRANSITIONS),
+        *_disk(),
     ]
     return "\n".join(lines)
 
