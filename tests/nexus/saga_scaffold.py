@@ -14,7 +14,7 @@ puts into ``clean`` and ``finished``, must be empty.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
