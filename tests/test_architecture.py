@@ -194,9 +194,7 @@ def test_data_plane_control_plane_and_bench_are_apart() -> None:
             if other not in PACKAGES or other == own:
                 continue
             allowed = NEXUS_COMMANDS_MAY_KNOW if module_name(path).startswith("nexus.cli") else NEXUS_MAY_KNOW
-            known = own == "nexus" and any(
-                name == may or name.startswith(f"{may}.") for may in allowed - {other}
-            )
+            known = own == "nexus" and any(name == may or name.startswith(f"{may}.") for may in allowed - {other})
             if not known and (own, name) != ("nexus", "crucible_emu"):
                 wrong.append(at(path, line, f"{own} must not import {name}"))
     assert wrong == []

@@ -27,6 +27,7 @@ from crucible_emu.client.failures import ServiceError, ServiceUnreachable
 
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
 USAGE_EXIT, FAILURE_EXIT, INTERRUPT_EXIT = 2, 1, 130
+SERVER_ERROR = 500
 
 # Typer carries its own copy of Click since 0.26; the class is reached through what both generations export.
 CLICK_ERROR: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -136,7 +137,9 @@ def sentence_for(error: BaseException) -> str | None:
     from crucible_emu.geometry import GeometryError  # here, because numpy stands behind it
 
     if isinstance(error, ServiceError):
-        return " ".join(error.message.split())
+        # What a service does not tell is in its log, under this id.
+        request = f" (request {error.request_id})" if error.status == SERVER_ERROR and error.request_id else ""
+        return f"{' '.join(error.message.split())}{request}"
     said = (errors.UsageError, errors.CrucibleError, errors.RemoteError, ServiceUnreachable, GeometryError)
     if isinstance(error, said):
         return str(error)

@@ -141,8 +141,8 @@ class LockReport(Document):
 class VerifyReport(Document):
     """What a reading of the whole volume found. ``findings``: what is not as it must be, a sentence each.
 
-    ``not_looked_at``: what nobody could say anything about, and why. ``ledgers``: the snapshots whose digests of the day
-    they were taken were compared with. ``digest``: BLAKE3 of all that was read, where that was the whole volume.
+    ``not_looked_at``: what nobody could say anything about, and why. ``ledgers``: the snapshots whose digests of the
+    day they were taken were compared with. ``digest``: BLAKE3 of all that was read, where that was the whole volume.
     """
 
     volume_id: UUID

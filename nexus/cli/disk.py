@@ -165,7 +165,7 @@ def export(
     """Write what a disk holds into a file, and tell its BLAKE3. A disk that no instance has gets one meanwhile."""
     if file.exists() and not force:
         raise UsageError(f"{file} exists: choose another name, or say --force to replace it")
-    place = converse(lambda nexus: disk_places.place(nexus, disk, None), rack, project)
+    place = converse(lambda nexus: disk_places.place(nexus, disk, None), rack, project, operator=True)
     try:
         copied = disk_data.copy_out(place.uri, file, place.disk.size, shown=not as_json)
     finally:
@@ -228,7 +228,8 @@ def attach(
 
       qemu-img info $(nexus disk attach scratch)
     """
-    place = converse(lambda nexus: disk_places.place(nexus, disk, instance), rack, project)
+    # Where the hosts are, only operators are told.
+    place = converse(lambda nexus: disk_places.place(nexus, disk, instance), rack, project, operator=True)
     facts = {"uri": place.uri, "instance": place.instance, "disk": place.disk.model_dump(mode="json")}
     done(place.uri, facts, as_json=as_json)
 

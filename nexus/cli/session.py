@@ -88,38 +88,41 @@ def converse(
 async def session(access: Access, project: str | None = None) -> AsyncIterator[Session]:
     """While the block runs. Raises :class:`UsageError` for tokens that cannot be read."""
     tls_ca = None if access.authorities is None else str(access.authorities)
+    # Where no operator is answered the clients are there all the same, and nobody asks them.
+    operators = access.operator or access.external
+    number = await _first_that_answers(operators, tls_ca)
     async with AsyncExitStack() as stack:
 
-        async def client(kind: type[Client], urls: Sequence[str], token: str | None) -> Client:
-            url = await _first_that_answers(urls, tls_ca)
+        def client(kind: type[Client], urls: Sequence[str], token: str | None) -> Client:
+            url = urls[number]
             made = kind(url, token=token, tls_ca=tls_ca if url.startswith("https:") else None)
             stack.push_async_callback(made.aclose)
             return made
 
         token, operator_token = access.token(), access.operator_token()
-        # Where no operator is answered the clients are there all the same, and nobody asks them.
-        operator = access.operator or access.external
         yield Session(
             access,
-            await client(ExternalClient, access.external, token),
-            await client(ExternalClient, access.external, operator_token),
-            await client(EmulatorClient, operator, operator_token),
-            await client(LockstepClient, operator, operator_token),
+            client(ExternalClient, access.external, token),
+            client(ExternalClient, access.external, operator_token),
+            client(EmulatorClient, operators, operator_token),
+            client(LockstepClient, operators, operator_token),
             project or access.project,
         )
 
 
-async def _first_that_answers(urls: Sequence[str], tls_ca: str | None) -> str:
-    for url in urls[:-1]:
-        async with LockstepClient(url, tls_ca=tls_ca, timeout_s=PING_TIMEOUT_S) as one:
-            try:
-                await one.ping()
-            except ServiceUnreachable:
-                continue
-            except (ServiceError, RemoteError):
-                pass  # a refusal is an answer
-        return url
-    return urls[-1]
+async def _first_that_answers(urls: Sequence[str], tls_ca: str | None) -> int:
+    """Its number; of the last it is not asked."""
+    for number, url in enumerate(urls[:-1]):
+        async with LockstepClient(url, tls_ca=tls_ca if url.startswith("https:") else None) as one:
+            with trio.move_on_after(PING_TIMEOUT_S):
+                try:
+                    await one.ping()
+                except ServiceUnreachable:
+                    continue
+                except (ServiceError, RemoteError):
+                    pass  # a refusal is an answer
+                return number
+    return len(urls) - 1
 
 
 async def all_of(items: AsyncIterator[T]) -> list[T]:

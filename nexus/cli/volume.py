@@ -117,7 +117,10 @@ def lock_holder(volume: Which, project: Project = None, rack: Rack = None, as_js
 
 @app.command()
 def verify(volume: Which, project: Project = None, rack: Rack = None, as_json: AsJson = False) -> None:
-    """Read all of a volume and compare its replicas; exit code 1 where something is found. A disk in use is not read."""
+    """Read all of a volume and compare its replicas; exit code 1 where something is found.
+
+    A disk in use is not read.
+    """
 
     async def ask(nexus: Session, wanted: str) -> VerifyReport:
         return await nexus.emulator.volume_verify(wanted)

@@ -10,6 +10,7 @@ import pytest
 from crucible_emu import __version__, errors
 from crucible_emu.cli import main as root
 from crucible_emu.cli import program
+from crucible_emu.client.failures import ServiceError, ServiceUnreachable
 from crucible_emu.geometry import GeometryError
 
 
@@ -80,6 +81,9 @@ class TestReport:
             (errors.HashMismatch(), 1, errors.HashMismatch.SENTENCE),
             (errors.RemoteError("the peer lies"), 1, "the peer lies"),
             (GeometryError("no such geometry"), 1, "no such geometry"),
+            (ServiceError(404, "there is no disk a", "ObjectNotFound", "r1"), 1, "there is no disk a"),
+            (ServiceError(500, "Internal Server Error", "Internal", "r1"), 1, "Internal Server Error (request r1)"),
+            (ServiceUnreachable("http://[::1]:1", "refused"), 1, "no answer from http://[::1]:1: refused"),
             (FileNotFoundError(2, "No such file or directory", "/a/b"), 1, "/a/b: no such file or directory"),
             (OSError(28, "No space left on device"), 1, "no space left on device"),
             (OSError(18, "Invalid cross-device link", "a", None, "b"), 1, "a -> b: invalid cross-device link"),

@@ -133,7 +133,8 @@ def test_a_refusal_is_one_sentence(arguments: tuple[str, ...], words: str, capsy
 def test_nobody_answers(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXUS_URL", NOBODY)
     assert refusal(capsys, "disk", "list", code=1).startswith(f"no answer from {NOBODY}: ")
-    assert "set NEXUS_OPERATOR_URL" in refusal(capsys, "sled", "list")
+    for arguments in (("sled", "list"), ("disk", "attach", "a"), ("disk", "export", "a", "b"), ("check",)):
+        assert "set NEXUS_OPERATOR_URL" in refusal(capsys, *arguments)
 
 
 def test_what_no_document_allows_is_not_sent(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -144,6 +145,23 @@ def test_the_life_of_a_disk(rack: Path, image: Path, tmp_path: Path) -> None:
     assert said("check", cwd=rack) == "Nothing is wrong.\n"
 
 
+def test_an_import_that_is_interrupted_leaves_no_disk(rack: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(Random(2).randbytes(16 << 20))
+    words = [sys.executable, "-m", "nexus", "disk", "import", "half", str(large)]
+    with subprocess.Popen(
+        words, cwd=rack, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        states: set[str] = set()
+        while "importing_from_bulk_writes" not in states:
+            assert command.poll() is None
+            states |= {each["state"]["state"] for each in items("disk", "list", cwd=rack)}
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=WAIT_S)
+    assert (command.returncode, out, err) == (130, "", "")
+    assert items("disk", "list", cwd=rack) == []
+
+
 @pytest.mark.real_client
 def test_qemu_and_libnbd_through_the_printed_address(
     rack: Path, image: Path, tmp_path: Path, require_program: Any
@@ -256,3 +274,29 @@ def test_down_leaves_nothing_and_up_brings_it_back(rack: Path) -> None:
     # The plain command knows the rack, too.
     code, out, err = program(sys.executable, "-m", "crucible_emu", "rack", "status", "--json", cwd=rack)
     assert (code, err) == (0, "") and json.loads(out)["ready"]
+
+
+def test_several_nexus_on_one_database(postgres_url: str) -> None:
+    """Each answers for all of them; where one is dead another does, and nobody's disks are lost."""
+    with TemporaryDirectory(prefix="rack-") as place:
+        root = Path(place, "r")
+        few = ("--sleds", 3, "--size-step", "1MiB", "--extent-size", "64KiB")
+        up = nexus("rack", "up", root, *few, "--nexus", 2, "--database", postgres_url)
+        try:
+            assert postgres_url not in (root / "rack.toml").read_text()
+            nexus("disk", "create", "first", "--size", "1MiB", cwd=root)
+            (first, second) = [each for each in up["services"] if each["kind"] == "command"]
+            os.kill(first["pid"], signal.SIGSTOP)  # the harder death: its port is open, and nobody answers
+            nexus("disk", "create", "second", "--size", "1MiB", cwd=root)
+            os.kill(first["pid"], signal.SIGKILL)
+            url, token = first["urls"]["external"], root / "nexus" / "tenant.token"
+            as_tenant = environment(NEXUS_URL=url, NEXUS_TOKEN_FILE=str(token), NEXUS_PROJECT="demo")
+            wait_until(lambda: outcome("disk", "list", env=as_tenant)[0] == 0)
+            assert {each["name"] for each in nexus("disk", "list", env=as_tenant)["items"]} == {"first", "second"}
+            for name in ("first", "second"):
+                nexus("disk", "delete", name, cwd=root)
+            assert said("check", cwd=root) == "Nothing is wrong.\n"
+            assert second["urls"]["external"] != url
+        finally:
+            nexus("rack", "down", root)
+        assert processes_of(root) == set()
