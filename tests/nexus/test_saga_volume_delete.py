@@ -41,6 +41,7 @@ from nexus.sagas.volume_delete import VOLUME_DELETE, Params
 from nexus.volumes import Deletion, deletions_to_finish, snapshots_to_delete, soft_delete_volume, volume_state
 
 LABELS = Dag.of(VOLUME_DELETE).labels
+WHERE_ROWS_GO = ("DECREASE_COUNT", "DELETE_SNAPSHOT_RECORDS", "FIND_FREED_REGIONS", "DELETE_FREED_REGIONS")
 Sweep = Callable[[], Awaitable[None]]
 
 
@@ -125,7 +126,7 @@ async def interrupted(rack: Plant, snapshot: HasVolume, at: str, deed: Callable[
 async def test_another_deletion_between_effect_and_rerun(tmp_path: Path, in_memory: Database, other: str) -> None:
     """Rows go under the saga's hands: those of regions that it found free, and of its own volume."""
     async with plant(tmp_path, in_memory) as rack:
-        for label in LABELS:
+        for label in LABELS if other == "the other snapshot" else WHERE_ROWS_GO:
             disk = await make_disk(rack)
             first = await snapshot_volume(rack, disk)
             deed: Callable[[], Awaitable[object]] = partial(run, rack, VOLUME_DELETE, of(first))
