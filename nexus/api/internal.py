@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 from crucible_emu.service import Api, Call, Operation, Versions
 from nexus.api import internal_documents as documents
 from nexus.api.callers import Doors
-from nexus.api.members import SIGNED_MAX
+from nexus.api.members import SIGNED_MAX, Document
 from nexus.api.queries import path_id
-from nexus.api.refusals import answering, bad_request
+from nexus.api.refusals import Handler, answering, bad_request
 from nexus.db.schema import RepairNotificationType, RepairType, VmmState
 from nexus.db.schema.notifications import StoppedReason, StopRequestReason
 from nexus.objects import notifications
@@ -131,71 +131,30 @@ def internal_api(nexus: Nexus, doors: Doors, *, faithful: bool = False, lenient:
     """The API of ``nexus``. ``lenient``: a request without ``api-version`` is answered, too."""
     do = Internal(nexus)
     upstairs = "/crucible/0/upstairs/{upstairs_id}"
-    downstairs = f"{upstairs}/downstairs/{{downstairs_id}}"
-    rows: tuple[tuple[str, str, str, Any, Any, int], ...] = (
-        ("ping", "GET", "/v1/ping", do.ping, None, 200),
-        (
-            "cpapi_upstairs_repair_start",
-            "POST",
-            f"{upstairs}/repair-start",
-            do.repair_started,
-            documents.RepairStartInfo,
-            204,
-        ),
-        (
-            "cpapi_upstairs_repair_finish",
-            "POST",
-            f"{upstairs}/repair-finish",
-            do.repair_finished,
-            documents.RepairFinishInfo,
-            204,
-        ),
-        (
+    downstairs, parent = f"{upstairs}/downstairs/{{downstairs_id}}", "remove-read-only-parent"
+    started, finished, progress = documents.RepairStartInfo, documents.RepairFinishInfo, documents.RepairProgress
+    to_stop, stopped = documents.DownstairsClientStopRequest, documents.DownstairsClientStopped
+
+    def told(name: str, path: str, handler: Handler, body: type[Document] | None, method: str = "POST") -> Operation:
+        return Operation(name, method, path, answering(handler), body, 204)
+
+    operations = (
+        Operation("ping", "GET", "/v1/ping", answering(do.ping)),
+        told("cpapi_upstairs_repair_start", f"{upstairs}/repair-start", do.repair_started, started),
+        told("cpapi_upstairs_repair_finish", f"{upstairs}/repair-finish", do.repair_finished, finished),
+        told(
             "cpapi_upstairs_repair_progress",
-            "POST",
             f"{upstairs}/repair/{{repair_id}}/progress",
             do.repair_progressed,
-            documents.RepairProgress,
-            204,
+            progress,
         ),
-        (
-            "cpapi_downstairs_client_stop_request",
-            "POST",
-            f"{downstairs}/stop-request",
-            do.stop_requested,
-            documents.DownstairsClientStopRequest,
-            204,
-        ),
-        (
-            "cpapi_downstairs_client_stopped",
-            "POST",
-            f"{downstairs}/stopped",
-            do.stopped,
-            documents.DownstairsClientStopped,
-            204,
-        ),
-        (
-            "cpapi_disk_remove_read_only_parent",
-            "POST",
-            "/disk/{disk_id}/remove-read-only-parent",
-            do.disk_scrubbed,
-            None,
-            204,
-        ),
-        (
-            "cpapi_volume_remove_read_only_parent",
-            "POST",
-            "/volume/{volume_id}/remove-read-only-parent",
-            do.volume_scrubbed,
-            None,
-            204,
-        ),
-        ("cpapi_disks_put", "PUT", "/disks/{disk_id}", do.disk_put, documents.DiskRuntimeState, 204),
-        ("cpapi_instances_put", "PUT", "/vmms/{propolis_id}", do.vmm_put, documents.SledVmmState, 204),
+        told("cpapi_downstairs_client_stop_request", f"{downstairs}/stop-request", do.stop_requested, to_stop),
+        told("cpapi_downstairs_client_stopped", f"{downstairs}/stopped", do.stopped, stopped),
+        told("cpapi_disk_remove_read_only_parent", f"/disk/{{disk_id}}/{parent}", do.disk_scrubbed, None),
+        told("cpapi_volume_remove_read_only_parent", f"/volume/{{volume_id}}/{parent}", do.volume_scrubbed, None),
+        told("cpapi_disks_put", "/disks/{disk_id}", do.disk_put, documents.DiskRuntimeState, "PUT"),
+        told("cpapi_instances_put", "/vmms/{propolis_id}", do.vmm_put, documents.SledVmmState, "PUT"),
     )
-    operations = [
-        Operation(name, way, path, answering(handler), body, ok) for name, way, path, handler, body, ok in rows
-    ]
     return Api(
         NAME,
         operations,

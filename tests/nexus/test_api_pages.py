@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,23 +140,62 @@ LISTED = {
 }
 
 
-@pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("what", LISTED)
-def test_a_page_is_a_walk_along_an_index(what: str, order: Order, in_memory: Database) -> None:
-    """SQLite's plan: an index is searched, nothing is scanned, and nothing is sorted."""
+def test_a_page_is_a_walk_along_an_index(what: str, in_memory: Database) -> None:
+    """SQLite's plan, in every order: an index is searched, nothing is scanned, and nothing is sorted."""
     query, table, where = LISTED[what]
     statements: list[tuple[str, Any]] = []
 
-    def body(connection: Connection) -> list[str]:
-        def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
-            statements.append((statement, parameters))
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        statements.append((statement, parameters))
 
+    def body(connection: Connection, order: Order) -> list[str]:
         event.listen(connection.engine, "before_cursor_execute", note)
         lookups.page(connection, query.where(where), table, Slice(5, order, "m"))
         event.remove(connection.engine, "before_cursor_execute", note)
         statement, parameters = statements[-1]
-        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        return [row[-1] for row in plan]
+        return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
 
-    for line in in_memory.transact_blocking(body):
-        assert not line.startswith("SCAN") and "TEMP B-TREE" not in line, (line, statements[-1][0])
+    for order in Order:
+        for line in in_memory.transact_blocking(partial(body, order=order)):
+            assert not line.startswith("SCAN") and "TEMP B-TREE" not in line, (line, statements[-1][0])
+
+
+async def test_a_page_costs_the_same_in_a_long_list(tmp_path: Path, in_memory: Database) -> None:
+    """Counted in what SQLite does for it: steps of its machine, of which each row takes some."""
+    async with served(tmp_path, in_memory, **FEW) as it:
+
+        def steps_of(wanted: Slice) -> int:
+            def body(connection: Connection) -> int:
+                count = 0
+
+                def step() -> int:
+                    nonlocal count
+                    count += 1
+                    return 0
+
+                raw: Any = connection.connection.dbapi_connection
+                raw.set_progress_handler(step, 1)
+                inside = lookups.in_project(schema.disk, it.rack.project_id)
+                assert len(lookups.page(connection, disks_selected().where(inside), schema.disk, wanted)) == 5
+                raw.set_progress_handler(None, 1)
+                return count
+
+            return in_memory.transact_blocking(body)
+
+        def measured() -> list[int]:
+            return [steps_of(Slice(5, order, middle)) for order, middle in MIDDLES]
+
+        for number in range(20):
+            some_disk(it.rack, it.rack.project_id, f"d{number:04}")
+        few = measured()
+        for number in range(20, 400):
+            some_disk(it.rack, it.rack.project_id, f"d{number:04}")
+        assert all(many <= 1.1 * before for many, before in zip(measured(), few, strict=True)), (few, measured())
+
+
+MIDDLES = (
+    (Order.NAME_ASCENDING, "d0009"),
+    (Order.NAME_DESCENDING, "d0009"),
+    (Order.ID_ASCENDING, "00000000-0000-0000-0000-000000000000"),
+)

@@ -129,7 +129,7 @@ async def test_remove_rop_scaffold(tmp_path: Path, in_memory: Database) -> None:
 
         fresh = trials(rack, prepare, empty=False)
         await actions_succeed_idempotently(REMOVE_READ_ONLY_PARENT, fresh)
-        await action_failure_can_unwind(REMOVE_READ_ONLY_PARENT, fresh, only=outside)
+        await action_failure_can_unwind(REMOVE_READ_ONLY_PARENT, fresh, only=lambda label: label == "REMOVE_ROP")
         await action_failure_can_unwind_idempotently(REMOVE_READ_ONLY_PARENT, fresh, only=outside)
         assert await death_at_every_point(REMOVE_READ_ONLY_PARENT, fresh, only=outside, points=AFTER_EFFECTS) == 5
         assert (

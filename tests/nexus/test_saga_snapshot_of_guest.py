@@ -14,7 +14,6 @@ from guests_rig import guest, make_instance, start, stop
 from nbd_plain_client import PlainClient
 from nexus_rig import Plant, plant
 from saga_scaffold import (
-    action_failure_can_unwind,
     action_failure_can_unwind_idempotently,
     actions_succeed_idempotently,
     death_at_every_point,
@@ -163,7 +162,6 @@ async def test_attached_scaffold(tmp_path: Path, in_memory: Database, way: str) 
             case "twice":
                 await actions_succeed_idempotently(saga, fresh)
             case "unwind":
-                await action_failure_can_unwind(saga, fresh)
                 await action_failure_can_unwind_idempotently(saga, fresh)
             case "death":
                 own = {"SNAPSHOT_REQUEST_UNDO", "SEND_SNAPSHOT_REQUEST_TO_SLED_AGENT"}

@@ -33,7 +33,11 @@ from nexus.objects import tenants
 ANYWHERE = Exposure("[::1]:0")
 NAMES = ("alpha", "beta", "gamma", "delta")
 NEVER = "11111111-2222-4333-8444-555555555555"
-WITH_ROOM_MEANT = ("disk_create", "snapshot_create", "instance_create", "disk_finalize_import")
+MEANT = frozenset(
+    {(name, 507) for name in ("disk_create", "snapshot_create", "instance_create", "disk_finalize_import")}
+    | {(f"(ours) POST {BASE}/volumes/{{volume_id}}/verify", 503)}
+)
+"""What the contract answers with 500 and above: there is no room, or after all sleds were expunged no pantry."""
 
 
 @dataclass
@@ -224,7 +228,7 @@ async def _nexus(folder: Path, name: str) -> AsyncIterator[World]:
                 return values[n % len(values)] if values else None
 
             async with serving(api, ANYWHERE) as url:
-                yield World(url, making, known, documented=frozenset((each, 507) for each in WITH_ROOM_MEANT))
+                yield World(url, making, known, documented=MEANT)
 
 
 @asynccontextmanager
