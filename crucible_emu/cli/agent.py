@@ -37,7 +37,8 @@ def run(
     low_port: Annotated[int, typer.Option(help="First port of the Downstairs; repair ports are 4000 above.")] = 19000,
     ports: Annotated[int, typer.Option(help="How many ports there are.")] = 1000,
     capacity: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Space for reservations, 1.25 x a region's size each. [no limit]")
+        str | None,
+        typer.Option(metavar="SIZE", help="For reservations, 1.25 x a region's size each. \\[no limit]"),
     ] = None,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Run each Downstairs as a process of its own, not in this one.")

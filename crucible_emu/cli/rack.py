@@ -32,7 +32,7 @@ JOIN_S = 0.25
 
 Rack = Annotated[
     Path | None,
-    typer.Option("--rack", metavar="DIR", help="The rack's directory. [the one around you, or CRUCIBLE_RACK]"),
+    typer.Option("--rack", metavar="DIR", help="The rack's directory. \\[the one around you, or CRUCIBLE_RACK]"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the rack as one JSON object.")]
 Directory = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The rack's directory.")]

@@ -66,7 +66,7 @@ def run_many(
         Path | None, typer.Option("--vcr", metavar="FILE", help="Write the volume construction request here.")
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where each Downstairs' messages go. [beside the regions]")
+        Path | None, typer.Option(help="Where each Downstairs' messages go. \\[beside the regions]")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Start again what ended by a signal.")] = False,
     random_stop: Annotated[

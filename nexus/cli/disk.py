@@ -47,7 +47,7 @@ def group() -> None:
 @app.command()
 def create(
     name: Name,
-    size: Annotated[str | None, typer.Option(help="How large, such as 10GiB. [as what it is made from]")] = None,
+    size: Annotated[str | None, typer.Option(help="How large, such as 10GiB. \\[as what it is made from]")] = None,
     from_snapshot: Annotated[
         str | None, typer.Option("--from-snapshot", metavar="SNAPSHOT", help="Begin as this snapshot.")
     ] = None,
@@ -122,7 +122,7 @@ async def image_of(nexus: Session, image: str) -> Image:
 def import_(
     name: Name,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What it shall hold: a raw image.")],
-    size: Annotated[str | None, typer.Option(help="How large. [the file, and up to a whole step]")] = None,
+    size: Annotated[str | None, typer.Option(help="How large. \\[the file, and up to a whole step]")] = None,
     snapshot: Annotated[
         str | None, typer.Option("--snapshot", metavar="NAME", help="Take a snapshot of this name when it is filled.")
     ] = None,
@@ -216,7 +216,7 @@ def attach(
     disk: Which,
     instance: Annotated[
         str | None,
-        typer.Option("--instance", metavar="NAME", help="To this one, made where absent. [named as the disk]"),
+        typer.Option("--instance", metavar="NAME", help="To this one, made where absent. \\[named as the disk]"),
     ] = None,
     project: Project = None,
     rack: Rack = None,

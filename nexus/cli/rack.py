@@ -42,7 +42,7 @@ from nexus.cli.showing import print_json, print_table
 
 app = typer.Typer(no_args_is_help=True)
 
-PROGRAM = (sys.executable, "-m", "crucible_emu", "rack")
+PROGRAM = (sys.executable, "-P", "-m", "crucible_emu", "rack")
 USAGE_EXIT = 2
 COLUMNS = ("name", "kind", "sled", "state", "url")
 
@@ -65,7 +65,7 @@ def up(
     pantries: Annotated[int | None, typer.Option(help=f"How many sleds have a pantry. [{rack_files.PANTRIES}]")] = None,
     nexus: Annotated[int | None, typer.Option("--nexus", help="How many Nexus. [1]")] = None,
     database: Annotated[
-        str | None, typer.Option(metavar="URL", help="postgresql://..., for several Nexus. [a file of SQLite]")
+        str | None, typer.Option(metavar="URL", help="postgresql://..., for several Nexus. \\[a file of SQLite]")
     ] = None,
     extent_size: Annotated[str | None, typer.Option(help="Extents of disks, for small disks. [64MiB]")] = None,
     size_step: Annotated[str | None, typer.Option(help="Disks are multiples of this. [1GiB]")] = None,

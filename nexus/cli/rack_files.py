@@ -102,7 +102,8 @@ def command(wanted: Wanted) -> list[tuple[str, ...]]:
     """The command line of one Nexus, in pairs of option and value. Its id is its own for good: what it was at when it
     was killed it goes on with as soon as it is back."""
     pairs = [
-        ("{python}", "-m", "nexus", "run"),
+        # -P: what is called nexus where somebody stands is not what is meant; a rack's own directory has one.
+        ("{python}", "-P", "-m", "nexus", "run"),
         ("--id", str(uuid4())),
         *((f"--{port}", f"{{{port}}}") for port in PORTS),
         ("--database-file", f"{{rack}}/{DIRECTORY}/{DATABASE_URL}"),

@@ -58,7 +58,7 @@ def run(
     extent_size: Annotated[str | None, typer.Option(help="Extents of disks, for small disks. [64MiB]")] = None,
     size_step: Annotated[str | None, typer.Option(help="Disks are multiples of this. [1GiB]")] = None,
     identity: Annotated[
-        str | None, typer.Option("--id", metavar="UUID", help="Its name in the database. [a new one]")
+        str | None, typer.Option("--id", metavar="UUID", help="Its name in the database. \\[a new one]")
     ] = None,
     faithful: service.Faithful = False,
     lenient: service.Lenient = False,

@@ -22,8 +22,9 @@ def group() -> None:
 
 @app.command("list")
 def list_(rack: Rack = None, as_json: AsJson = False) -> None:
-    """Show all sagas that Nexus remembers."""
+    """Show all sagas that Nexus remembers, the oldest first."""
     found = converse(lambda nexus: all_of(nexus.emulator.saga_list()), rack, operator=True)
+    found.sort(key=lambda saga: saga.time_created)
     columns = {
         "name": lambda saga: saga.name,
         "state": lambda saga: saga.state,

@@ -36,10 +36,10 @@ NOT_FOUND = 404
 
 Rack = Annotated[
     Path | None,
-    typer.Option("--rack", metavar="DIR", help="The rack's directory. [the one around you, or NEXUS_RACK]"),
+    typer.Option("--rack", metavar="DIR", help="The rack's directory. \\[the one around you, or NEXUS_RACK]"),
 ]
 Project = Annotated[
-    str | None, typer.Option("--project", metavar="NAME", help="The project. [that of the rack, or NEXUS_PROJECT]")
+    str | None, typer.Option("--project", metavar="NAME", help="The project. \\[that of the rack, or NEXUS_PROJECT]")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print documents as JSON.")]
 

@@ -53,7 +53,10 @@ def show(volume: Which, project: Project = None, rack: Rack = None, as_json: AsJ
     async def ask(nexus: Session, wanted: str) -> VolumeTree:
         return await nexus.emulator.volume_view(wanted)
 
-    show_one(_asked(volume, rack, project, ask), as_json=as_json, but=("tree",))
+    found = _asked(volume, rack, project, ask)
+    show_one(found, as_json=as_json, but=("tree", "owner"))
+    if not as_json and found.owner is not None:
+        print(f"of {found.owner.kind.replace('_', ' ')} {found.owner.name or ''}, {found.owner.id}", flush=True)
 
 
 @app.command()

@@ -78,6 +78,12 @@ def test_help_lists_the_groups(capsys: Any) -> None:
     assert [name for name in root.GROUPS if name not in out] == []
 
 
+def test_help_says_what_an_option_is_when_it_is_not_given(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capsys, "disk", "create", "--help")
+    assert "[as what it is made from]" in out and "[the one around you, or NEXUS_RACK]" in out
+
+
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; from nexus.cli import main\n"

@@ -124,6 +124,8 @@ def test_the_life_of_a_disk(rack: Path, image: Path, tmp_path: Path) -> None:
 
     tree = nexus("volume", "tree", "copy", cwd=rack)["tree"]
     assert tree["read_only_parent"] is not None
+    assert "of disk copy" in said("volume", "show", "copy", cwd=rack)
+    assert nexus("volume", "show", "copy", cwd=rack)["owner"]["name"] == "copy"
     shown = said("volume", "tree", "copy", cwd=rack)
     assert "of disk copy" in shown and "read-only parent" in shown and shown.count("created") == 6
     for name in ("copy", "first"):
