@@ -30,7 +30,7 @@ from types import TracebackType
 import pytest
 import structlog
 
-from crucible_emu.logs import FIELDS, redact_secrets, to_record
+from crucible_emu.logs import FIELDS, JsonLines, redact_secrets, to_record
 
 SUSPICIOUS = re.compile(r"\btraceback\b|\bexception\b", re.IGNORECASE)
 OURS = ("crucible_emu", "nexus", "bench")
@@ -121,6 +121,9 @@ def log_check() -> Iterator[LogCheck]:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         root.removeHandler(check)
+        # What a command in this process set up writes to a stream that goes with its test.
+        for handler in [each for each in root.handlers if isinstance(each.formatter, JsonLines)]:
+            root.removeHandler(handler)
     verdict = check.verdict()
     if verdict:
         pytest.fail(verdict, pytrace=False)
