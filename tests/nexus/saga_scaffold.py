@@ -14,6 +14,7 @@ puts into ``clean`` and ``finished``, must be empty.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -71,9 +72,14 @@ AFTER_EFFECTS = frozenset({Point.AFTER_EFFECT, Point.AFTER_UNDO_EFFECT})
 """Where what was done is not recorded, so that it is done again; elsewhere a death only tries the engine."""
 
 
+EVERY_DEATH = os.environ.get("NEXUS_EVERY_DEATH") == "1"
+"""The full run: at every point of every node. The suite tries every second one of those that a test names."""
+STRIDE = 1 if EVERY_DEATH else 2
+
+
 class DieAt:
-    """Dies when a hook is called for the nth time at one of ``points`` of a node that ``only`` accepts; ``where`` says
-    at which that was."""
+    """Dies when a hook is called for the nth time at one of ``points`` of a node that ``only`` accepts (in a full run,
+    anywhere); ``where`` says at which that was, ``named`` how many there were that the test names."""
 
     def __init__(
         self, at: int, only: Callable[[str], bool] = everywhere, points: Collection[Point] = ALL_POINTS
@@ -82,10 +88,13 @@ class DieAt:
         self.only = only
         self.points = points
         self.seen = 0
+        self.named = 0
         self.where: tuple[Point, str] | None = None
 
     async def __call__(self, point: Point, saga_id: str, label: str) -> None:
-        if not self.only(label) or point not in self.points:
+        named = self.only(label) and point in self.points
+        self.named += named
+        if not named and not EVERY_DEATH:
             return
         self.seen += 1
         if self.seen - 1 == self.at:
@@ -171,8 +180,8 @@ async def death_at_every_point(
     only: Callable[[str], bool] = everywhere,
     points: Collection[Point] = ALL_POINTS,
 ) -> int:
-    """Also while it unwinds, when it fails at ``fail_at``. The number of deaths that were tried. ``only``: at which
-    nodes, for a saga of whose parts some have their own tests; ``points``: at which points of these."""
+    """Also while it unwinds, when it fails at ``fail_at``. ``only``: at which nodes, of a saga whose parts have
+    tests of their own; ``points``: at which points of these. How many points that makes; see :data:`STRIDE`."""
     at = 0
     while True:
         trial = await fresh()
@@ -187,7 +196,7 @@ async def death_at_every_point(
         await execute(saga, trial, begin, hooks=hooks, perform=dead)
         if hooks.where is None:
             await (trial.finished() if fail_at is None else trial.clean())
-            return at
+            return hooks.named
         await execute(saga, trial, finish, executor_id="nexus-2", perform=Repeat(fail_at=fail_at))
         record, _ = await trial.store.load(SAGA_ID)
         wanted = SagaState.DONE if fail_at is None else SagaState.UNWOUND
@@ -195,4 +204,4 @@ async def death_at_every_point(
             f"{saga.name}, dead {hooks.where[0].value} {hooks.where[1]}: {record.state.value}"
         )
         await (trial.finished() if fail_at is None else trial.clean())
-        at += 1
+        at += STRIDE
