@@ -34,8 +34,8 @@ from nexus.db.migrations import make_in_memory, migrate
 ATTEMPTS_MAX = 10
 PAUSE_SECONDS_MAX = 0.05
 LONGEST_PAUSE_SECONDS_MAX = 0.8
-"""The pauses grow from the one to the other. The real one's do not (§0.3); of twenty that meet on one row of PostgreSQL,
-ten attempts of 25 ms let the last one lose all of them."""
+"""The pauses grow from the one to the other. The real one's do not (§0.3); but of twenty that meet on one row of
+PostgreSQL, one may lose ten times within 25 ms each."""
 CONNECTIONS = 8
 
 T = TypeVar("T")
