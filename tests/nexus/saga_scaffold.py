@@ -6,7 +6,7 @@ things are as they should be: ``finished`` after success, ``clean`` after unwind
 * :func:`actions_succeed_idempotently`: every action twice, every undo once.
 * :func:`action_failure_can_unwind`: an error in place of each action; it fails at exactly that node.
 * :func:`action_failure_can_unwind_idempotently`: the same, with the undo before it run twice.
-* :func:`death_at_every_point`: this Nexus dies at each hook point of each node; another finishes.
+* :func:`death_at_every_point`: this Nexus dies at each hook point of each node; it or another finishes.
 
 After each run no saga is stuck, and the sentences of :func:`nexus.volumes.invariants.check` or the like, which a test
 puts into ``clean`` and ``finished``, must be empty.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import trio
@@ -181,27 +182,30 @@ async def death_at_every_point(
     points: Collection[Point] = ALL_POINTS,
 ) -> int:
     """Also while it unwinds, when it fails at ``fail_at``. ``only``: at which nodes, of a saga whose parts have
-    tests of their own; ``points``: at which points of these. How many points that makes; see :data:`STRIDE`."""
-    at = 0
+    tests of their own; ``points``: at which points of these. How many points that makes; see :data:`STRIDE`. The same
+    Nexus and another go on with it in turns, in a full run each from every point."""
+    tries = count()
     while True:
+        number = next(tries)
+        at, by_another = (number // 2, number % 2 == 0) if EVERY_DEATH else (number * STRIDE, number % 2 == 0)
         trial = await fresh()
         hooks, dead = DieAt(at, only, points), Repeat(fail_at=fail_at)
 
         async def begin(executor: Executor, trial: Trial = trial) -> None:
             await executor.start(saga, trial.params)
 
-        async def finish(executor: Executor) -> None:
-            await executor.take_over("nexus-1")
+        async def finish(executor: Executor, by_another: bool = by_another) -> None:
+            await (executor.take_over("nexus-1") if by_another else executor.recover())
 
         await execute(saga, trial, begin, hooks=hooks, perform=dead)
         if hooks.where is None:
             await (trial.finished() if fail_at is None else trial.clean())
             return hooks.named
-        await execute(saga, trial, finish, executor_id="nexus-2", perform=Repeat(fail_at=fail_at))
+        executor_id = "nexus-2" if by_another else "nexus-1"
+        await execute(saga, trial, finish, executor_id=executor_id, perform=Repeat(fail_at=fail_at))
         record, _ = await trial.store.load(SAGA_ID)
         wanted = SagaState.DONE if fail_at is None else SagaState.UNWOUND
         assert record.state is wanted, (
             f"{saga.name}, dead {hooks.where[0].value} {hooks.where[1]}: {record.state.value}"
         )
         await (trial.finished() if fail_at is None else trial.clean())
-        at += STRIDE
