@@ -8,13 +8,31 @@ stall is not a fault. ``HYPOTHESIS_PROFILE`` names one by hand; ``long`` is the 
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 pytest_plugins = ["log_check", "real_clients"]
 
-SLOW = [HealthCheck.too_slow]
-settings.register_profile("dev", deadline=None, suppress_health_check=SLOW)
-settings.register_profile("ci", deadline=None, suppress_health_check=SLOW, derandomize=True, print_blob=True)
-settings.register_profile("long", deadline=None, suppress_health_check=SLOW, max_examples=5_000)
+UNHURRIED = [HealthCheck.too_slow]
+settings.register_profile("dev", deadline=None, suppress_health_check=UNHURRIED)
+settings.register_profile("ci", deadline=None, suppress_health_check=UNHURRIED, derandomize=True, print_blob=True)
+settings.register_profile("long", deadline=None, suppress_health_check=UNHURRIED, max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+SLOW = ("nexus", "rack", "sled", "volume", "cli", "agent", "bench", "pantry", "host", "sim")
+"""Folders whose files take longest. They come first, so that of several workers none has a long one left at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(SLOW)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """``-n 2``: a file is one worker's, for its tests share what they set up; in the order of above."""
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)

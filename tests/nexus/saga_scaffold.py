@@ -74,8 +74,8 @@ AFTER_EFFECTS = frozenset({Point.AFTER_EFFECT, Point.AFTER_UNDO_EFFECT})
 
 
 EVERY_DEATH = os.environ.get("NEXUS_EVERY_DEATH") == "1"
-"""The full run: at every point of every node. The suite tries every second one of those that a test names."""
-STRIDE = 1 if EVERY_DEATH else 2
+"""The full run: at every point of every node. The suite tries every third one of those that a test names."""
+STRIDE = 1 if EVERY_DEATH else 3
 
 
 class DieAt:

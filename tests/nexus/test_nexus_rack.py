@@ -149,7 +149,7 @@ def test_the_life_of_a_disk(rack: Path, image: Path, tmp_path: Path) -> None:
 
 def test_an_import_that_is_interrupted_leaves_no_disk(rack: Path, tmp_path: Path) -> None:
     large = tmp_path / "large"
-    large.write_bytes(Random(2).randbytes(16 << 20))
+    large.write_bytes(Random(2).randbytes(1 << 20) * 256)  # seconds of writing; to be heard of takes less than one
     words = [sys.executable, "-m", "nexus", "disk", "import", "half", str(large)]
     with subprocess.Popen(
         words, cwd=rack, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -279,4 +279,4 @@ class Volumes(RuleBasedStateMachine):
 
 
 TestVolumes = Volumes.TestCase
-TestVolumes.settings = settings(max_examples=settings.default.max_examples // 8, stateful_step_count=30)
+TestVolumes.settings = settings(max_examples=settings.default.max_examples // 12, stateful_step_count=30)

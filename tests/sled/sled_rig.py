@@ -23,6 +23,8 @@ EXTENT_BYTES = BLOCK * BLOCKS_PER_EXTENT
 WAIT_S = 60.0
 REPAIR_PORT_OFFSET = 4000
 PORTS = 40
+LOW_PORT = 13_200
+"""Apart from where racks and the tests of Nexus have theirs, for tests run side by side."""
 
 Json = Any
 
@@ -167,7 +169,7 @@ def sled(
                     "/crucible/0",
                     "1.0.0",
                     *("agent", "run", folder / f"agent{number}"),
-                    *("--low-port", 19_000 + PORTS * number, "--ports", PORTS),
+                    *("--low-port", LOW_PORT + PORTS * number, "--ports", PORTS),
                 )
                 for number in range(agents)
             ],
