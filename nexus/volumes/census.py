@@ -93,7 +93,8 @@ class Census:
         return [each for each in self.volumes.values() if not each.deleted]
 
     def writable_at(self, address: Address) -> list[str]:
-        """The read/write regions that listen there, but for those of deleted volumes: their ports may be another's."""
+        """The read/write regions that listen there, but for those whose owner is not there or deleted: their ports may
+        be another's."""
         return self._at[address, False]
 
     def readable_at(self, address: Address) -> list[Resource]:
@@ -104,7 +105,7 @@ class Census:
         """Make the lookups; to be called when everything is counted."""
         for region in self.regions.values():
             owner = self.volumes.get(region.volume_id)
-            going = region.deleting or (not region.read_only and owner is not None and owner.deleted)
+            going = region.deleting or (not region.read_only and (owner is None or owner.deleted))
             if region.address is not None and not going:
                 self._at[region.address, region.read_only].append(region.id)
         for snapshot, (address, deleting) in self.snapshots.items():

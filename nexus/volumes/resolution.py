@@ -56,9 +56,9 @@ Resource = ReadOnlyRegion | RegionSnapshot
 
 def target_to_region(connection: Connection, address: Address, *, read_only: bool) -> str | None:
     """The region of one kind that listens there. A region whose port is not known listens nowhere; and a read/write
-    region of a deleted volume is nobody's any more, like one that is ``deleting``: its agent may have given its port to
-    the next region before its row goes."""
-    deleted = exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_not(None))
+    region is nobody's, like one that is ``deleting``, unless its owner is there and not deleted: it is destroyed, or
+    its making is undone, and its agent may have given its port to the next region before its row goes."""
+    owned = exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_(None))
     found = connection.execute(
         select(_REGION.c.id)
         .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
@@ -67,7 +67,7 @@ def target_to_region(connection: Connection, address: Address, *, read_only: boo
             _REGION.c.port == address.port,
             _REGION.c.read_only == read_only,
             ~_REGION.c.deleting,
-            *(() if read_only else (~deleted,)),
+            *(() if read_only else (owned,)),
         )
     ).scalars()
     return found.one_or_none()

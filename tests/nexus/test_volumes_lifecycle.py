@@ -386,6 +386,18 @@ def test_port_of_a_freed_region_is_used_again_before_its_row_goes(rack: Rack) ->
         assert sorted(rack.run(deletion.soft_delete_volume, disk.volume_id, rack.now()).regions) == sorted(disk.regions)
 
 
+def test_port_of_a_region_whose_making_is_undone_is_used_again_before_its_row_goes(rack: Rack) -> None:
+    """Its volume was never made; another's deletion must not take it for the region that has the port now."""
+    undone = [each.region_id for each in rack.allocate(rack.id())]
+    addresses = [rack.address_of(each) for each in undone]
+    for address in addresses:
+        rack.give_port(address)
+    new = [rack.disk() for _ in range(4)]
+    assert set(addresses) & {rack.address_of(each) for disk in new for each in disk.regions}
+    for disk in new:
+        assert sorted(rack.run(deletion.soft_delete_volume, disk.volume_id, rack.now()).regions) == sorted(disk.regions)
+
+
 def read_only_pair(rack: Rack) -> tuple[Address, ReadOnlyRegion]:
     target = rack.read_only_region(rack.id(), rack.id())
     assert isinstance(target.resource, ReadOnlyRegion)
