@@ -29,7 +29,7 @@ from crucible_emu.errors import UsageError
 from crucible_emu.rack import forkserver, plan, presence, state_file
 from crucible_emu.rack.document import RackFile
 from crucible_emu.rack.forkserver import Entry
-from crucible_emu.rack.reservations import Reservations
+from crucible_emu.rack.reservations import Reservations, ports_of_clients
 from crucible_emu.rack.state import RackState
 from crucible_emu.rack.supervisor import Supervisor
 
@@ -182,7 +182,7 @@ def give_ports(root: Path, rack: RackFile, reservations: Reservations, *, new_po
         found.http_ports.clear()
     refused: frozenset[int] = frozenset()
     while True:  # each time more hundreds are refused, and there are not many
-        pools = plan.wanted_pools(rack, planned, found, refused)
+        pools = plan.wanted_pools(rack, planned, found, refused, ports_of_clients())
         taken = reservations.claim({hundred for pool in pools.values() for hundred in pool.hundreds})
         if not taken:
             break

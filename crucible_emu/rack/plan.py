@@ -68,14 +68,19 @@ def services(rack: RackFile, root: Path) -> list[Planned]:
 
 
 def wanted_pools(
-    rack: RackFile, planned: list[Planned], state: RackState, refused: frozenset[int] = frozenset()
+    rack: RackFile,
+    planned: list[Planned],
+    state: RackState,
+    refused: frozenset[int] = frozenset(),
+    system: range = ports.NONE,
 ) -> dict[str, Pool]:
-    """A pool for each agent: what ``state`` has, and new ones apart from those for whoever has none."""
+    """A pool for each agent: what ``state`` has, and new ones apart from those for whoever has none; ``refused`` and
+    ``system`` as for :func:`~crucible_emu.rack.ports.place`."""
     agents = [each.name for each in planned if each.kind == "agent"]
     kept = {name: state.pools[name] for name in agents if name in state.pools}
     new = [name for name in agents if name not in kept]
     count = rack.ports_per_agent or ports.ports_each(len(agents))
-    placed = ports.place(len(new), count, state.pools.values(), low=rack.low_port, refused=refused)
+    placed = ports.place(len(new), count, state.pools.values(), low=rack.low_port, refused=refused, system=system)
     return {**kept, **dict(zip(new, placed))}
 
 

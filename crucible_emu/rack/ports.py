@@ -9,7 +9,7 @@ repair. That is safe because every candidate is compared with every pool already
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from crucible_emu.errors import UsageError
@@ -22,6 +22,9 @@ PORTS_MAX = 1000
 """The real agent's pool; four of them are all that fit below their own repair ports."""
 PORTS_MIN = 50
 PORT_MAX = 65535
+SPARE_LOW_PORT = 5000
+"""Where pools may begin when those above :data:`LOW_PORT` are given out."""
+NONE = range(0)
 CLAIM = 100
 """Racks keep out of each other's way by hundreds of ports."""
 
@@ -58,26 +61,49 @@ def ports_each(agents: int) -> int:
 
 
 def place(
-    wanted: int, count: int, taken: Iterable[Pool] = (), *, low: int = LOW_PORT, refused: frozenset[int] = frozenset()
+    wanted: int,
+    count: int,
+    taken: Iterable[Pool] = (),
+    *,
+    low: int = LOW_PORT,
+    refused: frozenset[int] = frozenset(),
+    system: range = NONE,
 ) -> list[Pool]:
     """``wanted`` pools of ``count`` ports from ``low`` on, apart from each other and from ``taken``, and outside the
-    hundreds ``refused``. Raises :class:`UsageError` where they do not fit."""
+    hundreds ``refused``. Raises :class:`UsageError` where they do not fit.
+
+    *Liveness*: ports of ``system``, which are given to clients' connections, are taken when there are no others, some
+    of which may be below :data:`LOW_PORT`: a Downstairs waits for its port as long as a connection has it.
+    """
     if not 1 <= count <= REPAIR_PORT_OFFSET:
         raise UsageError(f"{count} ports for each agent cannot be had: take 1 to {REPAIR_PORT_OFFSET}")
     if not 1 <= low <= PORT_MAX:
         raise UsageError(f"{low} is no port to begin with: take one from 1 to {PORT_MAX}")
     found: list[Pool] = []
-    placed, start = list(taken), low
-    while len(found) < wanted:
-        pool = Pool(start, count)
-        if pool.ranges[1].stop - 1 > PORT_MAX:
-            raise UsageError(
-                f"{wanted} agents with {count} ports each do not fit above port {low}: "
-                "take fewer ports for each agent, or begin lower"
-            )
-        if any(pool.overlaps(other) for other in placed) or pool.hundreds & refused:
-            start += count
-            continue
-        placed.append(pool)
-        found.append(pool)
+    placed = list(taken)
+    for pool in _candidates(count, low, system):
+        if len(found) == wanted:
+            break
+        if not any(pool.overlaps(other) for other in placed) and not pool.hundreds & refused:
+            placed.append(pool)
+            found.append(pool)
+    if len(found) < wanted:
+        raise UsageError(
+            f"{wanted} agents with {count} ports each do not fit above port {low}: "
+            "take fewer ports for each agent, or begin lower"
+        )
     return found
+
+
+def _candidates(count: int, low: int, system: range) -> Iterator[Pool]:
+    """Pools in the order in which they are tried; one may come twice."""
+    above = [Pool(start, count) for start in range(low, PORT_MAX - REPAIR_PORT_OFFSET - count + 2, count)]
+    below = range(SPARE_LOW_PORT, LOW_PORT - count + 1, count) if low == LOW_PORT else NONE
+    for pool in (*above, *(Pool(start, count) for start in below)):
+        if not any(_meet(each, system) for each in pool.ranges):
+            yield pool
+    yield from above
+
+
+def _meet(one: range, other: range) -> bool:
+    return bool(one) and bool(other) and one.start < other.stop and other.start < one.stop

@@ -15,11 +15,23 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from crucible_emu.errors import UsageError
-from crucible_emu.rack.ports import CLAIM
+from crucible_emu.rack.ports import CLAIM, NONE
 
 TRIES_MAX = 1000
+CLIENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Of both versions of IP."""
+
+
+def ports_of_clients() -> range:
+    """The ports that the system gives to connections of clients; none where it does not say."""
+    try:
+        first, last = map(int, CLIENT_PORTS.read_text().split())
+    except (OSError, ValueError):
+        return NONE
+    return range(first, last + 1)
 
 
 class Reservations:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crucible_emu.errors import UsageError
 from crucible_emu.rack import plan, ports
 from crucible_emu.rack.document import RackFile, Sled
-from crucible_emu.rack.ports import Pool, place, ports_each
+from crucible_emu.rack.ports import SPARE_LOW_PORT, Pool, place, ports_each
 from crucible_emu.rack.state import RackState
 from crucible_emu.wire.constants import REPAIR_PORT_OFFSET
 
@@ -94,3 +94,16 @@ def test_a_rack_that_grows_keeps_its_pools(disks: list[int], more: int) -> None:
     assert {name: after[name] for name in before} == before
     assert all_apart(list(after.values()))
     assert len(after) == sum(disks) + more
+
+
+def test_what_the_system_gives_to_clients_is_taken_last() -> None:
+    """A Downstairs that may be started at any time does not find its port taken by somebody's connection."""
+    system = range(32768, 61000)
+    first = place(5, 800, system=system)
+    assert [pool.low for pool in first] == [19000, 19800, 20600, 21400, 22200]
+    second = place(5, 800, first, system=system)
+    assert not any(pool.overlaps(other) for pool in second for other in first)
+    assert all(each.stop <= system.start for pool in second for each in pool.ranges)
+    assert all(pool.low >= SPARE_LOW_PORT for pool in second)
+    assert [pool.low for pool in place(1, 100, low=40000, system=system)] == [61000], "who says where means it"
+    assert [pool.low for pool in place(1, 4000, low=40000, system=range(1, 65536))] == [40000], "rather than none"
