@@ -22,7 +22,7 @@ PORTS_MAX = 1000
 """The real agent's pool; four of them are all that fit below their own repair ports."""
 PORTS_MIN = 50
 PORT_MAX = 65535
-SPARE_LOW_PORT = 5000
+SPARE_LOW_PORT = 10000
 """Where pools may begin when those above :data:`LOW_PORT` are given out."""
 NONE = range(0)
 CLAIM = 100

@@ -23,7 +23,7 @@ EXTENT_BYTES = BLOCK * BLOCKS_PER_EXTENT
 WAIT_S = 60.0
 REPAIR_PORT_OFFSET = 4000
 PORTS = 40
-LOW_PORT = 13_200
+LOW_PORT = 8_700
 """Apart from where racks and the tests of Nexus have theirs, for tests run side by side."""
 
 Json = Any
