@@ -31,11 +31,12 @@ from nexus.db.engines import TALLY, Backend, Tally, Trouble, meaning_of, open_ba
 from nexus.db.errors import Contention, OutcomeUnknown, Unreachable
 from nexus.db.migrations import make_in_memory, migrate
 
-ATTEMPTS_MAX = 10
+ATTEMPTS_MAX = 20
+CONNECTIONS_LOST_MAX = 10
 PAUSE_SECONDS_MAX = 0.05
 LONGEST_PAUSE_SECONDS_MAX = 0.8
-"""The pauses grow from the one to the other. The real one's do not (§0.3); but of twenty that meet on one row of
-PostgreSQL, one may lose ten times within 25 ms each."""
+"""The pauses grow from the one to the other. The real one tries ten times, and they do not grow (§0.3); but of twenty
+that meet on one page of an index, one may lose ten times within 25 ms each."""
 CONNECTIONS = 8
 
 T = TypeVar("T")
@@ -180,7 +181,8 @@ class Database:
         counts["statements"] += attempt.tally.statements
         if attempt.again is not None:
             counts["retries"] += 1
-            if number < ATTEMPTS_MAX:
+            most = CONNECTIONS_LOST_MAX if attempt.again is Trouble.LOST_CONNECTION else ATTEMPTS_MAX
+            if number < most:
                 log.debug("transaction runs again", attempt=number, reason=attempt.again.value)
                 return False
             if attempt.again is Trouble.LOST_CONNECTION:

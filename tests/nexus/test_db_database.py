@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, make_url, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from nexus.db import Contention, Database, OutcomeUnknown, Unreachable, engines
+from nexus.db import database as database_module
 from nexus.db.schema import volume
 
 
@@ -152,17 +153,18 @@ async def test_two_that_each_look_at_what_the_other_writes_cannot_both_win(postg
         assert first.statistics().retries + second.statistics().retries == 1
 
 
-async def test_what_always_loses_gives_up_and_says_so(several: Any) -> None:
-    """A body that is told each time that it lost: ten attempts, and nothing of it happened."""
+async def test_what_always_loses_gives_up_and_says_so(several: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that is told each time that it lost: so many attempts, and nothing of it happened."""
+    monkeypatch.setattr(database_module, "LONGEST_PAUSE_SECONDS_MAX", 0.05)
     database, runs = several(), []
 
     def lose(connection: Connection) -> None:
         runs.append(add_volume(connection, len(runs)))
         raise Lost
 
-    with pytest.raises(Contention, match="10 times"):
+    with pytest.raises(Contention, match="20 times"):
         await database.transact(lose)
-    assert len(runs) == 10 and database.statistics().retries == 10
+    assert len(runs) == database.statistics().retries == 20
     assert await database.read(volumes) == 0
     with pytest.raises(Contention):
         database.transact_blocking(lose)
