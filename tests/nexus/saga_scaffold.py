@@ -180,14 +180,15 @@ async def death_at_every_point(
     fail_at: str | None = None,
     only: Callable[[str], bool] = everywhere,
     points: Collection[Point] = ALL_POINTS,
+    stride: int = STRIDE,
 ) -> int:
     """Also while it unwinds, when it fails at ``fail_at``. ``only``: at which nodes, of a saga whose parts have
-    tests of their own; ``points``: at which points of these. How many points that makes; see :data:`STRIDE`. The same
-    Nexus and another go on with it in turns, in a full run each from every point."""
+    tests of their own; ``points``: at which points of these. How many points that makes; one in ``stride`` is tried.
+    The same Nexus and another go on with it in turns, in a full run each from every point."""
     tries = count()
     while True:
         number = next(tries)
-        at, by_another = (number // 2, number % 2 == 0) if EVERY_DEATH else (number * STRIDE, number % 2 == 0)
+        at, by_another = (number // 2, number % 2 == 0) if EVERY_DEATH else (number * stride, number % 2 == 0)
         trial = await fresh()
         hooks, dead = DieAt(at, only, points), Repeat(fail_at=fail_at)
 
