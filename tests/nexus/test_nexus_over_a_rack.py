@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nexus_rig import Plant, plant
 from users_rig import HasVolume, MadeSnapshot, disk_delete_params, image_params
 
 from nexus.checking import check
-from nexus.db import Database, schema
+from nexus.db import Database
 from nexus.objects.sources import FromSnapshot
 from nexus.running import Conduct, Nexus, nexus_over
 from nexus.saga import ActionFailed, Context, Dag, SagaFailed, SagaState
@@ -66,25 +66,6 @@ async def made_by_one_who_dies(rack: Plant, database: Database, params: Any, num
     except* Crash:
         pass
     return found
-
-
-@pytest.mark.usefixtures("short_leases")
-@pytest.mark.parametrize("number", [11])
-async def test_disk_that_a_dead_nexus_began_is_made_by_another(
-    tmp_path: Path, several: Callable[..., Database], number: int
-) -> None:
-    """The database is opened twice, as by two processes; the agents are the same."""
-    mine, others = several(inline=True), several(inline=True)
-    async with plant(tmp_path / "rack", mine) as rack:
-        params = disk_asked(rack)
-        async with nexus_over(rack.world, LIVING) as nexus:
-            saga_id = await made_by_one_who_dies(rack, others, params, number)
-            assert await ended(nexus, saga_id) is SagaState.DONE
-            disk = HasVolume(params.disk_id, params.volume_id)
-            assert rack.count(schema.disk, schema.disk.c.disk_state == "detached") == 1
-            assert await check(rack.world, between_looks_s=0.01) == []
-            await nexus.executor.run(DISK_DELETE, disk_delete_params(rack, disk))
-        await rack.require_empty()
 
 
 @pytest.fixture
