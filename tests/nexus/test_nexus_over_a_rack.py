@@ -1,4 +1,4 @@
-"""A Nexus in front of real agents: it dies while it makes a disk, another goes on, and whoever checks finds nothing."""
+"""A Nexus in front of real agents: whatever goes on in it, whoever checks finds nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 from disks_rig import asked as disk_asked
 from frozen_rig import asked as snapshot_asked
 from nexus_rig import Plant, plant
@@ -18,10 +17,10 @@ from nexus.checking import check
 from nexus.db import Database
 from nexus.objects.sources import FromSnapshot
 from nexus.running import Conduct, Nexus, nexus_over
-from nexus.saga import ActionFailed, Context, Dag, SagaFailed, SagaState
+from nexus.saga import ActionFailed, Context, Dag, SagaFailed
 from nexus.saga.dag import Vertex
 from nexus.saga.executor import Perform, Work
-from nexus.saga.hooks import Crash, Point
+from nexus.saga.hooks import Point
 from nexus.sagas import finalize_disk, image_delete, snapshot_delete
 from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING
 from nexus.sagas.disk_delete import DISK_DELETE
@@ -33,51 +32,14 @@ from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
 
 PATIENCE_S = 30
 LIVING = Conduct(periods_s={"saga_recovery": 0.05}, stop_grace_s=PATIENCE_S)
-DYING = Conduct(lease_s=0.3)
 HALF_MADE = {Point.AFTER_EFFECT, Point.AFTER_UNDO_EFFECT}
 LAST_NODES = {Dag.of(saga).labels[-1] for saga in (DISK_CREATE, SNAPSHOT_CREATE_DETACHED)}
-
-
-async def ended(nexus: Nexus, saga_id: str) -> SagaState:
-    """How a saga ended, whoever runs it."""
-    with trio.fail_after(PATIENCE_S):
-        while True:
-            record, _ = await nexus.store.load(saga_id)
-            if record.state not in (SagaState.RUNNING, SagaState.UNWINDING):
-                return record.state
-            await trio.sleep(0.01)
-
-
-async def made_by_one_who_dies(rack: Plant, database: Database, params: Any, number: int) -> str:
-    """A Nexus that is dead at the hook point of that number; the saga's id."""
-    found = rack.id()
-    left = number
-
-    async def die(point: Point, saga_id: str, label: str) -> None:
-        nonlocal left
-        if left == 0:
-            raise Crash
-        left -= 1
-
-    try:
-        async with nexus_over(replace(rack.world, database=database), replace(DYING, hooks=die)) as nexus:
-            await nexus.executor.start(DISK_CREATE, params, found)
-            await trio.sleep_forever()
-    except* Crash:
-        pass
-    return found
 
 
 @pytest.fixture
 def sqlite() -> Iterator[Database]:
     with Database.open("sqlite://", inline=True) as opened:
         yield opened
-
-
-@pytest.fixture
-def short_leases(expect_log: Any) -> None:
-    """A Nexus that is to die may stall before that."""
-    expect_log("lease ran out", at_least=0)
 
 
 async def test_rack_in_use_has_no_findings_at_any_moment(tmp_path: Path, sqlite: Database) -> None:
