@@ -46,7 +46,16 @@ def _make_everything(connection: Connection) -> None:
     METADATA.create_all(connection, checkfirst=False)
 
 
-MIGRATIONS: tuple[Migration, ...] = ()
+def _make_room_for_replacements(connection: Connection) -> None:
+    """The queue of locks had no user yet. (Tables are made as they are declared: whoever changes one of these writes
+    down here what it was.)"""
+    made = ("volume_at_rest", "replacement_waiting", "clone_source_refusal", "survivor_decision")
+    queue = METADATA.tables["volume_repair_queue"]
+    queue.drop(connection)
+    METADATA.create_all(connection, [queue, *(METADATA.tables[name] for name in made)], checkfirst=False)
+
+
+MIGRATIONS: tuple[Migration, ...] = (Migration(2, "room for replacements", _make_room_for_replacements),)
 """From version 1, the first, on: ``Migration(2, "what for", function of a connection)``, and so on."""
 
 FIRST_VERSION = 1

@@ -169,7 +169,16 @@ volume_repair_queue = table(
     identifier("volume_id", "The volume that is locked.", key=True),
     identifier("repair_id", "Who waits.", key=True),
     moment("time_queued", "Since when; first come, first served."),
+    moment("time_asked", "When it last asked; who does not come back for long loses its place."),
     number("overtaken", "How often somebody who came later was let through.", default=0),
     index("volume_repair_queue_in_order", "volume_id", "time_queued", "repair_id"),
     index("volume_repair_queue_by_waiter", "repair_id"),
+)
+
+volume_at_rest = table(
+    "volume_at_rest",
+    "Hashes proved that all copies of the volume's own regions held the same, and nobody was given its document since.",
+    identifier("volume_id", "The volume.", key=True),
+    number("generation", "The generation that the document had then; a checkout makes it greater."),
+    moment("time_proved", "When."),
 )

@@ -19,6 +19,7 @@ from nexus.db.schema.columns import (
     one_of,
     port,
     table,
+    text,
 )
 
 
@@ -252,4 +253,29 @@ region_snapshot_replacement_step = table(
         where=_OPERATED,
     ),
     state="replacement_state",
+)
+
+replacement_waiting = table(
+    "replacement_waiting",
+    "Why a request does not go on, for who has to know (W2, W54). The row goes when it does.",
+    identifier("request_id", "The request.", key=True),
+    text("reason", "One sentence."),
+    moment("time_since", "Since when that is the reason."),
+)
+
+clone_source_refusal = table(
+    "clone_source_refusal",
+    "A copy that was to be cloned, and is not what its snapshot is: no clone of that request is made from it again.",
+    identifier("request_id", "The request.", key=True),
+    text("source", "The copy, in words: a region snapshot or a read-only region.", key=True),
+    text("reason", "What was found, in one sentence."),
+    moment("time_refused", "When."),
+)
+
+survivor_decision = table(
+    "survivor_decision",
+    "An operator's word that the last good copy of a volume is to be believed, although it may have missed writes.",
+    identifier("volume_id", "The volume.", key=True),
+    identifier("survivor_region_id", "The region that is believed.", key=True),
+    moment("time_decided", "When."),
 )
