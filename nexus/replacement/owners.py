@@ -18,6 +18,7 @@ from nexus.db import schema
 from nexus.db.schema import DiskState, VmmState
 from nexus.objects.disks import Disk, disk_get
 from nexus.objects.instances import ActiveVmm, active_vmm_of_disk
+from nexus.services.gone import sled_gone
 from nexus.volumes import Address
 from nexus.volumes.checkout import Attachment, attachment
 
@@ -68,7 +69,7 @@ def owner_of(connection: Connection, volume_id: str) -> Owner:
     if attached is None:
         return _not_attached(disk)
     vmm = active_vmm_of_disk(connection, disk.id)
-    return Owner(_attached(attached, vmm), disk, vmm)
+    return Owner(_attached(connection, attached, vmm), disk, vmm)
 
 
 def _disk_of(connection: Connection, volume_id: str) -> Disk | None:
@@ -77,14 +78,16 @@ def _disk_of(connection: Connection, volume_id: str) -> Disk | None:
     return None if disk_id is None else disk_get(connection, disk_id)
 
 
-def _attached(attached: Attachment, vmm: ActiveVmm | None) -> Situation:
+def _attached(connection: Connection, attached: Attachment, vmm: ActiveVmm | None) -> Situation:
     if not attached.instance_found:
         return Situation.UNKNOWN
     if attached.target_vmm_id is not None:
         return Situation.MIGRATING
     if attached.vmm_id is None:
         return Situation.STOPPED
-    return Situation.RUNNING if vmm is not None and vmm.state in SERVING else Situation.UNSETTLED
+    # What ran on a sled that is gone serves nothing, whatever its row says; somebody has to stop the instance.
+    serves = vmm is not None and vmm.state in SERVING and not sled_gone(connection, vmm.vmm.sled_id)
+    return Situation.RUNNING if serves else Situation.UNSETTLED
 
 
 def _not_attached(disk: Disk) -> Owner:

@@ -26,19 +26,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 
 from sqlalchemy import Connection, delete, select, update
 
+from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import schema
 from nexus.db.schema import RegionReplacementState
 from nexus.placement import AllocatedRegion, regions_of
 from nexus.replacement.notes import survivor_decided
 from nexus.replacement.owners import CONSTRUCTED, SERVED, Situation, owner_of
-from nexus.replacement.region import RegionReplacement, region_replacements_of_volume
+from nexus.replacement.region import region_replacements_of_volume
 from nexus.services.gone import dataset_gone
-from nexus.volumes import Address, volume_get, walks
-from nexus.volumes.at_rest import at_rest
+from nexus.volumes import Address, Pantry, volume_checkout, volume_get, walks
+from nexus.volumes.at_rest import at_rest, rest_kept
 
 _REQUEST, _DECISION = schema.region_replacement, schema.survivor_decision
 UNDER_REPAIR = frozenset({RegionReplacementState.RUNNING, RegionReplacementState.DRIVING})
@@ -137,11 +139,8 @@ def members(connection: Connection, volume_id: str) -> list[Member]:
         if not each.read_only and each.port is not None
     }
     new = under_repair(connection, volume_id)
-    return [_member(connection, address, owned.get(address), new) for address in _written(volume.request)]
-
-
-def _written(request: object) -> list[Address]:
-    return walks.read_write_targets(request)  # type: ignore[arg-type]
+    written = walks.read_write_targets(volume.request)
+    return [_member(connection, address, owned.get(address), new) for address in written]
 
 
 def _member(connection: Connection, address: Address, region: AllocatedRegion | None, new: Collection[str]) -> Member:
@@ -178,6 +177,18 @@ def decisions_forgotten(connection: Connection, volume_id: str) -> None:
     connection.execute(delete(_DECISION).where(_DECISION.c.volume_id == volume_id))
 
 
+def checked_out_for_repair(connection: Connection, volume_id: str, now: datetime) -> VolumeConstructionRequest:
+    """The document for a pantry that is to make all members alike. It writes nothing of its own, so what was at rest is
+    at rest: if a second member is lost meanwhile, the last one is still to be believed. Raises as
+    :func:`~nexus.volumes.volume_checkout` does (R33)."""
+    resting = at_rest(connection, volume_id)
+    handed_out = volume_checkout(connection, volume_id, Pantry(), now).request
+    kept = volume_get(connection, volume_id)
+    if resting and kept is not None:
+        rest_kept(connection, volume_id, kept.request, now)
+    return handed_out
+
+
 # -- what the detector looks for --------------------------------------------------------------------------------------
 
 
@@ -193,6 +204,8 @@ def is_member(connection: Connection, volume_id: str, region_id: str) -> bool:
     return bool(found) if row.port is None else any(each.region_id == region_id for each in found)
 
 
-def others_open(connection: Connection, request: RegionReplacement) -> list[RegionReplacement]:
-    """The other requests that are open for the same volume."""
-    return [each for each in region_replacements_of_volume(connection, request.volume_id) if each.id != request.id]
+def drives_at_a_pantry(connection: Connection, volume_id: str) -> str | None:
+    """Which of the volume's requests has it repaired when nobody else has it: the oldest one that is so far. A pantry
+    that was asked by two of them would be given the volume by each, and taken from by the other."""
+    found = region_replacements_of_volume(connection, volume_id)
+    return next((each.id for each in found if each.state in UNDER_REPAIR), None)

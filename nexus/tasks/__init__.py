@@ -11,6 +11,8 @@ from nexus.tasks.decommissioned_disk_cleaner import DecommissionedDiskCleaner
 from nexus.tasks.lease_reaper import LeaseReaper
 from nexus.tasks.lookup_region_port import LookupRegionPort
 from nexus.tasks.phantom_disks import PhantomDisks
+from nexus.tasks.region_replacement import RegionReplacementDetector
+from nexus.tasks.region_replacement_driver import RegionReplacementDriver
 from nexus.tasks.resume_volume_deletion import ResumeVolumeDeletion
 from nexus.tasks.saga_recovery import SagaRecovery
 from nexus.tasks.schedule import Reason
@@ -29,4 +31,6 @@ def all_tasks(world: World, executor: Executor, leases: Leases) -> list[Task]:
         SagaRecovery(executor, leases),
         ResumeVolumeDeletion(world, executor),
         LeaseReaper(world),
+        RegionReplacementDetector(world, executor),
+        RegionReplacementDriver(world, executor),
     ]
