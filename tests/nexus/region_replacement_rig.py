@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import trio
 from disks_rig import SIZE_BYTES, read, written
 from nexus_rig import Plant
 from sqlalchemy import select
-from users_rig import HasVolume
+from users_rig import HasVolume, run
 
 from nexus.db import schema
 from nexus.placement import AllocatedRegion, regions_of
@@ -25,7 +25,8 @@ from nexus.replacement.region import (
 )
 from nexus.saga import Executor, MemoryStore, SagaFailed
 from nexus.saga.executor import perform_once
-from nexus.sagas import ALL_SAGAS
+from nexus.sagas import ALL_SAGAS, region_replacement_start
+from nexus.sagas.region_replacement_start import REGION_REPLACEMENT_START
 from nexus.tasks.region_replacement import RegionReplacementDetector
 from nexus.tasks.region_replacement_driver import RegionReplacementDriver
 from nexus.verification import Copy, asked, compared
@@ -33,6 +34,17 @@ from nexus.volumes import volume_get, walks
 from nexus.volumes.freed import Dataset
 
 PATIENCE_S = 30
+BREAKING = (
+    *("connection ended", "reconciliation aborted", "disk disabled", "downstairs ended", "live repair aborted"),
+    *("deactivation failed", "the last flush failed", "activation failed"),
+)
+"""What is logged where copies break under an Upstairs."""
+
+
+def expect_breaking(expect_log: Any) -> None:
+    """A test in which copies break says so."""
+    for each in BREAKING:
+        expect_log(each, at_least=0)
 
 
 async def lose(rack: Plant, region: AllocatedRegion) -> None:
@@ -140,9 +152,7 @@ class Replacing:
 @asynccontextmanager
 async def replacing(rack: Plant, perform: Any = perform_once) -> AsyncIterator[Replacing]:
     async with trio.open_nursery() as nursery:
-        executor = Executor(
-            nursery, MemoryStore(), ALL_SAGAS, rack.world, "nexus", new_id=rack.id, perform=perform
-        )
+        executor = Executor(nursery, MemoryStore(), ALL_SAGAS, rack.world, "nexus", new_id=rack.id, perform=perform)
         yield Replacing(
             rack,
             executor,
@@ -171,4 +181,14 @@ async def require_whole(rack: Plant, disk: HasVolume, data: bytes = PATTERN) -> 
     assert len(own_regions(rack, disk.volume_id)) == 3
 
 
-Prepare = Callable[[], Awaitable[None]]
+async def running_request(rack: Plant, disk: HasVolume, number: int = 0) -> RegionReplacement:
+    """A request for one of the disk's regions, of which the swap is done."""
+    request_id = ask_for(rack, own_regions(rack, disk.volume_id)[number])
+    row: RegionReplacement = rack.run(region_replacement_get, request_id)
+    params = region_replacement_start.Params(
+        request_id=row.id, volume_id=row.volume_id, old_region_id=row.old_region_id
+    )
+    await run(rack, REGION_REPLACEMENT_START, params)
+    found: RegionReplacement = rack.run(region_replacement_get, request_id)
+    assert found.state == "running"
+    return found
