@@ -11,7 +11,7 @@ import trio
 from disks_rig import SIZE_BYTES, read, written
 from nexus_rig import Plant
 from sqlalchemy import select
-from users_rig import HasVolume, run
+from users_rig import HasVolume, reconnect, run
 
 from nexus.db import schema
 from nexus.placement import AllocatedRegion, regions_of
@@ -36,7 +36,7 @@ from nexus.volumes.freed import Dataset
 PATIENCE_S = 30
 BREAKING = (
     *("connection ended", "reconciliation aborted", "disk disabled", "downstairs ended", "live repair aborted"),
-    *("deactivation failed", "the last flush failed", "activation failed"),
+    *("acknowledged writes may be lost", "deactivation failed", "the last flush failed", "activation failed"),
 )
 """What is logged where copies break under an Upstairs."""
 
@@ -51,12 +51,25 @@ async def lose(rack: Plant, region: AllocatedRegion) -> None:
     """The disk under the region breaks, with all that is on it, and an operator says so."""
     await break_down(rack, region.dataset_id)
     rack.expunge(region.dataset_id)
+    del rack.agents[region.dataset_id]  # what it holds is not asked for when nothing may be left
 
 
 async def break_down(rack: Plant, dataset_id: str) -> None:
     """Nobody has said anything, but agent and Downstairs of the dataset are gone."""
     rack.silence(dataset_id)
     await rack.agents[dataset_id].services.apply({})
+
+
+async def bring_back(rack: Plant, dataset_id: str) -> None:
+    """What was broken down serves again, with what it had."""
+    reconnect(rack, dataset_id)
+    await rack.agents[dataset_id]._reconcile()
+
+
+async def until_true(asked: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not asked():  # noqa: ASYNC110 - what is waited for is in other programs
+            await trio.sleep(0.02)
 
 
 def own_regions(rack: Plant, volume_id: str) -> list[AllocatedRegion]:
@@ -144,6 +157,7 @@ class Replacing:
         def ended() -> bool:
             return bool(states(self.rack)) and set(states(self.rack)) == {"complete"}
 
+        await self.detect()
         await self.until(ended)
         status = await self.detect()
         assert not status["requests_created_ok"]
