@@ -190,7 +190,8 @@ class Database:
                 return False
             if attempt.again is Trouble.LOST_CONNECTION:
                 raise Unreachable("the database does not answer") from attempt.error
-            raise Contention(f"the transaction lost against others {ATTEMPTS_MAX} times") from attempt.error
+            said = getattr(attempt.error, "orig", None) or attempt.error
+            raise Contention(f"the transaction lost against others {ATTEMPTS_MAX} times: {said}") from attempt.error
         if attempt.error is not None:
             counts["rolled_back"] += 1
             raise attempt.error
