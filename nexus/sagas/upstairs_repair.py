@@ -1,8 +1,8 @@
 """Having an Upstairs repair a volume, and being told how it is (nexus.md §3.2): what the drive saga does with others.
 
-An instance, or a pantry that has the volume for an import, is sent the volume's document and answers at once what
-follows from it (:func:`instance_asked`, :func:`import_asked`). Where nobody has the volume, a pantry makes an Upstairs
-for it (:func:`given_to_a_pantry`), in a job, for that may take hours (R34).
+An instance, or a pantry that has the volume for an import, is asked how its copies are, and is sent the volume's
+document if it does not have the new one yet (:func:`instance_asked`, :func:`import_asked`). Where nobody has the
+volume, a pantry makes an Upstairs for it (:func:`given_to_a_pantry`), in a job, for that may take hours (R34).
 
 Each question is asked once and not waited for longer than :data:`ANSWER_TIMEOUT_S` (*liveness*): a drive that waited
 for a silent host would hold its request, and whoever finds the instance elsewhere meanwhile could not go on with it.
@@ -69,42 +69,53 @@ async def document_of(world: World, volume_id: str) -> VolumeConstructionRequest
 
 
 async def instance_asked(world: World, active: ActiveVmm, disk_id: str, volume_id: str, target: Address) -> Said:
-    """Send the document to the instance that has the disk; ``target`` is the copy that has to become whole."""
+    """Have the instance that has the disk make ``target``, its new copy, whole, or hear that it is."""
     host, what = world.hosts.client(active.vmm), f"disk {disk_id} of instance {active.vmm.instance_id}"
-    document = await document_of(world, volume_id)
-    answer = await once(what, lambda: host.instance_issue_crucible_vcr_request(disk_id, document))
 
     async def look() -> VolumeInfo:
         return (await once(what, lambda: host.disk_volume_status(disk_id))).volume_info
 
-    return await _meaning(what, answer, target, look)
+    async def tell(document: VolumeConstructionRequest) -> ReplaceResult:
+        return await once(what, lambda: host.instance_issue_crucible_vcr_request(disk_id, document))
+
+    return await _asked(world, volume_id, what, target, look, tell)
 
 
 async def import_asked(world: World, pantry: Address, disk_id: str, volume_id: str, target: Address) -> Said:
     """W9: the same for a disk that is being imported, at its pantry."""
     client, what = world.pantries.client(pantry), f"disk {disk_id} at the pantry {pantry}"
-    document = await document_of(world, volume_id)
-    answer = await once(what, lambda: client.replace(disk_id, document))
 
     async def look() -> VolumeInfo:
         return (await once(what, lambda: client.volume_status(disk_id))).info
 
-    return await _meaning(what, answer, target, look)
+    async def tell(document: VolumeConstructionRequest) -> ReplaceResult:
+        return await once(what, lambda: client.replace(disk_id, document))
+
+    return await _asked(world, volume_id, what, target, look, tell)
 
 
-async def _meaning(
-    what: str, result: ReplaceResult, target: Address, look: Callable[[], Awaitable[VolumeInfo]]
+async def _asked(
+    world: World,
+    volume_id: str,
+    what: str,
+    target: Address,
+    look: Callable[[], Awaitable[VolumeInfo]],
+    tell: Callable[[VolumeConstructionRequest], Awaitable[ReplaceResult]],
 ) -> Said:
-    answer = ANSWERS[result]
-    if answer is Answer.FAILED:
-        return Said(False, f"{what}: it does not have the copy that was replaced")
-    if answer is Answer.UNDER_WAY:
-        return Said(False)
-    upstairs = upstairs_with(await look(), target)
-    if upstairs is None:
+    """An Upstairs that has the new copy is not sent the document again: it would refuse one in which nothing is new. It
+    was told before, or was made from the document as it is now."""
+    there = upstairs_with(await look(), target)
+    if there is None:
+        answer = ANSWERS[await tell(await document_of(world, volume_id))]
+        if answer is Answer.FAILED:
+            return Said(False, f"{what}: it does not have the copy that was replaced")
+        if answer is Answer.UNDER_WAY:
+            return Said(False)
+        there = upstairs_with(await look(), target)
+    if there is None:
         return Said(False, f"{what}: none of its Upstairs has the new copy")
-    health = single_upstairs_health(upstairs)
-    return Said(True) if is_done(answer, health) else Said(False, f"{what}: {health.value}")
+    health = single_upstairs_health(there)
+    return Said(True) if is_done(Answer.ASK_HEALTH, health) else Said(False, f"{what}: {health.value}")
 
 
 # -- nobody has it ----------------------------------------------------------------------------------------------------

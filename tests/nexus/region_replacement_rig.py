@@ -14,6 +14,8 @@ from sqlalchemy import select
 from users_rig import HasVolume, reconnect, run
 
 from nexus.db import schema
+from nexus.db.schema import RepairNotificationType, RepairType
+from nexus.objects.notifications import Repair, repair_notified
 from nexus.placement import AllocatedRegion, regions_of
 from nexus.replacement.notes import waiting_of
 from nexus.replacement.region import (
@@ -30,13 +32,20 @@ from nexus.sagas.region_replacement_start import REGION_REPLACEMENT_START
 from nexus.tasks.region_replacement import RegionReplacementDetector
 from nexus.tasks.region_replacement_driver import RegionReplacementDriver
 from nexus.verification import Copy, asked, compared
-from nexus.volumes import volume_get, walks
+from nexus.volumes import Address, volume_get, walks
 from nexus.volumes.freed import Dataset
 
-PATIENCE_S = 30
+PATIENCE_S = 20
 BREAKING = (
     *("connection ended", "reconciliation aborted", "disk disabled", "downstairs ended", "live repair aborted"),
-    *("acknowledged writes may be lost", "deactivation failed", "the last flush failed", "activation failed"),
+    *(
+        "acknowledged writes may be lost",
+        "another Upstairs took over",
+        "replica faulted",
+        "deactivation failed",
+        "the last flush failed",
+        "activation failed",
+    ),
 )
 """What is logged where copies break under an Upstairs."""
 
@@ -145,11 +154,13 @@ class Replacing:
 
     async def until(self, arrived: Callable[[], bool]) -> None:
         """Both tasks again and again."""
-        with trio.fail_after(PATIENCE_S):
+        with trio.move_on_after(PATIENCE_S):
             while not arrived():
                 await self.detect()
                 await self.drive()
                 await trio.sleep(0.02)
+        reasons = [reason(self.rack, each.id) for each in requests(self.rack)]
+        assert arrived(), f"{states(self.rack)}: {reasons}"
 
     async def to_complete(self) -> None:
         """Until every request there is has ended, and nothing is lost any more."""
@@ -174,6 +185,14 @@ async def replacing(rack: Plant, perform: Any = perform_once) -> AsyncIterator[R
             RegionReplacementDriver(rack.world, executor),
         )
         nursery.cancel_scope.cancel()
+
+
+def notify(rack: Plant, region_id: str | None, what: RepairNotificationType) -> None:
+    """An Upstairs tells of a repair."""
+    assert region_id is not None
+    address = Address.of("::1", 1)
+    repair = Repair(rack.now(), rack.id(), RepairType.LIVE, rack.id(), rack.id(), ((region_id, address),))
+    rack.run(repair_notified, repair, what)
 
 
 def pantry_asked(rack: Plant, request_id: str) -> bool:
