@@ -19,6 +19,7 @@ import trio
 from sqlalchemy import Connection
 
 from crucible_emu.client.failures import ServiceUnreachable
+from crucible_emu.logs import get_logger
 from crucible_emu.pantry.documents import ReplaceResult
 from crucible_emu.volume.info import VolumeInfo
 from crucible_emu.volume.vcr import VolumeConstructionRequest
@@ -26,15 +27,16 @@ from nexus.objects.instances import ActiveVmm
 from nexus.objects.refusals import told_to_users
 from nexus.replacement.driving import ANSWERS, Answer, PantrySaid, is_done
 from nexus.replacement.health import single_upstairs_health, upstairs_with, written_targets
-from nexus.replacement.region import PantryStep, PropolisStep
+from nexus.replacement.region import PantryStep, PropolisStep, pantries_asked, region_replacements_of_volume
 from nexus.replacement.survivors import checked_out_for_repair, members
 from nexus.saga import ActionFailed
 from nexus.services import World
 from nexus.services.refusals import REFUSED, told_of
-from nexus.volumes import Address, volume_get
+from nexus.volumes import Address, volume_deleted, volume_get
 
 ANSWER_TIMEOUT_S = 30.0
 
+log = get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -130,6 +132,9 @@ async def given_to_a_pantry(world: World, step: PantryStep, volume_id: str) -> N
         request = await world.database.transact(lambda c: checked_out_for_repair(c, volume_id, world.now()))
     client, what = world.pantries.client(_address(step)), f"volume {volume_id} at the pantry {_address(step)}"
     await once(what, lambda: client.attach_activate_background(volume_id, step.job_id, request))
+    if await world.database.read(lambda c: volume_deleted(c, volume_id)):
+        # Who deleted it has looked for pantries already, perhaps before this one had it.
+        await taken_from_pantry(world, step, volume_id)
 
 
 async def taken_from_pantry(world: World, step: PantryStep, volume_id: str) -> None:
@@ -139,6 +144,22 @@ async def taken_from_pantry(world: World, step: PantryStep, volume_id: str) -> N
         return
     client = world.pantries.client(address)
     await once(f"volume {volume_id} at the pantry {address}", lambda: client.detach(volume_id))
+
+
+async def given_up_by_pantries(world: World, volume_id: str) -> None:
+    """The volume is deleted and its regions are about to be destroyed: no pantry repairs it any more. *Safety* (#6353):
+    it would write to whatever gets their ports; and it could never flush again, and never let go. A pantry that does
+    not answer holds nobody up."""
+
+    def body(connection: Connection) -> list[PantryStep]:
+        open_ones = region_replacements_of_volume(connection, volume_id)
+        return [step for each in open_ones for step in pantries_asked(connection, each.id)]
+
+    for step in await world.database.read(body):
+        try:
+            await taken_from_pantry(world, step, volume_id)
+        except ActionFailed as error:
+            log.info("a pantry does not let go", volume=volume_id, reason=str(error))
 
 
 async def pantry_says(world: World, step: PantryStep, volume_id: str, written: set[Address]) -> PantrySaid:
