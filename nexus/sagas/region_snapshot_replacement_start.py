@@ -79,19 +79,19 @@ class Params(BaseModel):
     request_id: str
 
 
-def new_region_id(saga_id: str) -> str:
+def new_region_id(saga: Context[Params]) -> str:
     """The clone."""
-    return derived(saga_id, "new region")
+    return derived(saga.saga_id, "new region", saga.params.request_id)
 
 
-def stash_id(saga_id: str) -> str:
+def stash_id(saga: Context[Params]) -> str:
     """F."""
-    return derived(saga_id, "stash volume")
+    return derived(saga.saga_id, "stash volume", saga.params.request_id)
 
 
-def holder_id(saga_id: str) -> str:
+def holder_id(saga: Context[Params]) -> str:
     """H."""
-    return derived(saga_id, "holder volume")
+    return derived(saga.saga_id, "holder volume", saga.params.request_id)
 
 
 async def set_saga_id(saga: Context[Params]) -> dict[str, str]:
@@ -99,9 +99,9 @@ async def set_saga_id(saga: Context[Params]) -> dict[str, str]:
     tables meanwhile. Safe to rerun: it recognises itself."""
     await _move(saga, ReadOnlyEdge.ALLOCATE)
     return {
-        "new_region_id": new_region_id(saga.saga_id),
-        "stash_id": stash_id(saga.saga_id),
-        "holder_id": holder_id(saga.saga_id),
+        "new_region_id": new_region_id(saga),
+        "stash_id": stash_id(saga),
+        "holder_id": holder_id(saga),
     }
 
 
@@ -156,7 +156,7 @@ async def alloc_new_region(saga: Context[Params]) -> None:
     world, asked_for = _world(saga), saga.output("GET_ALLOC_REGION_PARAMS")
     wanted = Allocation(
         asked_for["snapshot_volume_id"],
-        (new_region_id(saga.saga_id),),
+        (new_region_id(saga),),
         _geometry(saga),
         seed=saga.saga_id,
         snapshot_id=asked_for["snapshot_id"],
@@ -180,14 +180,14 @@ def place_found(connection: Connection, wanted: Allocation, now: datetime) -> No
 
 async def forget_new_region(saga: Context[Params]) -> None:
     """This region and no other (W35). Safe to rerun: a row that is gone is gone."""
-    world, region_id = _world(saga), new_region_id(saga.saga_id)
+    world, region_id = _world(saga), new_region_id(saga)
     await world.database.transact(lambda c: regions_hard_delete(c, [region_id], world.now()))
 
 
 async def destroy_new_region(saga: Context[Params]) -> None:
     """R35: also what an agent has half made, and said that it failed. Safe to rerun: what is destroyed is."""
     world = _world(saga)
-    left = CrucibleResources(regions=(new_region_id(saga.saga_id),))
+    left = CrucibleResources(regions=(new_region_id(saga),))
     await world.agents.regions_delete(await world.database.read(lambda c: regions_to_delete(c, left)))
 
 
@@ -261,7 +261,7 @@ async def _refuse(saga: Context[Params], source: SnapshotCopy, reason: str) -> N
 async def new_region_volume_create(saga: Context[Params]) -> None:
     """R5, *safety*: from here on until the request is complete somebody counts on the clone, whoever deletes what. Safe
     to rerun: H is found."""
-    world, volume_id = _world(saga), holder_id(saga.saga_id)
+    world, volume_id = _world(saga), holder_id(saga)
     request = recorded.kept_target(UUID(volume_id), Address.parse(saga.output("NEW_REGION_ENSURE")))
     with told_to_users():
         await world.database.transact(lambda c: volume_create(c, volume_id, request, world.now()) and None)
@@ -269,17 +269,17 @@ async def new_region_volume_create(saga: Context[Params]) -> None:
 
 async def new_region_volume_destroy(saga: Context[Params]) -> None:
     """With its reference (W30), and the clone, if it was the last to count on that. Safe to rerun."""
-    await undo_volume(_world(saga), holder_id(saga.saga_id))
+    await undo_volume(_world(saga), holder_id(saga))
 
 
 async def create_fake_volume(saga: Context[Params]) -> None:
     """Safe to rerun: F is found."""
-    await target_swap.create_stash(_world(saga), stash_id(saga.saga_id))
+    await target_swap.create_stash(_world(saga), stash_id(saga))
 
 
 async def destroy_fake_volume(saga: Context[Params]) -> None:
     """Safe to rerun."""
-    await target_swap.destroy_stash(_world(saga), stash_id(saga.saga_id))
+    await target_swap.destroy_stash(_world(saga), stash_id(saga))
 
 
 async def create_replace_params(saga: Context[Params]) -> dict[str, Any]:
@@ -291,9 +291,9 @@ async def create_replace_params(saga: Context[Params]) -> dict[str, Any]:
     existing = await _world(saga).database.read(lambda c: read_only.target_of(c, target))
     if existing is None:
         raise Gone(str(target))
-    clone = ReadOnlyRegion(new_region_id(saga.saga_id))
+    clone = ReadOnlyRegion(new_region_id(saga))
     replacement = ReadOnlyTarget(Address.parse(saga.output("NEW_REGION_ENSURE")), clone)
-    return Swap(asked_for["snapshot_volume_id"], existing, replacement, stash_id(saga.saga_id)).recorded()
+    return Swap(asked_for["snapshot_volume_id"], existing, replacement, stash_id(saga)).recorded()
 
 
 async def replace_snapshot_in_volume(saga: Context[Params]) -> str:
@@ -310,9 +310,9 @@ async def update_request_record(saga: Context[Params]) -> None:
     """Safe to rerun: it recognises itself."""
     world, request_id = _world(saga), saga.params.request_id
     found = {
-        "old_snapshot_volume_id": stash_id(saga.saga_id),
-        "new_region_id": new_region_id(saga.saga_id),
-        "new_region_volume_id": holder_id(saga.saga_id),
+        "old_snapshot_volume_id": stash_id(saga),
+        "new_region_id": new_region_id(saga),
+        "new_region_volume_id": holder_id(saga),
     }
 
     def body(connection: Connection) -> None:
@@ -339,7 +339,7 @@ def _lost(connection: Connection, request_id: str) -> snapshot_copies.Lost:
 
 def _own_region(connection: Connection, saga: Context[Params]) -> AllocatedRegion:
     """The clone, by its id (R36: no lists of regions are compared, in which others may have changed something)."""
-    region_id = new_region_id(saga.saga_id)
+    region_id = new_region_id(saga)
     volume_id = saga.output("GET_ALLOC_REGION_PARAMS")["snapshot_volume_id"]
     for each in regions_of(connection, volume_id):
         if each.region_id == region_id:

@@ -47,15 +47,15 @@ class Params(BaseModel):
     step_id: str
 
 
-def stash_id(saga_id: str) -> str:
+def stash_id(saga: Context[Params]) -> str:
     """F."""
-    return derived(saga_id, "stash volume")
+    return derived(saga.saga_id, "stash volume", saga.params.step_id)
 
 
 async def set_saga_id(saga: Context[Params]) -> dict[str, str]:
     """Safe to rerun: it recognises itself."""
-    await _move(saga, StepEdge.RUN, old_snapshot_volume_id=stash_id(saga.saga_id))
-    return {"stash_id": stash_id(saga.saga_id)}
+    await _move(saga, StepEdge.RUN, old_snapshot_volume_id=stash_id(saga))
+    return {"stash_id": stash_id(saga)}
 
 
 async def unset_saga_id(saga: Context[Params]) -> None:
@@ -78,7 +78,7 @@ async def create_replace_params(saga: Context[Params]) -> dict[str, Any]:
             if target is None:
                 raise Gone(str(resource))
             targets.append(target)
-        return Swap(step.volume_id, targets[0], targets[1], stash_id(saga.saga_id))
+        return Swap(step.volume_id, targets[0], targets[1], stash_id(saga))
 
     with told_to_users():
         return (await _world(saga).database.read(body)).recorded()
@@ -86,12 +86,12 @@ async def create_replace_params(saga: Context[Params]) -> dict[str, Any]:
 
 async def create_fake_volume(saga: Context[Params]) -> None:
     """Safe to rerun: F is found."""
-    await target_swap.create_stash(_world(saga), stash_id(saga.saga_id))
+    await target_swap.create_stash(_world(saga), stash_id(saga))
 
 
 async def destroy_fake_volume(saga: Context[Params]) -> None:
     """Safe to rerun."""
-    await target_swap.destroy_stash(_world(saga), stash_id(saga.saga_id))
+    await target_swap.destroy_stash(_world(saga), stash_id(saga))
 
 
 async def replace_snapshot_in_volume(saga: Context[Params]) -> str:

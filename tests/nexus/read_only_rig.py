@@ -12,12 +12,14 @@ from typing import Any
 import trio
 from frozen_rig import ledger, take, written
 from nexus_rig import Plant
+from sqlalchemy import Connection
 from users_rig import SIZE_BYTES, HasVolume, MadeSnapshot, delete_disk, delete_snapshot, make_disk
 
 from nexus.db import schema
 from nexus.db.schema import RegionSnapshotReplacementState, RegionSnapshotReplacementStepState
 from nexus.objects.snapshots import snapshot_get
 from nexus.placement import regions_of
+from nexus.replacement.clone_source import SnapshotCopy
 from nexus.replacement.read_only import (
     ReadOnlyReplacement,
     read_only_replacement_get,
@@ -191,17 +193,22 @@ async def finish_test(rack: Plant, nexus: Nexus, request_id: str) -> None:
 # -- bytes ------------------------------------------------------------------------------------------------------------
 
 
-async def copies(rack: Plant, snapshot: MadeSnapshot) -> dict[str, tuple[str | None, ...]]:
-    """What the agents say that the copies of a snapshot hold, by what they are."""
+def there(rack: Plant, snapshot: MadeSnapshot) -> list[SnapshotCopy]:
+    """The copies of a snapshot that are not being destroyed."""
 
-    def body(connection: Any) -> Any:
+    def body(connection: Connection) -> list[SnapshotCopy]:
         found = snapshot_get(connection, snapshot.id)
         assert found is not None
         return copies_of(connection, found)
 
-    there = rack.run(body)
-    holdings = await asked(rack.world.agents, [as_asked(each) for each in there])
-    return {each.name: tuple(held.extents) for each, held in zip(there, holdings, strict=True)}
+    return list(rack.run(body))
+
+
+async def copies(rack: Plant, snapshot: MadeSnapshot) -> dict[str, tuple[str | None, ...]]:
+    """What the agents say that the copies of a snapshot hold, by what they are."""
+    found = there(rack, snapshot)
+    holdings = await asked(rack.world.agents, [as_asked(each) for each in found])
+    return {each.name: tuple(held.extents) for each, held in zip(found, holdings, strict=True)}
 
 
 async def require_three_good_copies(rack: Plant, snapshot: MadeSnapshot) -> None:
