@@ -309,7 +309,7 @@ async def replace_snapshot_in_volume_back(saga: Context[Params]) -> None:
 async def update_request_record(saga: Context[Params]) -> None:
     """Safe to rerun: it recognises itself."""
     world, request_id = _world(saga), saga.params.request_id
-    found = {
+    found: dict[str, Any] = {
         "old_snapshot_volume_id": stash_id(saga),
         "new_region_id": new_region_id(saga),
         "new_region_volume_id": holder_id(saga),
