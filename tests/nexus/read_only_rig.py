@@ -3,7 +3,7 @@ works on them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -29,7 +29,8 @@ from nexus.replacement.read_only import (
 from nexus.replacement.region import RequestResult
 from nexus.replacement.snapshot_copies import as_asked, copies_of
 from nexus.replacement.step import Step, step_get, steps_in
-from nexus.saga import Executor, MemoryStore, SagaFailed
+from nexus.saga import ActionFailed, Context, Executor, MemoryStore, SagaFailed
+from nexus.saga.dag import Vertex
 from nexus.sagas import ALL_SAGAS
 from nexus.services import World
 from nexus.tasks.read_only_region_replacement_start import ReadOnlyRegionReplacementStart
@@ -188,6 +189,43 @@ async def finish_test(rack: Plant, nexus: Nexus, request_id: str) -> None:
     assert request(rack, request_id).state is State.COMPLETE
     assert address_of(rack, old) is None and users(rack, old) == []
     assert rack.count(schema.volume_repair) == 0 and rack.findings() == []
+
+
+# -- what happens in between ------------------------------------------------------------------------------------------
+
+Does = Callable[[Context[Any]], Awaitable[None]]
+
+
+class Before:
+    """Something else happens just before a node acts."""
+
+    def __init__(self, label: str, does: Does) -> None:
+        self.label, self.does = label, does
+
+    async def __call__(self, work: Any, vertex: Vertex, context: Context[Any]) -> Any:
+        if vertex.label == self.label and work is vertex.action:
+            await self.does(context)
+        return await work(context)
+
+
+class BeforeRecord(Before):
+    """A node acts, this Nexus dies before that is recorded, something else happens, and the node acts again."""
+
+    async def __call__(self, work: Any, vertex: Vertex, context: Context[Any]) -> Any:
+        if vertex.label == self.label and work is vertex.action:
+            await work(context)
+            await self.does(context)
+        return await work(context)
+
+
+class InPlaceOf(Before):
+    """Something else happens, and the node fails."""
+
+    async def __call__(self, work: Any, vertex: Vertex, context: Context[Any]) -> Any:
+        if vertex.label == self.label and work is vertex.action:
+            await self.does(context)
+            raise ActionFailed("injected", "injected")
+        return await work(context)
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------------

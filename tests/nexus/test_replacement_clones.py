@@ -11,7 +11,7 @@ import pytest
 from disks_rig import standing
 from frozen_rig import ledger, refused
 from nexus_rig import CAPACITY_BYTES, Plant, plant
-from read_only_rig import State, asks, copies, nexus_of, request, scene
+from read_only_rig import Before, State, asks, copies, nexus_of, request, scene
 from sqlalchemy import Connection
 from test_saga_snapshot_replacement_start import SAGA, document, targets_now
 from test_saga_volume_verify import UNWRITTEN_BYTE, flip
@@ -28,7 +28,6 @@ from nexus.replacement.clone_proof import Verdict, judged
 from nexus.replacement.clone_source import SnapshotCopy, choose, repair_address, why_none
 from nexus.replacement.read_only import target_of
 from nexus.saga import Context
-from nexus.saga.dag import Vertex
 from nexus.sagas.region_snapshot_replacement_start import Params, new_region_id
 from nexus.sagas.target_swap import resource_of
 from nexus.verification import Holding
@@ -132,28 +131,14 @@ def file_of(rack: Plant, resource: Resource, dataset_id: str = "") -> Path:
     return path / "00" / "000" / "000"
 
 
-class Meanwhile:
-    """Does something just before a node acts; once."""
-
-    def __init__(self, label: str, what: Callable[[Context[Any]], None]) -> None:
-        self.label, self.what = label, what
-        self.done = False
-
-    async def __call__(self, work: Any, vertex: Vertex, context: Context[Any]) -> Any:
-        if vertex.label == self.label and not self.done:
-            self.done = True
-            self.what(context)
-        return await work(context)
-
-
-def rot_of_the_source(rack: Plant, byte: int, seen: list[Resource]) -> Meanwhile:
+def rot_of_the_source(rack: Plant, byte: int, seen: list[Resource]) -> Before:
     """The copy that was chosen rots before it is cloned."""
 
-    def rot(context: Context[Any]) -> None:
+    async def rot(context: Context[Any]) -> None:
         seen.append(resource_of(context.outputs["GET_CLONE_SOURCE"]))
         flip(file_of(rack, seen[0]), byte)
 
-    return Meanwhile("NEW_REGION_ENSURE", rot)
+    return Before("NEW_REGION_ENSURE", rot)
 
 
 def refusals(rack: Plant, request_id: str) -> list[str]:
@@ -204,7 +189,7 @@ async def test_a_clone_that_went_wrong_is_made_again_from_the_same_source(tmp_pa
         request_id = asks(rack, found.targets[0])
         before = await standing(rack)
 
-        def rot(context: Context[Any]) -> None:
+        async def rot(context: Context[Any]) -> None:
             region = schema.region
             clone = new_region_id(context)
             query = region.select().where(region.c.id == clone)
@@ -212,7 +197,7 @@ async def test_a_clone_that_went_wrong_is_made_again_from_the_same_source(tmp_pa
             flip(file_of(rack, ReadOnlyRegion(clone), dataset_id), UNWRITTEN_BYTE)
 
         with refused("unproved", match="differs from the ledger|differs from snapshot"):
-            await run(rack, SAGA, Params(request_id=request_id), perform=Meanwhile("VERIFY_NEW_REGION", rot))
+            await run(rack, SAGA, Params(request_id=request_id), perform=Before("VERIFY_NEW_REGION", rot))
         assert refusals(rack, request_id) == [] and await standing(rack) == before
 
 
