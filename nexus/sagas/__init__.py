@@ -20,6 +20,9 @@ from nexus.sagas.region_snapshot_replacement_step import REGION_SNAPSHOT_REPLACE
 from nexus.sagas.region_snapshot_replacement_step_garbage_collect import (
     REGION_SNAPSHOT_REPLACEMENT_STEP_GARBAGE_COLLECT,
 )
+from nexus.sagas.region_replacement_drive import REGION_REPLACEMENT_DRIVE
+from nexus.sagas.region_replacement_finish import REGION_REPLACEMENT_FINISH
+from nexus.sagas.region_replacement_start import REGION_REPLACEMENT_START
 from nexus.sagas.remove_read_only_parent import REMOVE_READ_ONLY_PARENT
 from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_ATTACHED, SNAPSHOT_CREATE_DETACHED
 from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
@@ -48,6 +51,10 @@ ALL_SAGAS: tuple[Saga, ...] = (
     REGION_SNAPSHOT_REPLACEMENT_FINISH,
     # What only looks.
     VOLUME_VERIFY,
+    # What replaces a read/write region that is lost.
+    REGION_REPLACEMENT_START,
+    REGION_REPLACEMENT_DRIVE,
+    REGION_REPLACEMENT_FINISH,
     # What takes things away.
     VOLUME_DELETE,
     REMOVE_READ_ONLY_PARENT,

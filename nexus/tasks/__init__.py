@@ -16,6 +16,8 @@ from nexus.tasks.region_snapshot_replacement_finish import RegionSnapshotReplace
 from nexus.tasks.region_snapshot_replacement_garbage_collection import RegionSnapshotReplacementGarbageCollection
 from nexus.tasks.region_snapshot_replacement_start import RegionSnapshotReplacementStart
 from nexus.tasks.region_snapshot_replacement_step import RegionSnapshotReplacementStep
+from nexus.tasks.region_replacement import RegionReplacementDetector
+from nexus.tasks.region_replacement_driver import RegionReplacementDriver
 from nexus.tasks.resume_volume_deletion import ResumeVolumeDeletion
 from nexus.tasks.saga_recovery import SagaRecovery
 from nexus.tasks.schedule import Reason
@@ -39,4 +41,6 @@ def all_tasks(world: World, executor: Executor, leases: Leases) -> list[Task]:
         RegionSnapshotReplacementStep(world, executor),
         RegionSnapshotReplacementFinish(world, executor),
         ReadOnlyRegionReplacementStart(world),
+        RegionReplacementDetector(world, executor),
+        RegionReplacementDriver(world, executor),
     ]
