@@ -160,8 +160,9 @@ async def prepare(saga: Context[Params]) -> dict[str, Any]:
         case Prepared.IMPORT:
             return {"ask": asked, "pantry": str(owner.pantry), "reason": None}
         case Prepared.NOBODY:
-            others = "another request has the volume repaired"
-            return {"ask": asked, "reason": others if drives != params.request_id else owner.situation.value}
+            others = next_asked(owner.situation, others_turn=False) is Prepared.PANTRY
+            why = "another request has the volume repaired" if others else owner.situation.value
+            return {"ask": asked, "reason": why}
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------

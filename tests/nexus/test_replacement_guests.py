@@ -41,6 +41,7 @@ from nexus.replacement import driving
 from nexus.replacement.health import Health, single_upstairs_health, upstairs_of
 from nexus.replacement.region import PropolisStep, step_newest
 from nexus.sagas.disk_create import DISK_CREATE_IMPORTING
+from nexus.volumes.at_rest import at_rest
 
 BLOCK = 4096
 
@@ -222,3 +223,30 @@ async def test_R33_a_pantry_is_not_given_what_a_guest_has(tmp_path: Path, in_mem
             await delete_disk(rack, disk)
             await finish_deletions(rack)
             await rack.require_empty()
+
+
+async def test_a_guest_that_starts_before_the_copies_are_compared_is_not_believed_at_rest(
+    tmp_path: Path, in_memory: Database
+) -> None:
+    """Its copies may be alike just then, and it is about to write: the volume would count as proved for ever."""
+    async with plant(tmp_path, in_memory, sleds=5) as rack:
+        disk = await create(rack)
+        await filled(rack, disk)
+        instance_id = await make_instance(rack, disk)
+        started: list[str] = []
+
+        async def perform(work: Any, vertex: Any, context: Any) -> Any:
+            result = await work(context)
+            if vertex.label == "CHECK" and result["check"] == driving.Check.DONE and not started:
+                started.append(await start(rack, instance_id))
+            return result
+
+        async with replacing(rack, perform) as nexus:
+            await lose(rack, own_regions(rack, disk.volume_id)[0])
+            await nexus.detect()
+            await nexus.until(lambda: bool(started))
+            assert states(rack) == ["running"] and not rack.run(at_rest, disk.volume_id)
+            await stop(rack, instance_id)
+            await nexus.to_complete()
+            assert rack.run(at_rest, disk.volume_id)
+            await require_whole(rack, disk)
