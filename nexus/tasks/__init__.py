@@ -12,12 +12,12 @@ from nexus.tasks.lease_reaper import LeaseReaper
 from nexus.tasks.lookup_region_port import LookupRegionPort
 from nexus.tasks.phantom_disks import PhantomDisks
 from nexus.tasks.read_only_region_replacement_start import ReadOnlyRegionReplacementStart
+from nexus.tasks.region_replacement import RegionReplacementDetector
+from nexus.tasks.region_replacement_driver import RegionReplacementDriver
 from nexus.tasks.region_snapshot_replacement_finish import RegionSnapshotReplacementFinish
 from nexus.tasks.region_snapshot_replacement_garbage_collection import RegionSnapshotReplacementGarbageCollection
 from nexus.tasks.region_snapshot_replacement_start import RegionSnapshotReplacementStart
 from nexus.tasks.region_snapshot_replacement_step import RegionSnapshotReplacementStep
-from nexus.tasks.region_replacement import RegionReplacementDetector
-from nexus.tasks.region_replacement_driver import RegionReplacementDriver
 from nexus.tasks.resume_volume_deletion import ResumeVolumeDeletion
 from nexus.tasks.saga_recovery import SagaRecovery
 from nexus.tasks.schedule import Reason

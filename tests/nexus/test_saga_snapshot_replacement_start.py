@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
 from disks_rig import standing
-from frozen_rig import ledger, refused
+from frozen_rig import ledger
 from nexus_rig import Plant, plant
 from read_only_rig import (
     Scene,
@@ -30,17 +27,12 @@ from saga_scaffold import (
     actions_succeed_idempotently,
     death_at_every_point,
 )
-from test_saga_volume_verify import UNWRITTEN_BYTE, flip
 from users_rig import run
 
-from crucible_emu.agent.agent import AgentOptions
 from nexus.db import Database, schema
-from nexus.replacement import notes
-from nexus.replacement.clone_source import repair_address
-from nexus.replacement.read_only import target_of
 from nexus.saga import MemoryStore
 from nexus.sagas.region_snapshot_replacement_start import REGION_SNAPSHOT_REPLACEMENT_START, Params
-from nexus.volumes import ReadOnlyRegion, RegionSnapshot, recorded, volume_get, walks
+from nexus.volumes import ReadOnlyRegion, recorded, volume_get, walks
 from nexus.volumes.resolution import Resource, read_only_target_to_resource
 
 SAGA = REGION_SNAPSHOT_REPLACEMENT_START
