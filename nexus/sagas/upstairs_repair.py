@@ -27,7 +27,13 @@ from nexus.objects.instances import ActiveVmm
 from nexus.objects.refusals import told_to_users
 from nexus.replacement.driving import ANSWERS, Answer, PantrySaid, is_done
 from nexus.replacement.health import single_upstairs_health, upstairs_with, written_targets
-from nexus.replacement.region import PantryStep, PropolisStep, pantries_asked, region_replacements_of_volume
+from nexus.replacement.region import (
+    PantryStep,
+    PropolisStep,
+    pantries_asked,
+    region_replacements_of_volume,
+    step_record,
+)
 from nexus.replacement.survivors import checked_out_for_repair, members
 from nexus.saga import ActionFailed
 from nexus.services import World
@@ -123,13 +129,22 @@ async def _asked(
 # -- nobody has it ----------------------------------------------------------------------------------------------------
 
 
-async def given_to_a_pantry(world: World, step: PantryStep, volume_id: str) -> None:
+async def given_to_a_pantry(world: World, request_id: str, step: PantryStep, volume_id: str) -> None:
     """Attach the volume there, and have the job activate it, which makes all its copies alike. R34: it begins with
     detaching, for a pantry takes neither another job nor another document for one volume; and nobody waits for the
-    job. Raises :class:`~nexus.saga.ActionFailed`, also where somebody else has the volume by now (R33)."""
+    job. Raises :class:`~nexus.saga.ActionFailed`, also where somebody else has the volume by now (R33).
+
+    *Safety*: who is asked is written down in the transaction that hands the document out. Whoever deletes the volume
+    afterwards knows where it may be, and has it given up before its regions are destroyed."""
     await taken_from_pantry(world, step, volume_id)
+
+    def body(connection: Connection) -> VolumeConstructionRequest:
+        request = checked_out_for_repair(connection, volume_id, world.now())
+        step_record(connection, request_id, step, world.now())
+        return request
+
     with told_to_users():
-        request = await world.database.transact(lambda c: checked_out_for_repair(c, volume_id, world.now()))
+        request = await world.database.transact(body)
     client, what = world.pantries.client(_address(step)), f"volume {volume_id} at the pantry {_address(step)}"
     await once(what, lambda: client.attach_activate_background(volume_id, step.job_id, request))
     if await world.database.read(lambda c: volume_deleted(c, volume_id)):
