@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from disks_rig import read, standing
@@ -34,20 +33,19 @@ from read_only_rig import (
     wait_for_all_replacements,
 )
 from sqlalchemy import delete, select
-from sqlalchemy.exc import IntegrityError
 from test_replacement_deletions import remove_parent
 from test_saga_snapshot_replacement_start import SAGA as START
 from test_saga_snapshot_replacement_start import targets_now
 from test_saga_snapshot_replacement_step import SAGA as STEP
 from test_saga_snapshot_replacement_step import at_a_step, nothing_left
-from users_rig import refusing, run
+from users_rig import run
 
 from nexus.db import Database, schema
 from nexus.replacement import snapshot_copies
 from nexus.replacement.affected import affected_volumes, step_make
 from nexus.replacement.clone_source import choose
-from nexus.replacement.read_only import target_of, target_present
-from nexus.replacement.step import InsertStepResult, step_insert
+from nexus.replacement.read_only import target_present
+from nexus.replacement.step import InsertStepResult
 from nexus.saga import ActionFailed, Context, SagaFailed
 from nexus.saga.executor import SagaStuck
 from nexus.sagas import region_snapshot_replacement_start as start_saga
@@ -55,10 +53,7 @@ from nexus.sagas import target_swap
 from nexus.sagas.region_snapshot_replacement_start import Params as StartParams
 from nexus.sagas.region_snapshot_replacement_step import Params as StepParams
 from nexus.services import World
-from nexus.tasks.read_only_region_replacement_start import lost_read_only_regions
 from nexus.tasks.region_snapshot_replacement_start import lost_region_snapshots
-from nexus.volumes import ReadOnlyRegion, ReadOnlyTarget, volume_get, walks
-from nexus.volumes.search import find_volumes_referencing_socket_addr
 
 _STEP = schema.region_snapshot_replacement_step
 
@@ -379,60 +374,7 @@ async def test_step_task_while_a_stash_names_the_target(tmp_path: Path, in_memor
         assert len(steps(rack)) == 1
 
 
-async def test_old_step_does_not_hide_the_one_that_is_under_way(tmp_path: Path, in_memory: Database) -> None:
-    """W37: of several steps of a volume the active one counts. The original looks at whichever row comes first."""
-    async with at_a_step(tmp_path, in_memory) as (found, _, step_id):
-        rack, volume_id = found.rack, found.copy.volume_id
-        request_id = step(rack, step_id).request_id
-        old = {"request_id": request_id, "request_time": rack.now(), "volume_id": volume_id}
-        rack.add(_STEP, id=str(UUID(int=0)), replacement_state=StepState.VOLUME_DELETED, **old)
-        first = rack.run(
-            lambda c: c.execute(select(_STEP).where(_STEP.c.volume_id == volume_id).order_by("id")).first()
-        )
-        assert first.replacement_state == StepState.VOLUME_DELETED, "what the original may look at"
-        again = rack.run(step_insert, rack.world.locks, request_id, volume_id, rack.now())
-        assert again == (step_id, InsertStepResult.ALREADY_HANDLED)
-        with pytest.raises(IntegrityError):
-            rack.add(_STEP, replacement_state=StepState.REQUESTED, **old)
-
-
-# -- what is being destroyed ------------------------------------------------------------------------------------------
-
-
-async def test_target_that_is_being_destroyed_is_not_asked_for(tmp_path: Path, in_memory: Database) -> None:
-    """W52: nobody reads it any more. The row stays as long as its agent refuses."""
-    async with plant(tmp_path, in_memory) as rack:
-        found = await scene(rack)
-        old = found.targets[0]
-        await found.delete_copy()
-        with refusing(rack, old.dataset_id):
-            with pytest.raises(SagaFailed):
-                await found.delete_snapshot()
-            assert rack.run(target_present, old) and rack.run(target_of, old) is None
-            rack.expunge(old.dataset_id)
-            assert rack.run(lost_region_snapshots) == [] == rack.run(lost_read_only_regions)
-
-
-async def test_port_given_to_another_snapshot_before_the_step_swaps(tmp_path: Path, in_memory: Database) -> None:
-    """W55: what is at the address is not what is to be replaced. The original knows the address alone: it would find
-    that other snapshot's volumes, and put the successor of the first into them."""
-    async with at_a_step(tmp_path, in_memory) as (found, _, step_id):
-        rack = found.rack
-        asked_for = request(rack, step(rack, step_id).request_id)
-        old, other = found.targets[0], rack.run(target_of, found.targets[1])
-        successor = rack.run(target_of, ReadOnlyRegion(asked_for.new_region_id or ""))
-        text = rack.run(volume_get, found.copy.volume_id).request
-        moved = ReadOnlyTarget(other.address, old)
-        swap = target_swap.Swap(found.copy.volume_id, moved, successor, rack.id())
-        with pytest.raises(ActionFailed, match="the port was given away"):
-            await target_swap.swap(rack.world, swap)
-        assert rack.run(volume_get, found.copy.volume_id).request == text
-        in_memory.after_body = None
-        key = schema.region_snapshot.c.region_id == old.region_id
-        rack.run(lambda c: c.execute(schema.region_snapshot.update().where(key).values(deleting=True)) and None)
-        address = next(each for each in walks.read_only_targets(text) if each != other.address)
-        assert found.copy.volume_id in rack.run(find_volumes_referencing_socket_addr, address)
-        assert rack.run(affected_volumes, asked_for) == []
+# -- two at once ------------------------------------------------------------------------------------------------------
 
 
 async def test_two_copies_lost_at_once_are_replaced_one_after_the_other(tmp_path: Path, in_memory: Database) -> None:
