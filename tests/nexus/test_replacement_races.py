@@ -16,8 +16,8 @@ from read_only_rig import (
     HOLDS,
     Before,
     BeforeRecord,
+    Does,
     InPlaceOf,
-    Nexus,
     Scene,
     State,
     StepState,
@@ -35,7 +35,6 @@ from read_only_rig import (
 from sqlalchemy import delete, select
 from test_replacement_deletions import remove_parent
 from test_saga_snapshot_replacement_start import SAGA as START
-from test_saga_snapshot_replacement_start import targets_now
 from test_saga_snapshot_replacement_step import SAGA as STEP
 from test_saga_snapshot_replacement_step import at_a_step, nothing_left
 from users_rig import run
@@ -53,7 +52,6 @@ from nexus.sagas import target_swap
 from nexus.sagas.region_snapshot_replacement_start import Params as StartParams
 from nexus.sagas.region_snapshot_replacement_step import Params as StepParams
 from nexus.services import World
-from nexus.tasks.region_snapshot_replacement_start import lost_region_snapshots
 
 _STEP = schema.region_snapshot_replacement_step
 
@@ -87,18 +85,48 @@ async def test_everything_deleted_while_its_replacement_is_allocating(tmp_path: 
     async with plant(tmp_path, in_memory) as rack:
         found = await scene(rack)
         request_id = asks(rack, found.targets[0])
-
-        async def deletes(_: Context[Any]) -> None:
-            await found.delete_snapshot()
-            await found.delete_copy()
-            await found.delete_disk()
-
         with refused("gone"):
-            perform = Before("CREATE_REPLACE_PARAMS", deletes)
+            perform = Before("CREATE_REPLACE_PARAMS", deletes_everything(found))
             await run(rack, START, StartParams(request_id=request_id), perform=perform)
         async with nexus_of(rack) as nexus:
             assert len((await nexus.does(nexus.start))["requests_completed_ok"]) == 1
         await rack.require_empty()
+
+
+@pytest.mark.parametrize("label", ["REPLACE_SNAPSHOT_IN_VOLUME", "UPDATE_REQUEST_RECORD"])
+async def test_everything_deleted_around_the_swap(tmp_path: Path, in_memory: Database, label: str) -> None:
+    """Just before it, there is nothing to be swapped; just after it, the stash holds the last reference. The request
+    goes on either way, and what nobody needs goes with it."""
+    async with plant(tmp_path, in_memory) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        await run(rack, START, StartParams(request_id=request_id), perform=Before(label, deletes_everything(found)))
+        assert request(rack, request_id).state is State.REPLACEMENT_DONE
+        async with nexus_of(rack) as nexus:
+            await finish_test(rack, nexus, request_id)
+        await rack.require_empty()
+
+
+async def test_everything_deleted_between_the_swap_and_its_undoing(tmp_path: Path, in_memory: Database) -> None:
+    """W30, W31 of the start saga: stash and holder are undone with what they count on."""
+    async with plant(tmp_path, in_memory) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        with refused("injected"):
+            perform = InPlaceOf("UPDATE_REQUEST_RECORD", deletes_everything(found))
+            await run(rack, START, StartParams(request_id=request_id), perform=perform)
+        async with nexus_of(rack) as nexus:
+            assert len((await nexus.does(nexus.start))["requests_completed_ok"]) == 1
+        await rack.require_empty()
+
+
+def deletes_everything(found: Scene) -> Does:
+    async def deletes(_: Context[Any]) -> None:
+        await found.delete_snapshot()
+        await found.delete_copy()
+        await found.delete_disk()
+
+    return deletes
 
 
 async def test_snapshot_deleted_between_its_swap_and_the_record_of_that(tmp_path: Path, in_memory: Database) -> None:
@@ -372,27 +400,3 @@ async def test_step_task_while_a_stash_names_the_target(tmp_path: Path, in_memor
         assert result == [InsertStepResult.ALREADY_HANDLED]
         await finish_test(rack, nexus, step(rack, step_id).request_id)
         assert len(steps(rack)) == 1
-
-
-# -- two at once ------------------------------------------------------------------------------------------------------
-
-
-async def test_two_copies_lost_at_once_are_replaced_one_after_the_other(tmp_path: Path, in_memory: Database) -> None:
-    """R3: had both requests gone ahead at once, either would have placed 'one more', and both had the same."""
-    async with plant(tmp_path, in_memory, sleds=6) as rack:
-        found = await scene(rack)
-        for target in found.targets[:2]:
-            rack.expunge(target.dataset_id)
-        async with nexus_of(rack) as nexus:
-            first = await nexus.does(nexus.start)
-            assert (len(first["requests_created_ok"]), len(first["start_invoked_ok"])) == (1, 1)
-            await _until_none_is_lost(rack, nexus)
-        assert len(set(targets_now(found))) == 3 and rack.findings() == []
-        assert rack.count(schema.region_snapshot_replacement) == 2
-
-
-async def _until_none_is_lost(rack: Plant, nexus: Nexus) -> None:
-    while rack.run(lost_region_snapshots):
-        await wait_for_all_replacements(rack, nexus)
-        await nexus.does(nexus.start)
-    await wait_for_all_replacements(rack, nexus)
