@@ -12,6 +12,8 @@ from nexus.tasks.lease_reaper import LeaseReaper
 from nexus.tasks.lookup_region_port import LookupRegionPort
 from nexus.tasks.phantom_disks import PhantomDisks
 from nexus.tasks.read_only_region_replacement_start import ReadOnlyRegionReplacementStart
+from nexus.tasks.region_replacement import RegionReplacementDetector
+from nexus.tasks.region_replacement_driver import RegionReplacementDriver
 from nexus.tasks.region_snapshot_replacement_finish import RegionSnapshotReplacementFinish
 from nexus.tasks.region_snapshot_replacement_garbage_collection import RegionSnapshotReplacementGarbageCollection
 from nexus.tasks.region_snapshot_replacement_start import RegionSnapshotReplacementStart
@@ -39,4 +41,6 @@ def all_tasks(world: World, executor: Executor, leases: Leases) -> list[Task]:
         RegionSnapshotReplacementStep(world, executor),
         RegionSnapshotReplacementFinish(world, executor),
         ReadOnlyRegionReplacementStart(world),
+        RegionReplacementDetector(world, executor),
+        RegionReplacementDriver(world, executor),
     ]
