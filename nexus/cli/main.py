@@ -21,6 +21,7 @@ GROUPS: dict[str, str] = {
     "sled": "The computers of the rack.",
     "physical-disk": "The disks in them.",
     "volume": "What a disk is made of, and whether that is sound.",
+    "replacement": "Lost copies, and their successors.",
     "saga": "Work that ends done or undone.",
     "task": "What Nexus does by itself.",
     "check": "Whether all that Nexus knows fits together.",
