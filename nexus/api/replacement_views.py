@@ -6,7 +6,7 @@ looked for from the expunged disks on; no volume's document is read for any of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -21,16 +21,20 @@ from nexus.db.schema import (
     ReadOnlyTargetType,
     RegionReplacementState,
     RegionSnapshotReplacementState,
+    RegionSnapshotReplacementStepState,
     RepairNotificationType,
 )
 from nexus.objects.lookups import Slice
 from nexus.objects.refusals import not_found
 from nexus.replacement import waits
-from nexus.volumes import Address
+from nexus.replacement.notes import sources_refused, waiting_of
+from nexus.replacement.region import RegionReplacement
+from nexus.replacement.step import steps_in
+from nexus.volumes import Address, ReadOnlyRegion, RegionSnapshot
+from nexus.volumes.resolution import Resource
 
 _REGION_REQUEST, _READ_ONLY_REQUEST = schema.region_replacement, schema.region_snapshot_replacement
-_STEP, _REPAIR_STEP = schema.region_snapshot_replacement_step, schema.region_replacement_step
-_NOTE, _REFUSAL = schema.replacement_waiting, schema.clone_source_refusal
+_REPAIR_STEP, _DECISION = schema.region_replacement_step, schema.survivor_decision
 _REPAIR, _PROGRESS = schema.upstairs_repair_notification, schema.upstairs_repair_progress
 _REGION, _TARGET, _SNAPSHOT = schema.region, schema.region_snapshot, schema.snapshot
 _DATASET, _POOL, _DISK = schema.crucible_dataset, schema.zpool, schema.physical_disk
@@ -46,9 +50,9 @@ STATES = {
 
 def page(connection: Connection, wanted: Slice, state: str | None, *, everything: bool) -> list[documents.Replacement]:
     """Requests by id: in ``state``, or else all that are open, or ``everything``."""
-    rows: list[Row[Any]] = []
+    ids: list[str] = []
     for table in (_REGION_REQUEST, _READ_ONLY_REQUEST):
-        query = select(table).order_by(table.c.id).limit(wanted.limit)
+        query = select(table.c.id).order_by(table.c.id).limit(wanted.limit)
         if wanted.after is not None:
             query = query.where(table.c.id > wanted.after)
         if state is not None:
@@ -57,81 +61,66 @@ def page(connection: Connection, wanted: Slice, state: str | None, *, everything
             query = query.where(table.c.replacement_state == state)
         elif not everything:
             query = query.where(table.c.replacement_state != COMPLETE)
-        rows += connection.execute(query)
-    return told(connection, sorted(rows, key=lambda row: str(row.id))[: wanted.limit])
+        ids += connection.execute(query).scalars()
+    return [told_of(connection, require(connection, each)) for each in sorted(ids)[: wanted.limit]]
 
 
-def open_requests(connection: Connection) -> list[Row[Any]]:
-    """All that are not complete, by the time at which they were asked for."""
-    rows = [
-        row
-        for table in (_REGION_REQUEST, _READ_ONLY_REQUEST)
-        for row in connection.execute(select(table).where(table.c.replacement_state != COMPLETE))
-    ]
-    return sorted(rows, key=lambda row: (row.request_time, row.id))
-
-
-def told(connection: Connection, rows: Sequence[Row[Any]]) -> list[documents.Replacement]:
-    """Rows of either table as documents."""
-    ids = [row.id for row in rows]
-    notes = {row.request_id: row for row in connection.execute(select(_NOTE).where(_NOTE.c.request_id.in_(ids)))}
-    locked = _snapshot_volumes(connection, [row for row in rows if hasattr(row, "replacement_type")])
-    return [documents.Replacement.model_validate(_entry(row, notes.get(row.id), locked)) for row in rows]
-
-
-def _entry(row: Row[Any], note: Row[Any] | None, locked: dict[str, str]) -> dict[str, Any]:
+def told_of(connection: Connection, request: waits.Request) -> documents.Replacement:
+    """A request as a document."""
+    note = waiting_of(connection, request.id)
     found = {
-        "id": row.id,
-        "state": row.replacement_state.value,
-        "request_time": row.request_time,
-        "old_region_id": row.old_region_id,
-        "new_region_id": row.new_region_id,
-        "operating_saga_id": row.operating_saga_id,
+        "id": request.id,
+        "state": request.state.value,
+        "request_time": request.request_time,
+        "new_region_id": request.new_region_id,
+        "operating_saga_id": request.operating_saga_id,
         "note": None if note is None else {"reason": note.reason, "since": note.time_since},
     }
-    if not hasattr(row, "replacement_type"):
-        return found | {"kind": "region", "volume_id": row.volume_id}
-    place = {"old_dataset_id": row.old_dataset_id, "old_snapshot_id": row.old_snapshot_id}
-    return found | place | {"kind": row.replacement_type.value, "volume_id": locked.get(row.id)}
+    if isinstance(request, RegionReplacement):
+        found |= {"kind": "region", "volume_id": request.volume_id, "old_region_id": request.old_region_id}
+    else:
+        found |= {"volume_id": _locked(connection, request.old), **_target(request.old)}
+    return documents.Replacement.model_validate(found)
 
 
-def _snapshot_volumes(connection: Connection, rows: Sequence[Row[Any]]) -> dict[str, str]:
-    """The volume whose lock each request about a read-only target has."""
-    found = {}
-    for row in rows:
-        if row.replacement_type == ReadOnlyTargetType.REGION_SNAPSHOT:
-            query = select(_SNAPSHOT.c.volume_id).where(_SNAPSHOT.c.id == row.old_snapshot_id)
-        else:
-            query = select(_REGION.c.volume_id).where(_REGION.c.id == row.old_region_id)
-        volume_id = connection.execute(query).scalar_one_or_none()
-        if volume_id is not None:
-            found[row.id] = str(volume_id)
+def _target(old: Resource) -> dict[str, str]:
+    match old:
+        case ReadOnlyRegion(region_id):
+            return {"kind": "read_only_region", "old_region_id": region_id}
+        case RegionSnapshot(dataset_id, region_id, snapshot_id):
+            place = {"old_dataset_id": dataset_id, "old_snapshot_id": snapshot_id}
+            return {"kind": "region_snapshot", "old_region_id": region_id} | place
+
+
+def _locked(connection: Connection, old: Resource) -> str | None:
+    """The volume whose lock a request about a read-only target has; ``None`` where its target is gone."""
+    match old:
+        case ReadOnlyRegion(region_id):
+            query = select(_REGION.c.volume_id).where(_REGION.c.id == region_id)
+        case RegionSnapshot():
+            query = select(_SNAPSHOT.c.volume_id).where(_SNAPSHOT.c.id == old.snapshot_id)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def require(connection: Connection, request_id: str) -> waits.Request:
+    """A request of either kind. Raises :class:`~nexus.saga.ActionFailed` (not_found)."""
+    found = waits.find(connection, request_id)
+    if found is None:
+        raise not_found("replacement", request_id)
     return found
-
-
-def require(connection: Connection, request_id: str) -> Row[Any]:
-    """The row of a request of either kind. Raises :class:`~nexus.saga.ActionFailed` (not_found)."""
-    for table in (_REGION_REQUEST, _READ_ONLY_REQUEST):
-        row = connection.execute(select(table).where(table.c.id == request_id)).one_or_none()
-        if row is not None:
-            return row
-    raise not_found("replacement", request_id)
 
 
 def detail(connection: Connection, request_id: str) -> documents.ReplacementDetail:
     """One request with its steps and repairs. Raises :class:`~nexus.saga.ActionFailed` (not_found)."""
-    row = require(connection, request_id)
-    (entry,) = told(connection, [row])
-    if entry.kind == "region":
+    request = require(connection, request_id)
+    if isinstance(request, RegionReplacement):
         more: dict[str, Any] = {"repair_steps": _repair_steps(connection, request_id)}
-        more["repairs"] = _repairs(connection, row.new_region_id)
+        more["repairs"] = _repairs(connection, request.new_region_id)
     else:
         more = {"volume_steps": _volume_steps(connection, request_id)}
-        refusals = select(_REFUSAL).where(_REFUSAL.c.request_id == request_id).order_by(_REFUSAL.c.time_refused)
-        more["refused_sources"] = [
-            {"source": each.source, "reason": each.reason} for each in connection.execute(refusals)
-        ]
-    return documents.ReplacementDetail.model_validate(entry.model_dump() | more)
+        refused = sources_refused(connection, request_id)
+        more["refused_sources"] = [{"source": each.source, "reason": each.reason} for each in refused]
+    return documents.ReplacementDetail.model_validate(told_of(connection, request).model_dump() | more)
 
 
 def _repair_steps(connection: Connection, request_id: str) -> list[dict[str, Any]]:
@@ -153,16 +142,15 @@ def _repair_steps(connection: Connection, request_id: str) -> list[dict[str, Any
 
 
 def _volume_steps(connection: Connection, request_id: str) -> list[dict[str, Any]]:
-    query = select(_STEP).where(_STEP.c.request_id == request_id).order_by(_STEP.c.request_time, _STEP.c.id)
     return [
         {
-            "id": row.id,
-            "volume_id": row.volume_id,
-            "state": row.replacement_state.value,
-            "request_time": row.request_time,
-            "owner": owner_of(connection, row.volume_id),
+            "id": step.id,
+            "volume_id": step.volume_id,
+            "state": step.state.value,
+            "request_time": step.request_time,
+            "owner": owner_of(connection, step.volume_id),
         }
-        for row in connection.execute(query)
+        for step in steps_in(connection, set(RegionSnapshotReplacementStepState), request_id=request_id)
     ]
 
 
@@ -191,18 +179,25 @@ def _repairs(connection: Connection, region_id: str | None) -> list[dict[str, An
     return list(found.values())
 
 
+def decided(connection: Connection, volume_id: str, region_id: str) -> documents.SurvivorDecided:
+    """An operator's word that was given."""
+    mine = (_DECISION.c.volume_id == volume_id, _DECISION.c.survivor_region_id == region_id)
+    when = connection.execute(select(_DECISION.c.time_decided).where(*mine)).scalar_one()
+    return documents.SurvivorDecided(volume_id=UUID(volume_id), region_id=UUID(region_id), time_decided=when)
+
+
 # -- waiting ----------------------------------------------------------------------------------------------------------
 
 
 def waiting(connection: Connection, now: datetime) -> documents.WaitingReport:
     """What every open request waits for."""
-    rows = open_requests(connection)
-    found = {row.id: waits.reasons(connection, row, now) for row in rows}
+    requests = waits.open_requests(connection)
+    found = {each.id: waits.reasons(connection, each, now) for each in requests}
     lines = waits.lines(connection)
     return documents.WaitingReport(
         requests=tuple(
-            documents.Waiting(request=entry, reasons=tuple(map(_reason, found[str(entry.id)])))
-            for entry in told(connection, rows)
+            documents.Waiting(request=told_of(connection, each), reasons=tuple(map(_reason, found[each.id])))
+            for each in requests
         ),
         locks=tuple(_line(connection, each) for each in lines),
         blockers=tuple(

@@ -16,35 +16,39 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
-from nexus.db import schema
+from nexus.db import NotFound, schema
 from nexus.db.schema import (
-    ReadOnlyTargetType,
     RegionReplacementState,
-    RegionReplacementStepType,
     RegionSnapshotReplacementState,
     RegionSnapshotReplacementStepState,
 )
 from nexus.db.schema.sagas import StoredSagaState
 from nexus.replacement.held_up import held_up
+from nexus.replacement.notes import waiting_of
+from nexus.replacement.read_only import (
+    ReadOnlyReplacement,
+    read_only_replacement_get,
+    read_only_replacements_in,
+    target_present,
+)
+from nexus.replacement.region import (
+    PropolisStep,
+    RegionReplacement,
+    region_replacement_get,
+    region_replacements_in,
+    step_newest,
+)
+from nexus.replacement.step import ACTIVE, is_stash, steps_in
 from nexus.volumes import Address, repair_lock, volumes_using
-from nexus.volumes.resolution import ReadOnlyRegion, RegionSnapshot, Resource, of_snapshot
 
-_REGION_REQUEST, _READ_ONLY_REQUEST = schema.region_replacement, schema.region_snapshot_replacement
-_STEP, _REPAIR_STEP = schema.region_snapshot_replacement_step, schema.region_replacement_step
-_SAGA, _LEASE, _NOTE = schema.saga, schema.saga_lease, schema.replacement_waiting
-_LOCK, _QUEUE, _REGION, _SNAPSHOT = (
-    schema.volume_repair,
-    schema.volume_repair_queue,
-    schema.region,
-    schema.region_snapshot,
-)
-_RR, _RSR, _STEP_STATE = (
-    RegionReplacementState,
-    RegionSnapshotReplacementState,
-    RegionSnapshotReplacementStepState,
-)
+_STEP, _SAGA, _LEASE = schema.region_snapshot_replacement_step, schema.saga, schema.saga_lease
+_RR, _RSR = RegionReplacementState, RegionSnapshotReplacementState
+_STEP_STATE = RegionSnapshotReplacementStepState
+IN_PROGRESS = frozenset(_STEP_STATE) - {_STEP_STATE.VOLUME_DELETED}
+
+Request = RegionReplacement | ReadOnlyReplacement
 
 RESPONSIBLE = {
     _RR.REQUESTED: "region_replacement",
@@ -102,28 +106,27 @@ class Blocker:
     held_up: tuple[str, ...]
 
 
-def reasons(connection: Connection, row: Row[Any], now: datetime) -> tuple[Reason, ...]:
-    """What the request, a row of either table that is not complete, waits for."""
-    found = [*_note(connection, row), *_saga(connection, row)]
-    if row.operating_saga_id is None:
-        found += (
-            _of_read_only(connection, row, now) if hasattr(row, "replacement_type") else _of_region(connection, row)
-        )
+def reasons(connection: Connection, request: Request, now: datetime) -> tuple[Reason, ...]:
+    """What a request that is not complete waits for."""
+    found = [*_note(connection, request.id), *_saga(connection, request)]
+    if request.operating_saga_id is None:
+        of_kind = _of_region if isinstance(request, RegionReplacement) else _of_read_only
+        found += of_kind(connection, request, now)
     return tuple(found)
 
 
-def _note(connection: Connection, row: Row[Any]) -> Iterator[Reason]:
-    note = connection.execute(select(_NOTE).where(_NOTE.c.request_id == row.id)).one_or_none()
+def _note(connection: Connection, request_id: str) -> Iterator[Reason]:
+    note = waiting_of(connection, request_id)
     if note is not None:
         yield Reason("note", note.reason, note.time_since)
 
 
-def _saga(connection: Connection, row: Row[Any]) -> Iterator[Reason]:
-    if row.operating_saga_id is None:
+def _saga(connection: Connection, request: Request) -> Iterator[Reason]:
+    if request.operating_saga_id is None:
         return
-    saga = connection.execute(select(_SAGA).where(_SAGA.c.id == row.operating_saga_id)).one_or_none()
+    saga = connection.execute(select(_SAGA).where(_SAGA.c.id == request.operating_saga_id)).one_or_none()
     if saga is None:
-        yield Reason("saga", f"saga {row.operating_saga_id}, of which nothing is known", row.request_time)
+        yield Reason("saga", f"saga {request.operating_saga_id}, of which nothing is known", request.request_time)
     elif saga.state == StoredSagaState.STUCK:
         words = f"saga {saga.name}, which is stuck: nexus saga resume {saga.id}"
         yield Reason("saga", words, saga.time_modified)
@@ -134,81 +137,58 @@ def _saga(connection: Connection, row: Row[Any]) -> Iterator[Reason]:
 # -- read/write regions -----------------------------------------------------------------------------------------------
 
 
-def _of_region(connection: Connection, row: Row[Any]) -> Iterator[Reason]:
-    state = RegionReplacementState(row.replacement_state)
-    newest = select(_REPAIR_STEP).where(_REPAIR_STEP.c.replacement_id == row.id)
-    step = connection.execute(newest.order_by(_REPAIR_STEP.c.step_time.desc()).limit(1)).one_or_none()
-    if state is not RegionReplacementState.RUNNING or step is None:
-        yield Reason("task", f"background task {RESPONSIBLE[state]}", row.request_time)
-    elif step.step_type == RegionReplacementStepType.PROPOLIS:
-        who = f"instance {step.step_associated_instance_id} to make region {row.new_region_id} good, and to say so"
-        yield Reason("repair", who, step.step_time, volume_id=row.volume_id)
+def _of_region(connection: Connection, request: Any, _now: datetime) -> Iterator[Reason]:
+    asked = step_newest(connection, request.id)
+    if request.state is not _RR.RUNNING or asked is None:
+        yield Reason("task", f"background task {RESPONSIBLE[request.state]}", request.request_time)
+        return
+    step, since = asked
+    whole = f"region {request.new_region_id} of volume {request.volume_id} good"
+    if isinstance(step, PropolisStep):
+        words = f"instance {step.instance_id} to make {whole}, and to say so"
     else:
-        at = Address.of(step.step_associated_pantry_ip, step.step_associated_pantry_port)
-        words = f"the pantry at {at} to make region {row.new_region_id} good"
-        yield Reason("repair", words, step.step_time, volume_id=row.volume_id)
+        words = f"the pantry at {Address.of(step.ip, step.port)} to make {whole}"
+    yield Reason("repair", words, since, volume_id=request.volume_id)
 
 
 # -- read-only targets ------------------------------------------------------------------------------------------------
 
 
-def _of_read_only(connection: Connection, row: Row[Any], now: datetime) -> Iterator[Reason]:
-    state = RegionSnapshotReplacementState(row.replacement_state)
-    if state is not RegionSnapshotReplacementState.RUNNING:
-        yield Reason("task", f"background task {RESPONSIBLE_READ_ONLY[state]}", row.request_time)
+def _of_read_only(connection: Connection, request: Any, now: datetime) -> Iterator[Reason]:
+    if request.state is not _RSR.RUNNING:
+        yield Reason("task", f"background task {RESPONSIBLE_READ_ONLY[request.state]}", request.request_time)
         return
-    target = resource_of_request(row)
-    stepped: set[str] = set()
-    found = False
-    for reason in _own_steps(connection, row.id):
-        found = True
-        stepped.add(str(reason.volume_id))
-        yield reason
-    for volume_id in volumes_using(connection, target):
-        if volume_id in stepped or _is_stash(connection, volume_id):
-            continue
-        found = True
-        held = repair_lock.holder(connection, volume_id)
-        if held is None:
-            yield Reason("task", f"background task {STEP_TASK}, for volume {volume_id}", now, volume_id=volume_id)
-            continue
-        words = f"the lock of volume {volume_id}: {described(connection, held.repair_id)} has it"
-        yield Reason("lock", words, held.time_taken, held.repair_id, volume_id)
-    if not found and _is_there(connection, target):
-        yield Reason("task", f"the {target} to be destroyed", now)
-    elif not found:
-        yield Reason("task", f"background task {RESPONSIBLE_READ_ONLY[state]}", now)
+    left = [*_own_steps(connection, request.id), *_not_yet_stepped(connection, request, now)]
+    yield from left
+    if not left and target_present(connection, request.old):
+        yield Reason("task", f"the {request.old} to be destroyed", now)
+    elif not left:
+        yield Reason("task", f"background task {RESPONSIBLE_READ_ONLY[request.state]}", now)
 
 
 def _own_steps(connection: Connection, request_id: str) -> Iterator[Reason]:
-    over = RegionSnapshotReplacementStepState.VOLUME_DELETED
-    open_steps = select(_STEP).where(_STEP.c.request_id == request_id, _STEP.c.replacement_state != over)
-    for step in connection.execute(open_steps.order_by(_STEP.c.id)):
-        what = "its old target to be destroyed" if step.replacement_state == _STEP_STATE.COMPLETE else "it to be taken"
+    for step in steps_in(connection, IN_PROGRESS, request_id=request_id):
         if step.operating_saga_id is not None:
             what = f"saga {step.operating_saga_id}"
-        words = f"step {step.id} for volume {step.volume_id}, {step.replacement_state.value}: {what}"
+        else:
+            done = step.state is _STEP_STATE.COMPLETE
+            what = f"background task {STEP_TASK}" + (", to destroy what was taken out" if done else "")
+        words = f"step {step.id} for volume {step.volume_id}, {step.state}: {what}"
         yield Reason("step", words, step.request_time, volume_id=step.volume_id)
 
 
-def resource_of_request(row: Row[Any]) -> Resource:
-    """What a row of ``region_snapshot_replacement`` is about."""
-    if row.replacement_type == ReadOnlyTargetType.READ_ONLY_REGION:
-        return ReadOnlyRegion(row.old_region_id)
-    return RegionSnapshot(row.old_dataset_id, row.old_region_id, row.old_snapshot_id)
-
-
-def _is_there(connection: Connection, target: Resource) -> bool:
-    if isinstance(target, ReadOnlyRegion):
-        query = select(_REGION.c.id).where(_REGION.c.id == target.region_id)
-    else:
-        query = select(_SNAPSHOT.c.region_id).where(of_snapshot(target))
-    return connection.execute(query).first() is not None
-
-
-def _is_stash(connection: Connection, volume_id: str) -> bool:
-    query = select(_STEP.c.id).where(_STEP.c.old_snapshot_volume_id == volume_id)
-    return connection.execute(query).first() is not None
+def _not_yet_stepped(connection: Connection, request: ReadOnlyReplacement, now: datetime) -> Iterator[Reason]:
+    """Volumes that count on the old target, and for which there is no step yet."""
+    stepped = {step.volume_id for step in steps_in(connection, ACTIVE, request_id=request.id)}
+    for volume_id in volumes_using(connection, request.old):
+        if volume_id in stepped or is_stash(connection, volume_id):
+            continue
+        held = repair_lock.holder(connection, volume_id)
+        if held is None:
+            yield Reason("task", f"background task {STEP_TASK}, for volume {volume_id}", now, volume_id=volume_id)
+        else:
+            words = f"the lock of volume {volume_id}: {described(connection, held.repair_id)} has it"
+            yield Reason("lock", words, held.time_taken, held.repair_id, volume_id)
 
 
 # -- locks ------------------------------------------------------------------------------------------------------------
@@ -217,11 +197,9 @@ def _is_stash(connection: Connection, volume_id: str) -> bool:
 def lines(connection: Connection) -> list[Line]:
     """Every lock for which somebody waits, by volume; the first in line comes first."""
     waiting: dict[str, list[Waiter]] = {}
-    for row in connection.execute(
-        select(_QUEUE).order_by(_QUEUE.c.volume_id, _QUEUE.c.time_queued, _QUEUE.c.repair_id)
-    ):
-        waiter = Waiter(row.repair_id, described(connection, row.repair_id), row.time_queued, row.overtaken)
-        waiting.setdefault(row.volume_id, []).append(waiter)
+    for each in repair_lock.waiters(connection):
+        waiter = Waiter(each.repair_id, described(connection, each.repair_id), each.time_queued, each.overtaken)
+        waiting.setdefault(each.volume_id, []).append(waiter)
     found = []
     for volume_id, waiters in waiting.items():
         held = repair_lock.holder(connection, volume_id)
@@ -241,15 +219,33 @@ def blockers(connection: Connection, waits: dict[str, tuple[Reason, ...]], queue
 def described(connection: Connection, holder_id: str) -> str:
     """Who holds a lock or waits for one, in words. The ids of requests and steps are reckoned before there is a row,
     so of one that waits there may be none."""
-    row = connection.execute(select(_REGION_REQUEST).where(_REGION_REQUEST.c.id == holder_id)).one_or_none()
-    if row is not None:
-        return f"replacement {row.id} of region {row.old_region_id} ({row.replacement_state.value})"
-    row = connection.execute(select(_READ_ONLY_REQUEST).where(_READ_ONLY_REQUEST.c.id == holder_id)).one_or_none()
-    if row is not None:
-        return f"replacement {row.id} of the {resource_of_request(row)} ({row.replacement_state.value})"
+    request = find(connection, holder_id)
+    if isinstance(request, RegionReplacement):
+        return f"replacement {request.id} of region {request.old_region_id} ({request.state})"
+    if request is not None:
+        return f"replacement {request.id} of the {request.old} ({request.state})"
     row = connection.execute(select(_STEP).where(_STEP.c.id == holder_id)).one_or_none()
     if row is not None:
-        return f"step {row.id} of replacement {row.request_id} ({row.replacement_state.value})"
+        return f"step {row.id} of replacement {row.request_id} ({row.replacement_state})"
     behind = select(_SAGA).join(_LEASE, _LEASE.c.saga_id == _SAGA.c.id).where(_LEASE.c.holder_id == holder_id)
     row = connection.execute(behind).one_or_none()
-    return f"{holder_id}, that is to come" if row is None else f"saga {row.name} {row.id} ({row.state.value})"
+    return f"{holder_id}, that is to come" if row is None else f"saga {row.name} {row.id} ({row.state})"
+
+
+def find(connection: Connection, request_id: str) -> Request | None:
+    """The request of either kind."""
+    for get in (region_replacement_get, read_only_replacement_get):
+        try:
+            return get(connection, request_id)
+        except NotFound:
+            continue
+    return None
+
+
+def open_requests(connection: Connection) -> list[Request]:
+    """All that are not complete, the oldest first."""
+    found: list[Request] = [
+        *region_replacements_in(connection, set(_RR) - {_RR.COMPLETE}),
+        *read_only_replacements_in(connection, set(_RSR) - {_RSR.COMPLETE}),
+    ]
+    return sorted(found, key=lambda each: (each.request_time, each.id))

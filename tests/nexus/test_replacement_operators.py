@@ -13,6 +13,7 @@ from db_rig import open_database
 from nexus_rig import EPOCH
 
 from nexus.db import Database, schema
+from nexus.replacement.notes import survivor_decided
 
 BASE = "/emulator/v1/replacements"
 FEW = {"sleds": 1, "checked": False}
@@ -220,3 +221,65 @@ async def test_what_is_lost_and_not_replaced(tmp_path: Path, in_memory: Database
         (lost,) = (await it.lockstep.ask("GET", f"{BASE}/to-do"))["copies"]
         assert (lost["request_id"], lost["state"]) == (request_id, "requested")
         assert disk["state"] == {"state": "detached"}
+
+
+async def test_what_is_asked_for_is_a_request_of_the_right_kind(tmp_path: Path, in_memory: Database) -> None:
+    """A region that is written to, a region snapshot; and each refusal is a sentence."""
+    async with served(tmp_path, in_memory, sleds=4) as it:
+        ask = it.lockstep.ask
+        await it.disk("data")
+        await it.user.ask("POST", "/v1/snapshots", {"name": "kept", "description": "", "disk": "data"}, 201)
+        crucible, snapshots = schema.disk_type_crucible, schema.region_snapshot
+        volume_id = it.rack.run(lambda c: c.execute(crucible.select()).one().volume_id)
+        rows = it.rack.run(
+            lambda c: c.execute(schema.region.select().where(schema.region.c.volume_id == volume_id)).all()
+        )
+        first, second = (str(row.id) for row in rows[:2])
+        target = it.rack.run(lambda c: dict(c.execute(snapshots.select()).first()._mapping))
+
+        made = await ask("POST", BASE, {"target": {"type": "region", "region_id": first}}, 201)
+        assert (made["kind"], made["state"], made["volume_id"]) == ("region", "requested", volume_id)
+        again = await ask("POST", BASE, {"target": {"type": "region", "region_id": first}}, 409)
+        assert again["message"] == f"it is being replaced already, by request {made['id']}"
+        refused = await ask("POST", BASE, {"target": {"type": "region", "region_id": second}}, 409)
+        assert "stands in line for it" in refused["message"]
+        (line,) = (await ask("GET", f"{BASE}/waiting"))["locks"]
+        assert line["holder_id"] == made["id"] and line["owner"]["name"] == "data"
+        assert [each["id"] in refused["message"] for each in line["line"]] == [True]
+
+        ids = {name: target[name] for name in ("dataset_id", "region_id", "snapshot_id")}
+        read_only = await ask("POST", BASE, {"target": {"type": "region_snapshot"} | ids}, 201)
+        assert (read_only["kind"], read_only["old_snapshot_id"]) == ("region_snapshot", ids["snapshot_id"])
+        assert read_only["volume_id"] != volume_id
+        for wrong in (
+            {"type": "region", "region_id": it.rack.id()},
+            {"type": "region_snapshot"} | ids | {"region_id": it.rack.id()},
+        ):
+            await ask("POST", BASE, {"target": wrong}, 404)
+        for wrong in ({"type": "region", "region_id": "odd"}, {"type": "else"}):
+            await ask("POST", BASE, {"target": wrong}, 400)
+
+
+async def test_a_survivor_is_believed_only_where_there_is_something_to_decide(
+    tmp_path: Path, in_memory: Database
+) -> None:
+    async with served(tmp_path, in_memory, sleds=4) as it:
+        ask, path = it.lockstep.ask, f"{BASE}/believe"
+        await it.disk("data")
+        rows = it.rack.run(lambda c: c.execute(schema.region.select()).all())
+        volume_id, survivor, lost = rows[0].volume_id, rows[0].id, rows[1]
+        word = {"volume_id": volume_id, "region_id": survivor}
+        assert "nothing to decide" in (await ask("POST", path, word, 400))["message"]
+        new = region_request(it, "running", volume_id=volume_id, new_region_id=rows[2].id)
+        it.rack.expunge(lost.dataset_id)
+        for wrong, status, words in (
+            ({"region_id": it.rack.id()}, 404, "there is no region"),
+            ({"volume_id": it.rack.id()}, 400, "is no copy of volume"),
+            ({"region_id": rows[2].id}, 400, "is new"),
+            ({"region_id": lost.id}, 400, "is on an expunged disk"),
+        ):
+            assert words in (await ask("POST", path, word | wrong, status))["message"]
+        given = await ask("POST", path, word, 201)
+        assert (given["volume_id"], given["region_id"]) == (volume_id, survivor)
+        assert await ask("POST", path, word, 201) == given, "said again it is the same word"
+        assert it.rack.run(survivor_decided, volume_id, survivor) and new
