@@ -10,6 +10,8 @@ called a reason to try again left nothing behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -25,7 +27,9 @@ STATEMENT_MILLISECONDS_MAX = 60_000
 TALLY = "nexus_tally"
 
 SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PRIMARY = 5, 6, 0xFF
-SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
+SERIALIZATION_FAILURE, DEADLOCK, CANCELED = "40001", "40P01", "57014"
+LINE_OF_LOSERS = 0x6C6F7365
+"""PostgreSQL's advisory lock of those who try again."""
 
 
 class Trouble(Enum):
@@ -155,6 +159,35 @@ def _postgresql(url: URL, connections: int) -> Backend:
     )
     _observe(engine)
     return Backend(engine, engine.execution_options(postgresql_readonly=True), connections, connections, shared=True)
+
+
+@contextmanager
+def in_line(connection: Connection) -> Iterator[None]:
+    """Wait until no other transaction that lost tries again, in any Nexus. *Optimisation*: losers who meet again and
+    again make each other lose; one after the other they meet only those who try for the first time.
+
+    The lock is the session's, and taken before the transaction begins: what it reads is of the moment after."""
+    waited = _ask_outside(connection, f"SELECT pg_advisory_lock({LINE_OF_LOSERS})")
+    try:
+        yield
+    finally:
+        if waited and not connection.invalidated:
+            _ask_outside(connection, f"SELECT pg_advisory_unlock({LINE_OF_LOSERS})")
+
+
+def _ask_outside(connection: Connection, statement: str) -> bool:
+    """Ask outside of any transaction; ``False`` where the server gave up waiting, or is gone: the transaction itself
+    will hear of that."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.autocommit = True
+        driver.execute(statement).close()
+        driver.autocommit = False
+    except connection.dialect.loaded_dbapi.Error as error:
+        if getattr(error, "sqlstate", None) == CANCELED:
+            driver.autocommit = False
+        return False
+    return True
 
 
 # -- both -------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Barrier, Event, current_thread
 from typing import Any
@@ -168,6 +170,31 @@ async def test_what_always_loses_gives_up_and_says_so(several: Any, monkeypatch:
     assert await database.read(volumes) == 0
     with pytest.raises(Contention):
         database.transact_blocking(lose)
+
+
+async def test_losers_that_meet_again_and_again_stand_in_line(postgres_url: str) -> None:
+    """The race of many deletions: each reads what every other one writes, so of all that meet only one can win."""
+    everybody = 8
+    with open_database(postgres_url, connections=everybody) as database:
+        await database.transact(lambda connection: [add_volume(connection, 1)])
+        runs, inside, most = Counter[int](), [], []
+
+        def count_up(connection: Connection, who: int) -> None:
+            runs[who] += 1
+            if runs[who] <= database_module.ATTEMPTS_BESIDE_OTHERS:
+                raise Lost
+            inside.append(who)
+            most.append(len(inside))
+            found = connection.scalar(select(volume.c.rcgen, func.pg_sleep(0.02)))
+            connection.execute(update(volume).values(rcgen=found + 1))
+            inside.remove(who)
+
+        async with trio.open_nursery() as nursery:
+            for who in range(everybody):
+                nursery.start_soon(database.transact, partial(count_up, who=who))
+        assert await database.read(lambda connection: connection.scalar(select(volume.c.rcgen))) == 1 + everybody
+        assert set(runs.values()) == {database_module.ATTEMPTS_BESIDE_OTHERS + 1}, "in line nobody loses again"
+        assert max(most) == 1
 
 
 class Lost(Exception):
