@@ -11,6 +11,7 @@ import typer
 from crucible_emu.cli import program
 
 GROUPS: dict[str, str] = {
+    "demo": "A sled dies, and nothing is lost: see it happen, with proof.",
     "rack": "Run a rack with a Nexus on this machine.",
     "run": "Run a Nexus.",
     "disk": "Make, fill, attach, read and delete disks.",
