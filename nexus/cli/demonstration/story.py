@@ -106,9 +106,7 @@ async def prepare(scene: Scene) -> None:
     made_from = SnapshotOfImage(type="snapshot", id=kept.id)
     image = ImageCreate(name=IMAGE, description="", os="linux", version="1", source=made_from)
     scene.ids[IMAGE] = str((await nexus.external.image_create(image, nexus.project)).id)
-    say(
-        f"Snapshot {SNAPSHOT} of it; disk {COPY} and image {IMAGE} from that, without copying; disk {BLANK} beside them"
-    )
+    say(f"Snapshot {SNAPSHOT} of it; disk {COPY} and image {IMAGE} from that, without copying; a blank disk {BLANK}")
 
 
 async def _make_disk(scene: Scene, name: str, size_bytes: int, source: DiskSource) -> None:

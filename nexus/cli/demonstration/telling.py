@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -62,7 +62,7 @@ class Telling:
             for line in changes(self._states, requests):
                 self.say(line)
             return
-        parts = [_guests(guests)]
+        parts: list[RenderableType] = [_guests(guests)]
         if requests or followed.unasked:
             parts.append(picture(requests, followed.report, followed.unasked, datetime.now(UTC)))
         self._live.update(Group(*parts), refresh=True)
