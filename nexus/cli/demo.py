@@ -52,8 +52,8 @@ def demo(
         with telling:
             telling.say(f"A rack of {stage.SLEDS} sleds with a Nexus comes up")
             root = directory.absolute() if directory is not None else folder / "r"
+            source = await trio.to_thread.run_sync(make_image, folder)
             async with stage.rack_up(root), stage.speaking(root) as nexus:
-                source = await trio.to_thread.run_sync(make_image, folder)
                 return await story.tell_story(story.Scene(nexus, root, source, telling))
 
     with _folder() as folder:

@@ -89,10 +89,12 @@ def picture(
 
 
 def changes(before: dict[str, str], requests: Sequence[Replacement]) -> list[str]:
-    """Where nobody looks at a terminal: a line for each request that came into another state; ``before`` is kept."""
+    """Where nobody looks at a terminal: a line for each request that came into another state; ``before`` is kept. A
+    request that is driven goes back and forth between two states until its repair is over; they are told as one."""
     found = []
     for request in sorted(requests, key=lambda each: (each.request_time, each.id)):
-        if before.get(str(request.id)) != request.state:
-            before[str(request.id)] = request.state
-            found.append(f"{KINDS[request.kind]} {request.old_region_id}: {request.state.replace('_', ' ')}")
+        state = "running" if request.state == "driving" else request.state
+        if before.get(str(request.id)) != state:
+            before[str(request.id)] = state
+            found.append(f"{KINDS[request.kind]} {request.old_region_id}: {state.replace('_', ' ')}")
     return found

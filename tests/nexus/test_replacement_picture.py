@@ -112,5 +112,6 @@ def test_where_no_terminal_is_each_change_is_a_line() -> None:
     before: dict[str, str] = {}
     assert changes(before, [request(1)]) == [f"region {UUID(int=101)}: requested"]
     assert changes(before, [request(1)]) == []
+    assert [len(changes(before, [request(1, state)])) for state in ("running", "driving", "running")] == [1, 0, 0]
     told = changes(before, [request(1, "replacement_done"), request(2, kind="read_only_region")])
     assert told == [f"region {UUID(int=101)}: replacement done", f"read-only region {UUID(int=102)}: requested"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from crucible_emu.cli.demonstration.source import Source, describe
 from crucible_emu.errors import UsageError
 
-IMAGE_BYTES = 48 * 1024 * 1024
+IMAGE_BYTES = 32 * 1024 * 1024
 PARTS = ("asyncio", "concurrent", "email", "encodings", "html", "http", "importlib", "json", "logging", "urllib", "xml")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "test", "tests", "*.so", "*.a")
 SYSTEM_PATH = "/sbin:/usr/sbin:/bin:/usr/bin"
