@@ -24,6 +24,9 @@ app = typer.Typer()
 
 @app.command()
 def demo(
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="Use this raw image. [one that is made]")
+    ] = None,
     directory: Annotated[
         Path | None,
         typer.Option("--directory", metavar="DIR", help="The rack lies here, and stays when it is down. [none]"),
@@ -41,7 +44,7 @@ def demo(
     code 0 only when what was measured proves it.
     """
     from nexus.cli.demonstration import stage, story, verdict
-    from nexus.cli.demonstration.image import make_image
+    from nexus.cli.demonstration.image import brought, make_image
     from nexus.cli.demonstration.telling import Telling
 
     # The death is part of the story; warnings about it would only interrupt.
@@ -52,7 +55,7 @@ def demo(
         with telling:
             telling.say(f"A rack of {stage.SLEDS} sleds with a Nexus comes up")
             root = directory.absolute() if directory is not None else folder / "r"
-            source = await trio.to_thread.run_sync(make_image, folder)
+            source = brought(image) if image is not None else await trio.to_thread.run_sync(make_image, folder)
             async with stage.rack_up(root), stage.speaking(root) as nexus:
                 return await story.tell_story(story.Scene(nexus, root, source, telling))
 

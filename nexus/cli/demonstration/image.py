@@ -1,8 +1,8 @@
 """The image of the demonstration: a real ext4 file system with files of this machine's Python library in it.
 
 Where ``mkfs.ext4`` is missing the files are put into an archive, which is as good as any other bytes, if no file
-system. Either way the image is as large as the disk that it is imported into, so that the digest of one is that of the
-other.
+system. Somebody may bring an image along. What a disk of it holds is the image, and zeros up to a whole step; of that
+is the digest that is looked for in the end.
 """
 
 from __future__ import annotations
@@ -13,13 +13,42 @@ import sysconfig
 import tarfile
 from pathlib import Path
 
+from blake3 import blake3
+
 from crucible_emu.cli.demonstration.source import Source, describe
+from crucible_emu.cli.sizes import format_size
 from crucible_emu.errors import UsageError
+from nexus.cli.disk_data import disk_size
 
 IMAGE_BYTES = 32 * 1024 * 1024
 PARTS = ("asyncio", "concurrent", "email", "encodings", "html", "http", "importlib", "json", "logging", "urllib", "xml")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "test", "tests", "*.so", "*.a")
+STEP_BYTES = 1024 * 1024
+BROUGHT_BYTES_MAX = 512 * 1024 * 1024
+"""A guest has all that its disk has to hold in memory."""
 SYSTEM_PATH = "/sbin:/usr/sbin:/bin:/usr/bin"
+
+
+def brought(path: Path) -> Source:
+    """An image that somebody has. Raises :class:`UsageError`."""
+    found = describe(path, f"your image {path}")
+    if found.length > BROUGHT_BYTES_MAX:
+        raise UsageError(
+            f"{path} has {format_size(found.length)}: take one of {format_size(BROUGHT_BYTES_MAX)} at most"
+        )
+    return found
+
+
+def as_on_a_disk(source: Source) -> bytearray:
+    """What a disk made of it holds."""
+    content = bytearray(source.path.read_bytes())
+    content += bytes(disk_size(len(content), STEP_BYTES) - len(content))
+    return content
+
+
+def digest_on_a_disk(source: Source) -> str:
+    """BLAKE3 of that."""
+    return blake3(as_on_a_disk(source)).hexdigest()
 
 
 def make_image(folder: Path) -> Source:

@@ -33,6 +33,7 @@ from nexus.api.external_documents import (
 )
 from nexus.cli import disk_data, disk_places
 from nexus.cli.demonstration.guests import Writer
+from nexus.cli.demonstration.image import as_on_a_disk, digest_on_a_disk
 from nexus.cli.demonstration.proving import sleds_under, survivor
 from nexus.cli.demonstration.stage import kill_sled
 from nexus.cli.demonstration.telling import Telling
@@ -74,11 +75,12 @@ async def tell_story(scene: Scene) -> Measured:
         await trio.sleep(WRITE_FIRST_S)
         serial = await lose_a_sled(scene)
         deleted = await replace_and_delete(scene)
-        for guest in scene.guests:
-            await guest.stop()
+        async with trio.open_nursery() as stopping:
+            for guest in scene.guests:
+                stopping.start_soon(guest.stop)
         nursery.cancel_scope.cancel()
     measured = Measured(
-        image=scene.source.blake3,
+        image=digest_on_a_disk(scene.source),
         sled=serial,
         deleted=deleted,
         replacements=dict(Counter(each.kind for each in scene.followed.requests.values())),
@@ -104,7 +106,7 @@ async def prepare(scene: Scene) -> None:
     kept = await nexus.external.snapshot_create(wish, nexus.project)
     scene.ids[SNAPSHOT] = str(kept.id)
     copied = SnapshotSource(type="snapshot", snapshot_id=kept.id, read_only=False)
-    await _make_disk(scene, COPY, scene.source.length, copied)
+    await _make_disk(scene, COPY, filled.disk.size, copied)
     await _make_disk(scene, BLANK, BLANK_BYTES, BlankSource(type="blank", block_size=512))
     made_from = SnapshotOfImage(type="snapshot", id=kept.id)
     image = ImageCreate(name=IMAGE, description="", os="linux", version="1", source=made_from)
@@ -120,7 +122,7 @@ async def _make_disk(scene: Scene, name: str, size_bytes: int, source: DiskSourc
 
 async def open_guests(scene: Scene, nursery: trio.Nursery) -> None:
     """Two guests that write from now on."""
-    beginnings = {COPY: bytearray(scene.source.path.read_bytes()), BLANK: bytearray(BLANK_BYTES)}
+    beginnings = {COPY: as_on_a_disk(scene.source), BLANK: bytearray(BLANK_BYTES)}
     for number, (name, model) in enumerate(beginnings.items()):
         place = await disk_places.place(scene.nexus, scene.ids[name], None)
         guest = Writer(name, place.uri, model, Random(SEED + number))
@@ -197,12 +199,18 @@ async def replace_and_delete(scene: Scene) -> dict[str, tuple[str, ...]]:
 async def prove(scene: Scene, measured: Measured) -> Measured:
     """What survives, as three witnesses see it; then everything is deleted, and nothing may be left."""
     nexus, say = scene.nexus, scene.telling.say
-    survivors: list[Survivor] = []
-    for guest in scene.guests:
-        await disk_places.leave(nexus, scene.ids[guest.name])
-        found = await survivor(nexus, guest.name, "disk", scene.ids[guest.name], guest.expected, guest.read_back)
-        survivors.append(found)
-    survivors.append(await survivor(nexus, IMAGE, "image", scene.ids[IMAGE], scene.source.blake3, None))
+    found: dict[str, Survivor] = {}
+
+    async def look_at(name: str, kind: str, expected: str, read: str | None) -> None:
+        if kind == "disk":
+            await disk_places.leave(nexus, scene.ids[name])
+        found[name] = await survivor(nexus, name, kind, scene.ids[name], expected, read)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look_at, IMAGE, "image", measured.image, None)
+        for guest in scene.guests:
+            nursery.start_soon(look_at, guest.name, "disk", guest.expected, guest.read_back)
+    survivors = [found[name] for name in (COPY, BLANK, IMAGE)]
     for each in survivors:
         say(f"{each.kind.capitalize()} {each.name}: BLAKE3 {each.verified}, {each.copies_compared} copies compared")
     findings = await _findings(nexus)

@@ -84,8 +84,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A sentence, and whether it is borne out."""
+    """A sentence, and whether it is borne out. ``name``: a word for machines."""
 
+    name: str
     sentence: str
     holds: bool
 
@@ -100,30 +101,37 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
     )
     return (
         Claim(
+            "bytes",
             f"every byte of {len(survivors)} survivors is what it has to be",
             bool(survivors) and all(each.intact for each in survivors),
         ),
         Claim(
+            "guests",
             f"no request of {len(guests)} guests failed, and none read anything but what it wrote",
             bool(guests) and not any(each.failures or each.differences for each in guests),
         ),
         Claim(
+            "writing",
             f"they wrote {meanwhile} times while the dead sled was replaced",
             bool(guests) and all(each.wrote_meanwhile for each in guests),
         ),
         Claim(
+            "deleted",
             f"{' and '.join(measured.deleted) or 'nothing'} went in the middle of replacements",
             in_the_middle,
         ),
         Claim(
+            "replaced",
             f"all {total} replacements are complete, and nothing that was lost is without a successor",
             total > 0 and measured.not_complete == 0 and measured.lost == 0,
         ),
         Claim(
+            "copies",
             f"all {len(sets)} region sets have three good copies",
             bool(survivors) and all(each.whole for each in survivors),
         ),
         Claim(
+            "nothing_left",
             "nexus check finds nothing, and nothing is left when all is deleted",
             not measured.findings and not measured.findings_at_the_end and measured.bytes_left == 0,
         ),
@@ -138,5 +146,5 @@ def ok(found: Iterable[Claim]) -> bool:
 def as_json(measured: Measured, seconds: float) -> dict[str, Any]:
     """For machines: ``ok``, each claim, and all that they are computed from."""
     found = claims(measured)
-    told = {"ok": ok(found), "claims": {each.sentence: each.holds for each in found}}
+    told = {"ok": ok(found), "claims": {each.name: each.holds for each in found}}
     return told | asdict(measured) | {"seconds": round(seconds, 3)}
