@@ -39,7 +39,7 @@ LONGEST_PAUSE_SECONDS_MAX = 0.8
 """The pauses grow from the one to the other. The real one tries ten times, and they do not grow (§0.3); but of twenty
 that meet on one page of an index, one may lose ten times within 25 ms each."""
 ATTEMPTS_BESIDE_OTHERS = 3
-"""Who lost so often tries again one after the other."""
+"""Who lost so often tries again one after the other; and what a unique index has refused so often is refused."""
 CONNECTIONS = 8
 
 T = TypeVar("T")
@@ -185,12 +185,16 @@ class Database:
         if attempt.again is not None:
             counts["retries"] += 1
             most = CONNECTIONS_LOST_MAX if attempt.again is Trouble.LOST_CONNECTION else ATTEMPTS_MAX
+            if attempt.again is Trouble.TAKEN and number > ATTEMPTS_BESIDE_OTHERS:
+                counts["rolled_back"] += 1
+                raise attempt.error or AssertionError("what was refused has an error")
             if number < most:
                 log.debug("transaction runs again", attempt=number, reason=attempt.again.value)
                 return False
             if attempt.again is Trouble.LOST_CONNECTION:
                 raise Unreachable("the database does not answer") from attempt.error
-            raise Contention(f"the transaction lost against others {ATTEMPTS_MAX} times") from attempt.error
+            said = getattr(attempt.error, "orig", None) or attempt.error
+            raise Contention(f"the transaction lost against others {ATTEMPTS_MAX} times: {said}") from attempt.error
         if attempt.error is not None:
             counts["rolled_back"] += 1
             raise attempt.error
@@ -252,7 +256,8 @@ def _reason_to_try_again(error: BaseException, tally: Tally) -> Trouble | None:
     if isinstance(error, DBAPIError) and (error.connection_invalidated or _is_connecting(error)):
         return Trouble.LOST_CONNECTION
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return Trouble.LOST_RACE if cause is not None and meaning_of(cause) is Trouble.LOST_RACE else None
+    meaning = Trouble.MISTAKE if cause is None else meaning_of(cause)
+    return meaning if meaning in (Trouble.LOST_RACE, Trouble.TAKEN) else None
 
 
 def _is_connecting(error: DBAPIError) -> bool:

@@ -27,7 +27,7 @@ STATEMENT_MILLISECONDS_MAX = 60_000
 TALLY = "nexus_tally"
 
 SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PRIMARY = 5, 6, 0xFF
-SERIALIZATION_FAILURE, DEADLOCK, CANCELED = "40001", "40P01", "57014"
+SERIALIZATION_FAILURE, DEADLOCK, CANCELED, UNIQUE_VIOLATION = "40001", "40P01", "57014", "23505"
 LINE_OF_LOSERS = 0x6C6F7365
 """PostgreSQL's advisory lock of those who try again."""
 
@@ -37,6 +37,7 @@ class Trouble(Enum):
 
     LOST_RACE = "another transaction was first: try again"
     LOST_CONNECTION = "the database is gone"
+    TAKEN = "a unique index refuses it: perhaps another transaction was first"
     MISTAKE = "the statement is wrong, or refused by a constraint"
 
 
@@ -89,6 +90,10 @@ def meaning_of(error: BaseException) -> Trouble:
         return Trouble.LOST_RACE
     if getattr(error, "sqlstate", None) in (SERIALIZATION_FAILURE, DEADLOCK):
         return Trouble.LOST_RACE
+    if getattr(error, "sqlstate", None) == UNIQUE_VIOLATION:
+        # Of two that look, find nothing and insert at once, PostgreSQL tells the second this, for an index sees what a
+        # transaction does not. It will see it when it runs again, and say what is to be said. (SQLite lets in one.)
+        return Trouble.TAKEN
     return Trouble.MISTAKE
 
 
@@ -212,7 +217,7 @@ def _observe(engine: Engine) -> None:
         tally: Tally | None = context.connection.get_execution_options().get(TALLY)
         if tally is not None and tally.trouble is None:
             found = Trouble.LOST_CONNECTION if context.is_disconnect else meaning_of(context.original_exception)
-            tally.trouble = None if found is Trouble.MISTAKE else found
+            tally.trouble = found if found in (Trouble.LOST_RACE, Trouble.LOST_CONNECTION) else None
 
 
 def _withhold_values(context: ExceptionContext) -> None:
