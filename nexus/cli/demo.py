@@ -53,9 +53,9 @@ def demo(
 
     async def main(folder: Path) -> verdict.Measured:
         with telling:
+            source = brought(image) if image is not None else await trio.to_thread.run_sync(make_image, folder)
             telling.say(f"A rack of {stage.SLEDS} sleds with a Nexus comes up")
             root = directory.absolute() if directory is not None else folder / "r"
-            source = brought(image) if image is not None else await trio.to_thread.run_sync(make_image, folder)
             async with stage.rack_up(root), stage.speaking(root) as nexus:
                 return await story.tell_story(story.Scene(nexus, root, source, telling))
 
