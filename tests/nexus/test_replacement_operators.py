@@ -25,6 +25,12 @@ def in_memory() -> Iterator[Database]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def nobody_moves_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The requests here are rows with nothing behind them: no background task looks at them."""
+    monkeypatch.setattr("nexus.running.nexus.all_tasks", lambda *_: [])
+
+
 def region_request(it: Served, state: str = "requested", **values: Any) -> str:
     row = {"old_region_id": it.rack.id(), "volume_id": it.rack.id(), "request_time": it.rack.now()}
     if state != "requested" and state != "allocating":
