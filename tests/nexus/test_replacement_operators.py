@@ -71,8 +71,8 @@ def stands_in_line(it: Served, waiter_id: str, volume_id: str, overtaken: int = 
     it.rack.add(schema.volume_repair_queue, overtaken=overtaken, **row)
 
 
-async def test_requests_of_both_kinds_are_listed_page_by_page(tmp_path: Path, in_memory: Database) -> None:
-    async with served(tmp_path, in_memory, **FEW) as it:
+async def test_requests_of_both_kinds_are_listed_page_by_page(tmp_path: Path, database: Database) -> None:
+    async with served(tmp_path, database, **FEW) as it:
         ask = it.lockstep.ask
         assert await ask("GET", BASE) == {"items": [], "next_page": None}
         some = {region_request(it), region_request(it, "running"), snapshot_request(it, "running")[0]}
@@ -146,10 +146,10 @@ async def test_a_request_is_shown_with_its_steps_and_how_far_its_repairs_are(
         assert (shown["kind"], shown["repair_steps"]) == ("region_snapshot", [])
 
 
-async def test_what_each_waits_for_and_who_holds_everybody_up(tmp_path: Path, in_memory: Database) -> None:
+async def test_what_each_waits_for_and_who_holds_everybody_up(tmp_path: Path, database: Database) -> None:
     """A request waits for the locks of two volumes: one has a snapshot that is made, one another request, which waits
     for nobody but its repair."""
-    async with served(tmp_path, in_memory, **FEW) as it:
+    async with served(tmp_path, database, **FEW) as it:
         idle = await it.lockstep.ask("GET", f"{BASE}/waiting")
         assert idle == {"requests": [], "locks": [], "blockers": []}
         waiting_id, target = snapshot_request(it, "running")
