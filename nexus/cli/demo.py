@@ -73,7 +73,7 @@ def demo(
 def _folder() -> Iterator[Path]:
     """For the image, and for the rack where nobody says where it shall be: a short name, for the sockets in it."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix="nexus-"))
+        folder = Path(tempfile.mkdtemp(prefix="nexus-demo-"))
     except OSError as error:
         raise UsageError(f"there is no room for temporary files: {error.strerror}") from None
     try:
