@@ -22,6 +22,11 @@ settings.register_profile("ci", deadline=None, suppress_health_check=UNHURRIED, 
 settings.register_profile("long", deadline=None, suppress_health_check=UNHURRIED, max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+if WORKER != "gw0":
+    # A rack that was killed comes back at its own ports: those must not be a rack's of another worker meanwhile.
+    os.environ["CRUCIBLE_RACK_LOW_PORT"] = "10000"
+
 SLOW = ("nexus", "rack", "sled", "volume", "cli", "agent", "bench", "pantry", "host", "sim")
 """Folders whose files take longest. They come first, so that of several workers none has a long one left at the end."""
 

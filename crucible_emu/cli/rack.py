@@ -22,6 +22,7 @@ from crucible_emu.rack import asking, presence, state_file
 from crucible_emu.rack.description import ELSEWHERE, describe
 from crucible_emu.rack.document import RackFile, differences, parse, simple, to_toml
 from crucible_emu.rack.forkserver import GRACE_S
+from crucible_emu.rack.ports import PORT_MAX
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -29,6 +30,7 @@ SERVICES = tuple(f"crucible_emu.cli.{name}" for name in ("agent", "pantry", "hos
 """The modules of the services' commands."""
 DOWN_S_MAX = GRACE_S + 45.0
 JOIN_S = 0.25
+LOW_PORT_VARIABLE = "CRUCIBLE_RACK_LOW_PORT"
 
 Rack = Annotated[
     Path | None,
@@ -234,7 +236,19 @@ def _new_rack(given: dict[str, Any]) -> RackFile:
     settings = {name.removeprefix("--").replace("-", "_"): value for name, value in given.items() if name != "--sleds"}
     settings.setdefault("pantries", max(0, min(2, sleds)))
     parse_size(settings.setdefault("disk_size", "4GiB"))
-    return simple(sleds, **settings)
+    low_port = low_port_of_new_racks()
+    return simple(sleds, **settings | ({} if low_port is None else {"low_port": low_port}))
+
+
+def low_port_of_new_racks() -> int | None:
+    """What the environment says of the first Downstairs port: racks that come and go beside each other keep out of
+    each other's way for good. Raises :class:`UsageError`."""
+    text = os.environ.get(LOW_PORT_VARIABLE)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= PORT_MAX:
+        raise UsageError(f"{LOW_PORT_VARIABLE} is {text!r}: write a port, 1 to {PORT_MAX}")
+    return int(text)
 
 
 def _read(path: Path) -> RackFile:

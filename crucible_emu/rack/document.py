@@ -96,7 +96,13 @@ class RackFile:
 
 
 def simple(
-    sleds: int, *, disks_per_sled: int = 1, pantries: int = 2, disk_size: str = DISK_SIZE, isolate: bool = False
+    sleds: int,
+    *,
+    disks_per_sled: int = 1,
+    pantries: int = 2,
+    disk_size: str = DISK_SIZE,
+    isolate: bool = False,
+    low_port: int = ports.LOW_PORT,
 ) -> RackFile:
     """A rack of like sleds; the first ``pantries`` have a pantry each. Raises :class:`UsageError`."""
     if not 0 <= pantries <= sleds:
@@ -104,7 +110,7 @@ def simple(
     _between("--sleds", sleds, 1, SLEDS_MAX)
     _between("--disks-per-sled", disks_per_sled, 1, DISKS_MAX)
     made = tuple(Sled(f"sled{index}", disks_per_sled, pantry=index < pantries) for index in range(sleds))
-    return _whole(RackFile(made, disk_size, isolate=isolate))
+    return _whole(RackFile(made, disk_size, isolate=isolate, low_port=low_port))
 
 
 def _between(name: str, value: int, least: int, most: int) -> int:

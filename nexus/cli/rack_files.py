@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+from crucible_emu.cli.rack import low_port_of_new_racks
 from crucible_emu.cli.sizes import parse_size
 from crucible_emu.errors import UsageError
 from nexus.cli.access import DIRECTORY, OPERATOR_TOKEN
@@ -86,6 +87,8 @@ def rack_file(wanted: Wanted) -> str:
         f"disk_size = {json.dumps(wanted.disk_size)}",
         'nexus = "nexus0.internal"',
     ]
+    low_port = low_port_of_new_racks()
+    lines += [] if low_port is None else [f"low_port = {low_port}"]
     for number in range(wanted.sleds):
         lines += ["", "[[sled]]", f'name = "sled{number}"', f"disks = {wanted.disks_per_sled}"]
         lines += ["pantry = true"] if number < wanted.pantries else []

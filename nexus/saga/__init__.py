@@ -3,7 +3,8 @@
 ``recipe`` is how a saga is written down: nodes, each with an action and perhaps an undo. ``dag`` is what becomes of a
 recipe: a graph whose nodes have names that the log can speak of. ``events`` are the rows of the log, ``execution`` says
 what they mean and what comes next, ``executor`` does it, ``hooks`` is where tests and the explorer reach in between,
-``store`` is what the executor asks of a database. Who takes over what a dead Nexus left is ``nexus.tasks``' business.
+``store`` is what the executor asks of a database, ``identities`` are the ids that a saga makes. Who takes over what a
+dead Nexus left is ``nexus.tasks``' business.
 """
 
 from nexus.saga.dag import Dag

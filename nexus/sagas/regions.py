@@ -31,7 +31,7 @@ from crucible_emu.volume.vcr import TARGETS, VolumeConstructionRequest
 from nexus.objects.refusals import CONFLICT, told_to_users
 from nexus.placement import AllocatedRegion, Allocation, Geometry, regions_allocate, regions_hard_delete, regions_of
 from nexus.saga import ActionFailed, Context, Node
-from nexus.sagas.identities import derived
+from nexus.saga.identities import derived
 from nexus.services import WantedRegion, World
 from nexus.volumes import (
     Address,

@@ -82,7 +82,7 @@ async def take_volume_lock(saga: Context[Params]) -> None:
     world, volume_id, lock_id = _world(saga), _frozen(saga)["volume_id"], saga.params.lock_id
     with told_to_users():
         await world.database.transact(
-            lambda c: world.locks.volume_repair_insert(c, volume_id, lock_id, world.now()).require()
+            lambda c: world.locks.volume_repair_overtake(c, volume_id, lock_id, world.now()).require()
         )
 
 

@@ -33,7 +33,7 @@ from nexus.db.schema import DiskState
 from nexus.objects.disks import Disk, Move, disk_get, disk_move, disk_move_on
 from nexus.objects.refusals import not_found, told_to_users
 from nexus.saga import Context, Node, Saga
-from nexus.sagas.identities import derived
+from nexus.saga.identities import derived
 from nexus.services import World
 from nexus.verification import ReadThrough, RegionSet, Report, asked_if_present, compared, read_through, region_sets_of
 from nexus.volumes import Address, MalformedVolume, Pantry, ReadOnlyCopy, volume_checkout, volume_get, walks

@@ -3,7 +3,8 @@
 Documents: ``recorded`` the VCR as the database holds it, ``walks`` what it names and what becomes of it. Rows:
 ``regions`` what agents said, ``resolution`` from an address to a resource and its users, ``rows`` making and finding
 volumes, ``checkout`` handing one out, ``deletion`` its end, ``freed`` what that set free, ``replacing`` one target for
-another, ``parents`` taking a parent away, ``repair_lock`` who may change a volume, ``search`` who names an address.
+another, ``parents`` taking a parent away, ``repair_lock`` who may change a volume, ``at_rest`` what was proved of one,
+``search`` who names an address.
 Proof: ``census`` reads all of it, ``invariants`` says what must hold. ``refusals``: why something is not done.
 
 Everything that takes a connection is a body of a transaction, or part of one (:meth:`nexus.db.Database.transact`).
@@ -31,7 +32,7 @@ from nexus.volumes.parents import volume_remove_rop
 from nexus.volumes.recorded import Address, MalformedVolume
 from nexus.volumes.refusals import BrokenInvariant, ResourceGone, TargetNotFound
 from nexus.volumes.regions import region_record_port, region_snapshot_create, region_snapshot_give_up
-from nexus.volumes.repair_lock import LockHeld, LockResult, RepairLocks, TryLocks
+from nexus.volumes.repair_lock import FairLocks, LockHeld, LockResult, RepairLocks, TryLocks
 from nexus.volumes.replacing import (
     ReadOnlyTarget,
     VolumeRegion,
@@ -48,6 +49,7 @@ __all__ = [
     "CopyAndModify",
     "CrucibleResources",
     "Deletion",
+    "FairLocks",
     "InstanceMigrate",
     "InstanceStart",
     "LockHeld",

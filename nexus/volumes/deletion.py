@@ -22,6 +22,7 @@ from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
 
 from nexus.db import schema
 from nexus.volumes import freed, walks
+from nexus.volumes.at_rest import rest_forgotten
 from nexus.volumes.freed import CrucibleResources, Dataset, FreedRegion
 from nexus.volumes.recorded import Address
 from nexus.volumes.refusals import BrokenInvariant
@@ -112,6 +113,7 @@ def volume_hard_delete(connection: Connection, volume_id: str) -> None:
     if left:
         raise BrokenInvariant(f"volume {volume_id} cannot be hard-deleted: it has a reference to the {left[0]}")
     connection.execute(delete(_VOLUME).where(_VOLUME.c.id == volume_id))
+    rest_forgotten(connection, volume_id)
 
 
 # -- read/write regions whose last snapshot went ----------------------------------------------------------------------

@@ -9,21 +9,25 @@ that a node may run again. The volume's row need not be there: a request may be 
 (R3, R4).
 
 :class:`RepairLocks` is what the sagas and requests know. :class:`TryLocks` is the real one's way: whoever comes while
-it is held is refused, and in what order they come back is chance.
+it is held is refused, and in what order they come back is chance; one can lose for ever (W2). :class:`FairLocks` writes
+down who was refused, and grants the lock to who has waited longest. *Liveness*: that works for whoever comes back under
+the same id, so the ids of requests and steps are derived from what they are for; who does not come back for
+:data:`PATIENCE` loses its place, and who never comes back, a user's snapshot, is let through before the first in line
+so and so many times, and then no more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Protocol
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select, update
 
 from nexus.db import Conflict, schema
 
-_LOCK = schema.volume_repair
+_LOCK, _QUEUE = schema.volume_repair, schema.volume_repair_queue
 
 LOCK_CONFLICT = "volume repair lock"
 """The whole message of the conflict. Who makes requests takes exactly this for *not now* and not for an error."""
@@ -66,6 +70,12 @@ class RepairLocks(Protocol):
         transaction can be committed with what was noted about who waits."""
         ...
 
+    def volume_repair_overtake(
+        self, connection: Connection, volume_id: str, repair_id: str, now: datetime
+    ) -> LockResult:
+        """As :meth:`volume_repair_insert`, for who does not come back when it is refused."""
+        ...
+
     def volume_repair_delete(self, connection: Connection, volume_id: str, repair_id: str) -> None:
         """Give the lock back; of one that is not held by ``repair_id`` it is done."""
 
@@ -79,6 +89,11 @@ class TryLocks:
             return LockResult.HAD_IT if held.repair_id == repair_id else LockResult.HELD_BY_ANOTHER
         connection.execute(insert(_LOCK).values(volume_id=volume_id, repair_id=repair_id, time_taken=now))
         return LockResult.TAKEN
+
+    def volume_repair_overtake(
+        self, connection: Connection, volume_id: str, repair_id: str, now: datetime
+    ) -> LockResult:
+        return self.volume_repair_insert(connection, volume_id, repair_id, now)
 
     def volume_repair_delete(self, connection: Connection, volume_id: str, repair_id: str) -> None:
         connection.execute(delete(_LOCK).where(_LOCK.c.volume_id == volume_id, _LOCK.c.repair_id == repair_id))
@@ -94,3 +109,98 @@ def held_by(connection: Connection, repair_id: str) -> list[Holder]:
     """The locks that somebody holds."""
     rows = connection.execute(select(_LOCK).where(_LOCK.c.repair_id == repair_id).order_by(_LOCK.c.volume_id))
     return [Holder(row.volume_id, row.repair_id, row.time_taken) for row in rows]
+
+
+def hand_on(connection: Connection, volume_id: str, repair_id: str, heir_id: str) -> None:
+    """Who holds the lock gives it to another without letting go of it."""
+    mine = (_LOCK.c.volume_id == volume_id, _LOCK.c.repair_id == repair_id)
+    connection.execute(update(_LOCK).where(*mine).values(repair_id=heir_id))
+
+
+# -- first come, first served -----------------------------------------------------------------------------------------
+
+PATIENCE = timedelta(minutes=10)
+"""Tasks come back every 30 seconds; one that has not for so long has no reason any more, or its Nexus is dead."""
+OVERTAKEN_MAX = 3
+"""How often a snapshot may be taken before who waits for the volume gets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Who waits for the lock of a volume, since when. ``overtaken``: how often another came first."""
+
+    volume_id: str
+    repair_id: str
+    time_queued: datetime
+    time_asked: datetime
+    overtaken: int
+
+
+class FairLocks:
+    """First come, first served."""
+
+    def volume_repair_insert(self, connection: Connection, volume_id: str, repair_id: str, now: datetime) -> LockResult:
+        held = holder(connection, volume_id)
+        if held is not None and held.repair_id == repair_id:
+            return LockResult.HAD_IT
+        _forget_who_does_not_come_back(connection, volume_id, now)
+        first = next(iter(waiters(connection, volume_id)), None)
+        if held is not None or (first is not None and first.repair_id != repair_id):
+            _wait(connection, volume_id, repair_id, now)
+            return LockResult.HELD_BY_ANOTHER
+        return _take(connection, volume_id, repair_id, now)
+
+    def volume_repair_overtake(
+        self, connection: Connection, volume_id: str, repair_id: str, now: datetime
+    ) -> LockResult:
+        """As :meth:`volume_repair_insert`, for who does not come back when it is refused: it does not stand in line,
+        and is let through before those who do, :data:`OVERTAKEN_MAX` times."""
+        held = holder(connection, volume_id)
+        if held is not None:
+            return LockResult.HAD_IT if held.repair_id == repair_id else LockResult.HELD_BY_ANOTHER
+        _forget_who_does_not_come_back(connection, volume_id, now)
+        first = next(iter(waiters(connection, volume_id)), None)
+        if first is not None and first.overtaken >= OVERTAKEN_MAX:
+            return LockResult.HELD_BY_ANOTHER
+        connection.execute(
+            update(_QUEUE).where(_QUEUE.c.volume_id == volume_id).values(overtaken=_QUEUE.c.overtaken + 1)
+        )
+        return _take(connection, volume_id, repair_id, now)
+
+    def volume_repair_delete(self, connection: Connection, volume_id: str, repair_id: str) -> None:
+        connection.execute(delete(_LOCK).where(_LOCK.c.volume_id == volume_id, _LOCK.c.repair_id == repair_id))
+
+
+def waiters(connection: Connection, volume_id: str | None = None) -> list[Waiter]:
+    """Who waits for the lock of the volume, or of any, in the order in which they will get it."""
+    query = select(_QUEUE).order_by(_QUEUE.c.volume_id, _QUEUE.c.time_queued, _QUEUE.c.repair_id)
+    if volume_id is not None:
+        query = query.where(_QUEUE.c.volume_id == volume_id)
+    return [
+        Waiter(row.volume_id, row.repair_id, row.time_queued, row.time_asked, row.overtaken)
+        for row in connection.execute(query)
+    ]
+
+
+def wait_no_more(connection: Connection, repair_id: str) -> None:
+    """Who waited has no reason any more."""
+    connection.execute(delete(_QUEUE).where(_QUEUE.c.repair_id == repair_id))
+
+
+def _take(connection: Connection, volume_id: str, repair_id: str, now: datetime) -> LockResult:
+    connection.execute(insert(_LOCK).values(volume_id=volume_id, repair_id=repair_id, time_taken=now))
+    mine = (_QUEUE.c.volume_id == volume_id, _QUEUE.c.repair_id == repair_id)
+    connection.execute(delete(_QUEUE).where(*mine))
+    return LockResult.TAKEN
+
+
+def _wait(connection: Connection, volume_id: str, repair_id: str, now: datetime) -> None:
+    mine = (_QUEUE.c.volume_id == volume_id, _QUEUE.c.repair_id == repair_id)
+    if connection.execute(update(_QUEUE).where(*mine).values(time_asked=now)).rowcount == 0:
+        waits = {"volume_id": volume_id, "repair_id": repair_id, "time_queued": now, "time_asked": now}
+        connection.execute(insert(_QUEUE).values(**waits, overtaken=0))
+
+
+def _forget_who_does_not_come_back(connection: Connection, volume_id: str, now: datetime) -> None:
+    late = (_QUEUE.c.volume_id == volume_id, _QUEUE.c.time_asked < now - PATIENCE)
+    connection.execute(delete(_QUEUE).where(*late))

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, update
 
 from nexus.db import Conflict, schema
 from nexus.volumes import recorded, walks
+from nexus.volumes.at_rest import at_rest, rest_kept
 from nexus.volumes.recorded import Address
 from nexus.volumes.refusals import BrokenInvariant, TargetNotFound
 from nexus.volumes.resolution import Resource, has_usage, insert_usage, move_usage, require_resource
@@ -93,10 +94,13 @@ def volume_replace_region(
     decided = _decided(old=old, new=new, swap=swap)
     if decided is not None:
         return decided
+    resting = at_rest(connection, volume_id)
     _give(connection, existing.region_id, replacement.volume_id, now)
     _give(connection, replacement.region_id, volume_id, now)
     request = walks.replace_region(volume.request, existing.address, replacement.address)
     write_request(connection, volume_id, request, now)
+    if resting:
+        rest_kept(connection, volume_id, request, now)
     return VolumeReplaceResult.DONE
 
 

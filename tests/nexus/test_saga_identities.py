@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus.sagas.identities import derived
+from nexus.saga.identities import derived
 
 SAGA, OTHER = "11111111-0000-4000-8000-000000000001", "11111111-0000-4000-8000-000000000002"
 

@@ -225,6 +225,15 @@ def test_two_racks_do_not_share_ports_and_a_copy_is_refused(root: Path) -> None:
     rack("down", root)
 
 
+def test_the_environment_says_where_the_ports_of_new_racks_begin(root: Path) -> None:
+    wrong = {"CRUCIBLE_RACK_LOW_PORT": "low"}
+    assert sentence("up", root, *ONE, env=wrong) == "CRUCIBLE_RACK_LOW_PORT is 'low': write a port, 1 to 65535"
+    up = rack("up", root, *ONE, env={"CRUCIBLE_RACK_LOW_PORT": "15000"})
+    assert 15000 <= service(up, "sled0-disk0")["low_port"] < 19000
+    assert "low_port = 15000\n" in (root / "rack.toml").read_text()
+    rack("down", root)
+
+
 def test_foreground_ends_with_a_signal(root: Path) -> None:
     with command("up", root, *ONE, "--foreground") as process:
         assert process.stdout is not None and process.stderr is not None

@@ -1,0 +1,84 @@
+"""What is noted of a request beside its state: why it does not go on, and what was found wrong on the way.
+
+What it is for: a replacement that cannot be verified stops, keeps everything, and says why. The state machines are the
+real one's and have no word for that; so it stands beside them, and ``nexus replacement show`` reads it. Nothing decides
+by the reason of a wait. A source that was refused is not cloned from again by the same request, and an operator's word
+is what lets a last survivor be believed (:mod:`nexus.replacement.survivors`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from nexus.db import schema
+from nexus.db.transitions import insert_if_absent
+
+_WAITING, _REFUSAL, _DECISION = schema.replacement_waiting, schema.clone_source_refusal, schema.survivor_decision
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a request does not go on, and since when that is so."""
+
+    request_id: str
+    reason: str
+    time_since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A copy that is not what its snapshot is."""
+
+    source: str
+    reason: str
+    time_refused: datetime
+
+
+def waiting_since(connection: Connection, request_id: str, reason: str, now: datetime) -> None:
+    """The request does not go on, for ``reason``. The same reason again leaves its time as it is."""
+    found = waiting_of(connection, request_id)
+    if found is not None and found.reason == reason:
+        return
+    values = {"reason": reason, "time_since": now}
+    if found is None:
+        connection.execute(insert(_WAITING).values(request_id=request_id, **values))
+    else:
+        connection.execute(update(_WAITING).where(_WAITING.c.request_id == request_id).values(**values))
+
+
+def waiting_no_more(connection: Connection, request_id: str) -> None:
+    """The request goes on, or has ended."""
+    connection.execute(delete(_WAITING).where(_WAITING.c.request_id == request_id))
+
+
+def waiting_of(connection: Connection, request_id: str) -> Waiting | None:
+    """Why the request does not go on; ``None`` when nothing was noted."""
+    row = connection.execute(select(_WAITING).where(_WAITING.c.request_id == request_id)).one_or_none()
+    return None if row is None else Waiting(row.request_id, row.reason, row.time_since)
+
+
+def source_refused(connection: Connection, request_id: str, source: str, reason: str, now: datetime) -> None:
+    """No clone for this request is made from ``source`` again."""
+    values = {"request_id": request_id, "source": source, "reason": reason, "time_refused": now}
+    insert_if_absent(connection, _REFUSAL, values)
+
+
+def sources_refused(connection: Connection, request_id: str) -> list[Refusal]:
+    """What was refused for the request, in the order of names."""
+    query = select(_REFUSAL).where(_REFUSAL.c.request_id == request_id).order_by(_REFUSAL.c.source)
+    return [Refusal(row.source, row.reason, row.time_refused) for row in connection.execute(query)]
+
+
+def survivor_decide(connection: Connection, volume_id: str, survivor_region_id: str, now: datetime) -> None:
+    """An operator says that this last copy of the volume is to be believed."""
+    values = {"volume_id": volume_id, "survivor_region_id": survivor_region_id, "time_decided": now}
+    insert_if_absent(connection, _DECISION, values)
+
+
+def survivor_decided(connection: Connection, volume_id: str, survivor_region_id: str) -> bool:
+    """Whether an operator said so."""
+    mine = (_DECISION.c.volume_id == volume_id, _DECISION.c.survivor_region_id == survivor_region_id)
+    return connection.execute(select(_DECISION.c.volume_id).where(*mine)).first() is not None
