@@ -11,6 +11,7 @@ higher generation ends it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -31,7 +32,7 @@ from crucible_emu.host.documents import (
 from crucible_emu.host.documents import VolumeStatus as HostVolumeStatus
 from crucible_emu.host.states import ALIVE, FINAL, InstanceState
 from crucible_emu.pantry.documents import AttachResult, PantryStatus, ReplaceResult, VolumeStatus
-from crucible_emu.volume.vcr import VolumeConstructionRequest, load
+from crucible_emu.volume.vcr import VolumeConstructionRequest, dumps, parse
 from nexus.explore.agents import LightAgent
 from nexus.explore.fabric import AGENT_PORT, HOST_PORT, PANTRY_PORT, Fabric, Sled
 from nexus.explore.upstairs import REPAIR_S, LightVolume, Repaired, Taken, Unavailable
@@ -42,6 +43,17 @@ RETRY_LONGEST_S = 30.0
 
 Tell = Callable[[UUID, str, Repaired], Awaitable[None]]
 """An Upstairs tells Nexus of a repair: its id, its session, and who was repaired."""
+
+
+@lru_cache(maxsize=4096)
+def received(text: str) -> VolumeConstructionRequest:
+    """A document as it arrives on the other side of a connection."""
+    return parse(text)
+
+
+def sent(request: VolumeConstructionRequest) -> VolumeConstructionRequest:
+    """A document after its way through JSON: with nothing of what Nexus adds to it."""
+    return received(dumps(request))
 
 
 async def activated(volume: LightVolume, wanted: Callable[[], bool]) -> bool:
@@ -98,6 +110,7 @@ class LightPantry:
 
     async def _attach(self, volume_id: str, job_id: str, request: VolumeConstructionRequest) -> Attached:
         await self._asked()
+        request = sent(request)
         held = self.held.get(volume_id)
         if held is None:
             held = self.held[volume_id] = Attached(request, job_id, LightVolume(self._fabric, request))
@@ -122,10 +135,10 @@ class LightPantry:
         await self._asked()
         held = self._known(volume_id)
         try:
-            result = held.volume.replace(request)
+            result = held.volume.replace(sent(request))
         except ReplaceRequestInvalid as error:
             raise ServiceError(400, str(error)) from error
-        held.request = request
+        held.request = held.volume.request
         return result
 
     async def is_job_finished(self, job_id: str) -> bool:
@@ -242,7 +255,7 @@ class LightInstance:
             raise ServiceError(409, "there is an instance")
         assert isinstance(request.init, SpecInit)
         disks = {
-            name: LightVolume(self._host.fabric, load(component.component.request_json))
+            name: LightVolume(self._host.fabric, received(component.component.request_json))
             for name, component in request.init.value.spec.components.items()
             if isinstance(component, CrucibleComponent)
         }
@@ -316,7 +329,7 @@ class LightInstance:
             raise ServiceError(403, f"no VCR can be replaced: the instance is {self._known().state}")
         volume.active  # noqa: B018 - as above
         try:
-            result = volume.replace(request)
+            result = volume.replace(sent(request))
         except ReplaceRequestInvalid as error:
             raise ServiceError(400, str(error)) from error
         if result is ReplaceResult.STARTED:
