@@ -10,12 +10,12 @@ What it guarantees: the list depends on the recipes and scenarios alone, not on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from random import Random
 
-from nexus.explore import operations
 from nexus.explore.cases import BEFORE_EFFECT, Case, Interference, Moment
-from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ENGINE, ERROR, SECOND_NEXUS
+from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ERROR, SECOND_NEXUS
 from nexus.explore.run import run_case
 from nexus.explore.scenarios import SCENARIOS, Scenario
 from nexus.saga.dag import Dag
@@ -24,6 +24,7 @@ from nexus.sagas import ALL_SAGAS
 FORWARD = ("before-node", "after-effect", "after-record")
 UNDOING = ("before-undo", "after-undo-effect")
 STANDING_STILL = (CRASH, CRASH_RESTART, SECOND_NEXUS)
+AT_EFFECT_ONLY_IN_ORDER = tuple(sorted(AT_EFFECT_ONLY))
 _DAGS = {saga.name: Dag.of(saga) for saga in ALL_SAGAS}
 
 
@@ -93,9 +94,6 @@ def _while_undoing(scenario: Scenario, saga: str, nth: int) -> Iterator[Case]:
             yield Case(scenario.name, (failing, Interference(moment, name)))
 
 
-AT_EFFECT_ONLY_IN_ORDER = tuple(sorted(AT_EFFECT_ONLY))
-
-
 def pairs(scenario: Scenario, per_moment: int, seed: int) -> Iterator[Case]:
     """Cases with two interferences: for each first moment so many second ones, drawn by ``seed``."""
     random = Random(f"{seed}/{scenario.name}")
@@ -131,9 +129,12 @@ def _moments_of(singles: list[Case]) -> Iterator[Moment]:
             yield each.moment
 
 
+def every_nth(cases: Iterable[Case], every: int) -> Iterator[Case]:
+    """A sample: the first case, and every nth after it."""
+    return islice(cases, 0, None, every)
+
+
 def scenarios_named(names: Sequence[str]) -> list[Scenario]:
     """All of them where none is named. Raises :class:`KeyError`."""
     return [SCENARIOS[name] for name in names] if names else list(SCENARIOS.values())
 
-
-__all__ = ["ENGINE", "chance", "last_action", "moments", "one", "operations", "pairs", "scenarios_named"]
