@@ -29,6 +29,20 @@ ENGINE = {
     TWICE: "its action runs twice",
 }
 """What is about the saga itself."""
+REFUSED = "refused-answers"
+DRAWN_BY_CALLERS: dict[str, tuple[str, ...]] = {
+    "volume-remove-read-only-parent": ("temporary_id",),
+    "instance-start": ("vmm_id",),
+}
+"""Parameters that every caller draws anew, so that a competing saga has others."""
+WITHOUT_RIVAL = frozenset(
+    {
+        *("disk-create", "disk-create-importing", "disk-create-read-only", "image-create"),
+        *("snapshot-create-attached", "snapshot-create-detached", "finalize-disk-with-snapshot"),
+    }
+)
+"""Sagas that make something under ids of their own: nobody else ever begins the same. (Another disk or snapshot beside
+it is an operation of users.)"""
 AT_EFFECT_ONLY = frozenset({ERROR, TWICE})
 
 
@@ -139,7 +153,7 @@ MISFORTUNES: dict[str, Operation] = {
     "slow-agents": _slow_agents,
     "silent-agents": _silent_agents,
     "lost-answers": _lose_answers,
-    "refused-answers": _refuse_after,
+    REFUSED: _refuse_after,
     "lost-notification": _mute,
     "time-passes": _time_passes,
 }

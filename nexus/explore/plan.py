@@ -15,7 +15,7 @@ from itertools import islice
 from random import Random
 
 from nexus.explore.cases import BEFORE_EFFECT, Case, Interference, Moment
-from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ERROR, SECOND_NEXUS
+from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ERROR, SECOND_NEXUS, WITHOUT_RIVAL
 from nexus.explore.run import run_case
 from nexus.explore.scenarios import SCENARIOS, Scenario
 from nexus.saga.dag import Dag
@@ -79,7 +79,8 @@ def _at(scenario: Scenario, moment: Moment) -> Iterator[Case]:
     if moment.point != "before-node":
         for name in STANDING_STILL:
             yield case(name)
-    yield case(COMPETE)
+    if moment.saga not in WITHOUT_RIVAL:
+        yield case(COMPETE)
 
 
 def _while_undoing(scenario: Scenario, saga: str, nth: int) -> Iterator[Case]:

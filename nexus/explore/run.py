@@ -30,10 +30,12 @@ from nexus.explore.operations import MISFORTUNES, USERS, Operation, task_operati
 from nexus.explore.processes import Process, Processes
 from nexus.explore.rack import Image, Rack
 from nexus.explore.scenarios import SCENARIOS, SETUPS, Scenario
-from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaStuck
+from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaState, SagaStuck
 from nexus.saga.hooks import Crash, Point
+from nexus.sagas import ALL_SAGAS
 from nexus.services import Gone, ServiceRefused
 
+RECIPES = {saga.name: saga for saga in ALL_SAGAS}
 SEED = 1
 ROUND_PAUSE_S = 120.0
 QUIET_ROUNDS = 2
@@ -207,9 +209,10 @@ class Run:
 
     async def _compete(self, first: Process, saga_id: str) -> None:
         record, _ = await self.processes.store.load(saga_id)
-        recipe = first.executor._sagas[record.name]  # noqa: SLF001 - the explorer looks inside
+        recipe = RECIPES[record.name]
+        fresh = {name: self.rack.id() for name in operations.DRAWN_BY_CALLERS.get(record.name, ())}
         second = await self.processes.start()
-        await second.executor.run(recipe, recipe.params.model_validate(record.params))
+        await second.executor.run(recipe, recipe.params.model_validate(record.params | fresh))
 
     async def _settle_others(self, saga_id: str) -> None:
         for process in self.processes.known:
@@ -258,6 +261,7 @@ class Run:
         for _ in range(ROUNDS_MAX):
             before = self.rack.database.statistics().rows_written
             passed_over = False
+            await self._attempt("an operator", lambda: self._resume_stuck(process))
             for name in process.tasks:
                 if not await self._attempt(f"task {name}", lambda one=name: process.activate(one)):  # type: ignore[misc]
                     return False
@@ -269,6 +273,16 @@ class Run:
         self.outcome.violations.append(f"no rest after {ROUNDS_MAX} rounds of all tasks")
         self._judge("without rest", await verdicts.at_rest(self.rack))
         return False
+
+    async def _resume_stuck(self, process: Process) -> None:
+        """What an operator does where an undo failed: have it tried again. That it failed is no finding only where an
+        agent said so."""
+        for record in await self.processes.store.page(limit=100, state=SagaState.STUCK):
+            refused = any(each.operation == operations.REFUSED for each in self.outcome.case.interferences)
+            if not refused:
+                self.outcome.violations.append(f"saga {record.name} is stuck, and no agent refused anything")
+            await process.executor.resume(record.id)
+        await process.settle()
 
     def _judge(self, when: str, found: list[str]) -> None:
         self.outcome.violations += [f"{when}: {each}" for each in found]

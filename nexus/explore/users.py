@@ -109,8 +109,10 @@ async def create_snapshot(process: Process, name: str, disk: str) -> Thing:
     try:
         return await _made(process, thing, saga, params)
     finally:
-        after = frozen.contents
-        thing.either = {block: after[block] for block in after if after[block] != thing.beneath.get(block)}
+        # What was changed while it was taken may be in it or not.
+        before, after, zeros = thing.beneath, frozen.contents, bytes(BLOCK_BYTES)
+        changed = [block for block in before | after if before.get(block) != after.get(block)]
+        thing.either = {block: after.get(block, zeros) for block in changed}
 
 
 async def create_image(process: Process, name: str, snapshot: str) -> Thing:

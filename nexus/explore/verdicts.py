@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, func, select
 
 from crucible_emu.agent.documents import State
 from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest, VolumeRequest
@@ -73,12 +73,12 @@ def _living_regions(regions: Any) -> list[Any]:
 def _unexpected(connection: Connection) -> Iterator[str]:
     """Failures that nobody foresaw: an action must fail with a sentence."""
     event, saga = schema.saga_event, schema.saga
-    failed = or_(event.c.kind == StoredEventKind.FAILED, event.c.kind == StoredEventKind.UNDO_FAILED)
+    failed = event.c.kind.in_([StoredEventKind.FAILED, StoredEventKind.UNDO_FAILED])
     query = select(saga.c.name, event.c.label, event.c.kind, event.c.data).join(saga, saga.c.id == event.c.saga_id)
     for row in connection.execute(query.where(failed).order_by(saga.c.time_created, event.c.number)):
         data = json.loads(row.data)
-        if data.get("kind") == UNEXPECTED or row.kind == StoredEventKind.UNDO_FAILED:
-            yield f"unforeseen: {row.name} {row.kind.value} at {row.label}: {data['message']}"
+        if data.get("kind") == UNEXPECTED:
+            yield f"unforeseen: {row.name} has {row.kind} at {row.label}: {data['message']}"
 
 
 def _open_requests(connection: Connection) -> Iterator[str]:
