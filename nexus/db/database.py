@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random, SystemRandom
 from types import TracebackType
@@ -27,7 +28,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from crucible_emu.logs import get_logger
-from nexus.db.engines import TALLY, Backend, Tally, Trouble, meaning_of, open_backend
+from nexus.db.engines import TALLY, Backend, Tally, Trouble, in_line, meaning_of, open_backend
 from nexus.db.errors import Contention, OutcomeUnknown, Unreachable
 from nexus.db.migrations import make_in_memory, migrate
 
@@ -37,6 +38,8 @@ PAUSE_SECONDS_MAX = 0.05
 LONGEST_PAUSE_SECONDS_MAX = 0.8
 """The pauses grow from the one to the other. The real one tries ten times, and they do not grow (§0.3); but of twenty
 that meet on one page of an index, one may lose ten times within 25 ms each."""
+ATTEMPTS_BESIDE_OTHERS = 3
+"""Who lost so often tries again one after the other; and what a unique index has refused so often is refused."""
 CONNECTIONS = 8
 
 T = TypeVar("T")
@@ -147,7 +150,7 @@ class Database:
     def transact_blocking(self, body: Body[T]) -> T:
         """As :meth:`transact`, without a loop: for tools and tests, while nobody else uses this database object."""
         for number in range(1, ATTEMPTS_MAX + 1):
-            attempt = self._write(body)
+            attempt = self._write(body, number)
             if self._is_over(attempt, number, "transactions"):
                 break
             time.sleep(self._pause_seconds(number))
@@ -156,15 +159,15 @@ class Database:
     # -- attempts -----------------------------------------------------------------------------------------------------
 
     async def _run(
-        self, run: Callable[[Body[T]], _Attempt[T]], body: Body[T], limiter: trio.CapacityLimiter, counted: str
+        self, run: Callable[[Body[T], int], _Attempt[T]], body: Body[T], limiter: trio.CapacityLimiter, counted: str
     ) -> T:
         for number in range(1, ATTEMPTS_MAX + 1):
             if self._inline:
                 await trio.lowlevel.checkpoint()
-                attempt = run(body)
+                attempt = run(body, number)
             else:
                 # Not abandoned on cancel: what is under way ends, and its connection goes back.
-                attempt = await trio.to_thread.run_sync(run, body, limiter=limiter)
+                attempt = await trio.to_thread.run_sync(run, body, number, limiter=limiter)
             if self._is_over(attempt, number, counted):
                 break
             await trio.sleep(self._pause_seconds(number))
@@ -182,12 +185,16 @@ class Database:
         if attempt.again is not None:
             counts["retries"] += 1
             most = CONNECTIONS_LOST_MAX if attempt.again is Trouble.LOST_CONNECTION else ATTEMPTS_MAX
+            if attempt.again is Trouble.TAKEN and number > ATTEMPTS_BESIDE_OTHERS:
+                counts["rolled_back"] += 1
+                raise attempt.error or AssertionError("what was refused has an error")
             if number < most:
                 log.debug("transaction runs again", attempt=number, reason=attempt.again.value)
                 return False
             if attempt.again is Trouble.LOST_CONNECTION:
                 raise Unreachable("the database does not answer") from attempt.error
-            raise Contention(f"the transaction lost against others {ATTEMPTS_MAX} times") from attempt.error
+            said = getattr(attempt.error, "orig", None) or attempt.error
+            raise Contention(f"the transaction lost against others {ATTEMPTS_MAX} times: {said}") from attempt.error
         if attempt.error is not None:
             counts["rolled_back"] += 1
             raise attempt.error
@@ -195,19 +202,21 @@ class Database:
         counts["rows_written"] += attempt.tally.rows_written
         return True
 
-    def _write(self, body: Body[T]) -> _Attempt[T]:
-        return self._attempt(self._backend.writer, body, self.after_body)
+    def _write(self, body: Body[T], number: int) -> _Attempt[T]:
+        return self._attempt(self._backend.writer, body, self.after_body, number)
 
-    def _read(self, body: Body[T]) -> _Attempt[T]:
-        return self._attempt(self._backend.reader, body, None)
+    def _read(self, body: Body[T], number: int) -> _Attempt[T]:
+        return self._attempt(self._backend.reader, body, None, number)
 
-    def _attempt(self, engine: Engine, body: Body[T], after_body: Body[None] | None) -> _Attempt[T]:
-        """One run of ``body``; this is what happens in the thread."""
+    def _attempt(self, engine: Engine, body: Body[T], after_body: Body[None] | None, number: int) -> _Attempt[T]:
+        """Run ``body`` for the ``number``-th time; this is what happens in the thread."""
         attempt: _Attempt[T] = _Attempt(Tally())
+        lost_often = number > ATTEMPTS_BESIDE_OTHERS and self.dialect == "postgresql"
         committing = False
         try:
             with (
                 engine.connect().execution_options(**{TALLY: attempt.tally}) as connection,
+                in_line(connection) if lost_often else nullcontext(),
                 connection.begin() as begun,
             ):
                 attempt.value = body(connection)
@@ -247,7 +256,8 @@ def _reason_to_try_again(error: BaseException, tally: Tally) -> Trouble | None:
     if isinstance(error, DBAPIError) and (error.connection_invalidated or _is_connecting(error)):
         return Trouble.LOST_CONNECTION
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return Trouble.LOST_RACE if cause is not None and meaning_of(cause) is Trouble.LOST_RACE else None
+    meaning = Trouble.MISTAKE if cause is None else meaning_of(cause)
+    return meaning if meaning in (Trouble.LOST_RACE, Trouble.TAKEN) else None
 
 
 def _is_connecting(error: DBAPIError) -> bool:

@@ -10,6 +10,8 @@ called a reason to try again left nothing behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -25,7 +27,9 @@ STATEMENT_MILLISECONDS_MAX = 60_000
 TALLY = "nexus_tally"
 
 SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PRIMARY = 5, 6, 0xFF
-SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
+SERIALIZATION_FAILURE, DEADLOCK, CANCELED, UNIQUE_VIOLATION = "40001", "40P01", "57014", "23505"
+LINE_OF_LOSERS = 0x6C6F7365
+"""PostgreSQL's advisory lock of those who try again."""
 
 
 class Trouble(Enum):
@@ -33,6 +37,7 @@ class Trouble(Enum):
 
     LOST_RACE = "another transaction was first: try again"
     LOST_CONNECTION = "the database is gone"
+    TAKEN = "a unique index refuses it: perhaps another transaction was first"
     MISTAKE = "the statement is wrong, or refused by a constraint"
 
 
@@ -85,6 +90,10 @@ def meaning_of(error: BaseException) -> Trouble:
         return Trouble.LOST_RACE
     if getattr(error, "sqlstate", None) in (SERIALIZATION_FAILURE, DEADLOCK):
         return Trouble.LOST_RACE
+    if getattr(error, "sqlstate", None) == UNIQUE_VIOLATION:
+        # Of two that look, find nothing and insert at once, PostgreSQL tells the second this, for an index sees what a
+        # transaction does not. It will see it when it runs again, and say what is to be said. (SQLite lets in one.)
+        return Trouble.TAKEN
     return Trouble.MISTAKE
 
 
@@ -157,6 +166,35 @@ def _postgresql(url: URL, connections: int) -> Backend:
     return Backend(engine, engine.execution_options(postgresql_readonly=True), connections, connections, shared=True)
 
 
+@contextmanager
+def in_line(connection: Connection) -> Iterator[None]:
+    """Wait until no other transaction that lost tries again, in any Nexus. *Optimisation*: losers who meet again and
+    again make each other lose; one after the other they meet only those who try for the first time.
+
+    The lock is the session's, and taken before the transaction begins: what it reads is of the moment after."""
+    waited = _ask_outside(connection, f"SELECT pg_advisory_lock({LINE_OF_LOSERS})")
+    try:
+        yield
+    finally:
+        if waited and not connection.invalidated:
+            _ask_outside(connection, f"SELECT pg_advisory_unlock({LINE_OF_LOSERS})")
+
+
+def _ask_outside(connection: Connection, statement: str) -> bool:
+    """Ask outside of any transaction; ``False`` where the server gave up waiting, or is gone: the transaction itself
+    will hear of that."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.autocommit = True
+        driver.execute(statement).close()
+        driver.autocommit = False
+    except connection.dialect.loaded_dbapi.Error as error:
+        if getattr(error, "sqlstate", None) == CANCELED:
+            driver.autocommit = False
+        return False
+    return True
+
+
 # -- both -------------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +217,7 @@ def _observe(engine: Engine) -> None:
         tally: Tally | None = context.connection.get_execution_options().get(TALLY)
         if tally is not None and tally.trouble is None:
             found = Trouble.LOST_CONNECTION if context.is_disconnect else meaning_of(context.original_exception)
-            tally.trouble = None if found is Trouble.MISTAKE else found
+            tally.trouble = found if found in (Trouble.LOST_RACE, Trouble.LOST_CONNECTION) else None
 
 
 def _withhold_values(context: ExceptionContext) -> None:

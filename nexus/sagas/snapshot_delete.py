@@ -34,10 +34,12 @@ async def delete_snapshot_record(saga: Context[Params]) -> dict[str, str]:
 
     def body(connection: Connection) -> dict[str, str]:
         now = world.now()
+        # *Liveness*: whoever makes or deletes anything changes the same three sums. Changed at the end of a transaction
+        # as long as this they would always be another's by then, and PostgreSQL would refuse it again and again.
+        refund(connection, snapshot_id, now)
         snapshot_change(connection, snapshot_id, Change.DELETE, now)
         snapshot = snapshot_get(connection, snapshot_id)
         assert snapshot is not None
-        refund(connection, snapshot_id, now)
         soft_delete_volume(connection, snapshot.volume_id, now)
         soft_delete_volume(connection, snapshot.destination_volume_id, now)
         return {"volume_id": snapshot.volume_id, "destination_volume_id": snapshot.destination_volume_id}

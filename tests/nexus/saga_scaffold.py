@@ -64,6 +64,25 @@ class Repeat:
         return result
 
 
+@dataclass
+class Meanwhile:
+    """Does something before a node's action, once; and lets one fail."""
+
+    before: str
+    work: Callable[[], Awaitable[None]]
+    fails: str | None = None
+    done: bool = False
+
+    async def __call__(self, work: Any, vertex: Any, context: Any) -> Any:
+        if work is vertex.action:
+            if vertex.label == self.before and not self.done:
+                self.done = True
+                await self.work()
+            if vertex.label == self.fails:
+                raise ActionFailed("on purpose")
+        return await work(context)
+
+
 def everywhere(label: str) -> bool:
     return True
 

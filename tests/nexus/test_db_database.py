@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from threading import Barrier, Event, current_thread
 from typing import Any
@@ -10,12 +13,12 @@ from typing import Any
 import pytest
 import trio
 from db_rig import EPOCH, PostgresServer, add_volume, open_database, uuid
-from sqlalchemy import Connection, func, make_url, select, update
+from sqlalchemy import Connection, func, insert, make_url, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from nexus.db import Contention, Database, OutcomeUnknown, Unreachable, engines
 from nexus.db import database as database_module
-from nexus.db.schema import volume
+from nexus.db.schema import saga_lease, volume
 
 
 def volumes(connection: Connection) -> int:
@@ -119,6 +122,37 @@ async def test_look_then_insert_ends_with_one_row_and_no_error(several: Any) -> 
         assert sorted(made) == [False, True]
 
 
+async def test_two_that_take_the_first_free_slot_at_once_get_two(postgres_url: str) -> None:
+    """The race of two disks that are attached to one instance: each looks which slots are taken, and takes another. It
+    is a unique index that tells the second, and not the rule that transactions seem to run alone."""
+    with open_database(postgres_url) as database:
+        together, runs = Barrier(2), Counter[int]()
+
+        def take(connection: Connection, number: int) -> None:
+            runs[number] += 1
+            taken = set(connection.execute(select(saga_lease.c.holder_id)).scalars())
+            if runs[number] == 1:
+                together.wait(timeout=60)
+            free = next(each for each in map(uuid, count(1)) if each not in taken)
+            connection.execute(insert(saga_lease).values(holder_id=free, saga_id=uuid(number), time_taken=EPOCH))
+
+        async with trio.open_nursery() as nursery:
+            for number in (1, 2):
+                nursery.start_soon(database.transact, partial(take, number=number))
+        rows = await database.read(
+            lambda connection: connection.execute(select(saga_lease.c.holder_id)).scalars().all()
+        )
+        assert sorted(rows) == [uuid(1), uuid(2)]
+
+
+async def test_what_a_unique_index_refuses_every_time_is_refused(postgres_url: str) -> None:
+    with open_database(postgres_url) as database:
+        await database.transact(lambda connection: add_volume(connection, 1))
+        with pytest.raises(IntegrityError):
+            await database.transact(lambda connection: add_volume(connection, 1))
+        assert database.statistics().retries == database_module.ATTEMPTS_BESIDE_OTHERS + 1
+
+
 async def test_two_that_each_look_at_what_the_other_writes_cannot_both_win(postgres_url: str) -> None:
     """Write skew, which weaker isolation lets through: each marks one of two only if the other is not marked."""
     with open_database(postgres_url) as first, open_database(postgres_url) as second:
@@ -168,6 +202,31 @@ async def test_what_always_loses_gives_up_and_says_so(several: Any, monkeypatch:
     assert await database.read(volumes) == 0
     with pytest.raises(Contention):
         database.transact_blocking(lose)
+
+
+async def test_losers_that_meet_again_and_again_stand_in_line(postgres_url: str) -> None:
+    """The race of many deletions: each reads what every other one writes, so of all that meet only one can win."""
+    everybody = 8
+    with open_database(postgres_url, connections=everybody) as database:
+        await database.transact(lambda connection: [add_volume(connection, 1)])
+        runs, inside, most = Counter[int](), [], []
+
+        def count_up(connection: Connection, who: int) -> None:
+            runs[who] += 1
+            if runs[who] <= database_module.ATTEMPTS_BESIDE_OTHERS:
+                raise Lost
+            inside.append(who)
+            most.append(len(inside))
+            found = connection.scalar(select(volume.c.rcgen, func.pg_sleep(0.02)))
+            connection.execute(update(volume).values(rcgen=found + 1))
+            inside.remove(who)
+
+        async with trio.open_nursery() as nursery:
+            for who in range(everybody):
+                nursery.start_soon(database.transact, partial(count_up, who=who))
+        assert await database.read(lambda connection: connection.scalar(select(volume.c.rcgen))) == 1 + everybody
+        assert set(runs.values()) == {database_module.ATTEMPTS_BESIDE_OTHERS + 1}, "in line nobody loses again"
+        assert max(most) == 1
 
 
 class Lost(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +28,7 @@ from disks_rig import (
 from nexus_rig import EXTENT_BYTES, Plant, plant
 from saga_scaffold import (
     SAGA_ID,
+    Meanwhile,
     Trial,
     action_failure_can_unwind,
     action_failure_can_unwind_idempotently,
@@ -52,7 +53,7 @@ from crucible_emu.agent.failures import Failing, Failures
 from nexus.db import Database, schema
 from nexus.objects.provisioning import provisioned_bytes
 from nexus.objects.sources import FromImage, FromSnapshot, Source, origin_of
-from nexus.saga import ActionFailed, Dag, Executor, MemoryStore, Point, Saga, SagaFailed, SagaState, SagaStuck
+from nexus.saga import Dag, Executor, MemoryStore, Point, Saga, SagaFailed, SagaState, SagaStuck
 from nexus.saga.hooks import Crash
 from nexus.sagas import disk_create
 from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING, DISK_CREATE_READ_ONLY
@@ -297,25 +298,6 @@ async def test_agent_that_keeps_its_region_is_shown_in_the_disk(
 
 
 # -- what happens to the source meanwhile -----------------------------------------------------------------------------
-
-
-@dataclass
-class Meanwhile:
-    """Does something before a node's action, once; and lets one fail."""
-
-    before: str
-    work: Callable[[], Awaitable[None]]
-    fails: str | None = None
-    done: bool = False
-
-    async def __call__(self, work: Any, vertex: Any, context: Any) -> Any:
-        if work is vertex.action:
-            if vertex.label == self.before and not self.done:
-                self.done = True
-                await self.work()
-            if vertex.label == self.fails:
-                raise ActionFailed("on purpose")
-        return await work(context)
 
 
 @pytest.mark.parametrize("form", ["copy", "read-only"])

@@ -35,6 +35,7 @@ from nexus.objects.imports import bulk_write, bulk_write_start, bulk_write_stop
 from nexus.objects.instances import disk_attach, disk_detach, instance_create
 from nexus.objects.sources import FromSnapshot
 from nexus.saga import ActionFailed, MemoryStore, Saga
+from nexus.saga.hooks import Point
 from nexus.sagas import finalize_disk, snapshot_create
 from nexus.sagas.disk_create import DISK_CREATE, DISK_CREATE_IMPORTING
 from nexus.sagas.finalize_disk import FINALIZE_DISK, FINALIZE_DISK_WITH_SNAPSHOT
@@ -296,3 +297,22 @@ async def test_death_about_the_end(tmp_path: Path, in_memory: Database) -> None:
     async with plant(tmp_path, in_memory) as rack:
         last = {"CALL_PANTRY_DETACH", "SET_DETACHED_STATE"}
         assert await death_at_every_point(FINALIZE_DISK, trials(rack, "plain"), only=last.__contains__) == 6
+
+
+async def test_death_where_the_import_and_its_snapshot_meet(tmp_path: Path, in_memory: Database) -> None:
+    """Before, in and after the snapshot's saga, going on and unwinding; its own nodes are tried where it is."""
+    seams = {
+        "CALL_PANTRY_ATTACH",
+        "SNAPSHOT/CALL_PANTRY_SNAPSHOT",
+        "SNAPSHOT/RELEASE_VOLUME_LOCK",
+        "CALL_PANTRY_DETACH",
+    }
+    async with plant(tmp_path, in_memory) as rack:
+        fresh = trials(rack, "snapshot")
+        points = {Point.AFTER_EFFECT, Point.AFTER_UNDO_EFFECT}
+        for fail_at in (None, "SET_DETACHED_STATE"):
+            tried = await death_at_every_point(
+                FINALIZE_DISK_WITH_SNAPSHOT, fresh, fail_at=fail_at, only=seams.__contains__, points=points
+            )
+            assert tried >= len(seams)
+        await verify_clean_slate(rack)

@@ -28,13 +28,14 @@ from frozen_rig import (
 )
 from nexus_rig import EXTENT_BYTES, plant, world_of
 from saga_scaffold import (
+    Meanwhile,
     action_failure_can_unwind,
     action_failure_can_unwind_idempotently,
     actions_succeed_idempotently,
     death_at_every_point,
 )
 from sqlalchemy import select, update
-from users_rig import SIZE_BYTES, delete_disk, delete_snapshot, make_disk, run
+from users_rig import SIZE_BYTES, delete_disk, delete_snapshot, make_disk, make_snapshot, run
 
 from crucible_emu.agent.failures import Failing, Failures
 from crucible_emu.region import Region
@@ -46,6 +47,8 @@ from nexus.objects.snapshots import snapshot_get, snapshot_insert
 from nexus.saga import ActionFailed
 from nexus.saga.dag import Dag, Vertex
 from nexus.saga.hooks import Point
+from nexus.sagas import remove_read_only_parent
+from nexus.sagas.remove_read_only_parent import REMOVE_READ_ONLY_PARENT
 from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_DETACHED
 from nexus.services import Connections
 
@@ -107,6 +110,30 @@ async def test_cannot_snapshot_if_no_space(tmp_path: Path, in_memory: Database) 
         with refused("capacity"):
             await take(rack, disk)
         await require_only(rack, disk)
+
+
+async def test_unwinding_snapshot_destroys_what_it_was_the_last_to_count_on(
+    tmp_path: Path, in_memory: Database
+) -> None:
+    """W39: what the disk was made of is deleted, and the disk loses its parent; then the saga fails."""
+    async with plant(tmp_path, in_memory) as rack:
+        original = await make_disk(rack)
+        source = await make_snapshot(rack, original)
+        disk = await make_disk(rack, source)
+
+        async def take_the_rest_away() -> None:
+            await delete_disk(rack, original)
+            await delete_snapshot(rack, source)
+            params = remove_read_only_parent.Params(volume_id=disk.volume_id, temporary_id=rack.id())
+            await run(rack, REMOVE_READ_ONLY_PARENT, params)
+            assert rack.count(schema.region_snapshot, ~schema.region_snapshot.c.deleting) == 6
+
+        meanwhile = Meanwhile("FINALIZE_SNAPSHOT_RECORD", take_the_rest_away, fails="FINALIZE_SNAPSHOT_RECORD")
+        with refused("failed", "on purpose"):
+            await run(rack, SNAPSHOT_CREATE_DETACHED, asked(rack, disk), perform=meanwhile)
+        assert meanwhile.done
+        await delete_disk(rack, disk)
+        await rack.require_empty()
 
 
 async def test_lock_of_a_replacement_is_respected(tmp_path: Path, in_memory: Database) -> None:
