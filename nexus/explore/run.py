@@ -11,7 +11,9 @@ Trio's shuffling seeded, without threads, sockets and files; two runs of a case 
 
 from __future__ import annotations
 
+import gc
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -21,24 +23,28 @@ from typing import Any
 import trio
 import trio.testing
 from blake3 import blake3
+from sqlalchemy import Connection, select
 
 from crucible_emu.sim.trio_seed import seeded_scheduling
-from nexus.db import DatabaseError
+from nexus.db import DatabaseError, schema
 from nexus.explore import operations, users, verdicts
 from nexus.explore.cases import BEFORE_EFFECT, POINTS, Case, Moment
 from nexus.explore.operations import MISFORTUNES, USERS, Operation, task_operations
 from nexus.explore.processes import Process, Processes
 from nexus.explore.rack import Image, Rack
 from nexus.explore.scenarios import SCENARIOS, SETUPS, Scenario
+from nexus.explore.state import digest_of
+from nexus.replacement.notes import survivor_decide, waiting_of
 from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaState, SagaStuck
 from nexus.saga.hooks import Crash, Point
 from nexus.sagas import ALL_SAGAS
 from nexus.services import Gone, ServiceRefused
 
+_OPEN = schema.region_replacement.c.replacement_state != "complete"
+_DECISION = re.compile(r"needs an operator's decision: region (?P<region>[0-9a-f-]{36})")
 RECIPES = {saga.name: saga for saga in ALL_SAGAS}
 SEED = 1
 ROUND_PAUSE_S = 120.0
-QUIET_ROUNDS = 2
 ROUNDS_MAX = 40
 PROPER = (ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, Gone, ServiceRefused)
 """What a user or task may be told instead of success."""
@@ -47,18 +53,19 @@ PROPER = (ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, Gone, Serv
 @dataclass
 class Outcome:
     """What came of a run. ``story``: who did what, in order. ``passed``: every moment that the sagas came by.
-    ``fired``: how many of the interferences happened."""
+    ``fired``: how many of the interferences happened. ``state``: the digest of the state at rest."""
 
     case: Case
     violations: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
     passed: list[Moment] = field(default_factory=list)
     fired: int = 0
+    state: str = ""
 
     @property
     def trace(self) -> str:
-        """BLAKE3 of all that happened."""
-        lines = [*self.story, *map(str, self.passed), *self.violations]
+        """BLAKE3 of all that happened, and of the state at rest."""
+        lines = [str(self.case), *self.story, *map(str, self.passed), *self.violations, self.state]
         return blake3("\n".join(lines).encode()).hexdigest()
 
 
@@ -226,6 +233,17 @@ class Run:
         self._heal()
         if not await self.rest(process):
             return
+        self.outcome.state = digest_of(self.rack)
+        known = _judged.get(self.outcome.state)
+        if known is None:
+            before = len(self.outcome.violations)
+            await self._judge_and_delete(process)
+            _judged[self.outcome.state] = tuple(self.outcome.violations[before:])
+        else:
+            self.outcome.violations += known
+
+    async def _judge_and_delete(self, process: Process) -> None:
+        """What a state at rest is worth: whether everything is as it must be, and can be deleted."""
         self._judge("at rest", await verdicts.at_rest(self.rack))
         if self.outcome.violations:
             return
@@ -257,19 +275,18 @@ class Run:
 
     async def rest(self, process: Process) -> bool:
         """Run all tasks until nothing changes; whether that came to an end."""
-        quiet = 0
+        statistics = self.rack.database.statistics
         for _ in range(ROUNDS_MAX):
-            before = self.rack.database.statistics().rows_written
-            passed_over = False
+            # What goes on by itself comes to its end: repairs, silences, the patience of who waits in a line.
+            await trio.sleep(ROUND_PAUSE_S)
+            before = statistics().rows_written
             await self._attempt("an operator", lambda: self._resume_stuck(process))
             for name in process.tasks:
                 if not await self._attempt(f"task {name}", lambda one=name: process.activate(one)):  # type: ignore[misc]
                     return False
             passed_over = bool(getattr(process.tasks.get("resume_volume_deletion"), "_left", None))
-            quiet = 0 if passed_over or self.rack.database.statistics().rows_written != before else quiet + 1
-            if quiet >= QUIET_ROUNDS:
+            if not passed_over and statistics().rows_written == before:
                 return True
-            await trio.sleep(ROUND_PAUSE_S)
         self.outcome.violations.append(f"no rest after {ROUNDS_MAX} rounds of all tasks")
         self._judge("without rest", await verdicts.at_rest(self.rack))
         return False
@@ -283,6 +300,15 @@ class Run:
                 self.outcome.violations.append(f"saga {record.name} is stuck, and no agent refused anything")
             await process.executor.resume(record.id)
         await process.settle()
+        await self.rack.database.transact(self._decide)
+
+    def _decide(self, connection: Connection) -> None:
+        """What an operator says of a survivor that is asked about: it is to be believed. Here that is true."""
+        for row in connection.execute(select(schema.region_replacement).where(_OPEN)):
+            waiting = waiting_of(connection, row.id)
+            asked = None if waiting is None else _DECISION.search(waiting.reason)
+            if asked is not None:
+                survivor_decide(connection, row.volume_id, asked["region"], self.rack.now())
 
     def _judge(self, when: str, found: list[str]) -> None:
         self.outcome.violations += [f"{when}: {each}" for each in found]
@@ -293,6 +319,8 @@ def table(process: Process) -> dict[str, Operation]:
     return USERS | MISFORTUNES | task_operations(list(process.tasks))
 
 
+_judged: dict[str, tuple[str, ...]] = {}
+"""What was found in each state at rest."""
 _images: dict[str, Image] = {}
 
 
@@ -318,8 +346,33 @@ async def _set_up(setup: str) -> Image:
 def run_case(case: Case) -> Outcome:
     """What comes of it."""
     run = Run(case, image_of(SCENARIOS[case.scenario].setup))
-    _in_a_loop(run.go)
+    with _collecting_later():
+        _in_a_loop(run.go)
     return run.outcome
+
+
+def forget_states() -> None:
+    """What was found is not so any more: the code has changed (:mod:`nexus.explore.without`)."""
+    _judged.clear()
+    _images.clear()
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """*Optimisation*: a run makes few circles of objects, and SQLAlchemy so many objects that looking for circles takes
+    a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        _runs[0] += 1
+        if _runs[0] % COLLECT_EVERY == 0:
+            gc.collect()
+
+
+COLLECT_EVERY = 25
+_runs = [0]
 
 
 def _in_a_loop(work: Callable[[], Awaitable[Any]]) -> Any:

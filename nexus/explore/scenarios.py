@@ -11,9 +11,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nexus.explore import users
+import trio
+
+from nexus.explore import users, verdicts
 from nexus.explore.processes import Process, run_saga
-from nexus.sagas import volume_verify
+from nexus.explore.rack import Rack
+from nexus.placement import AllocatedRegion, regions_of
+from nexus.replacement.read_only import read_only_replacement_request
+from nexus.replacement.region import region_replacement_request
+from nexus.sagas import ALL_SAGAS, volume_verify
+from nexus.volumes import ReadOnlyRegion, RegionSnapshot
 
 Story = Callable[[Process], Awaitable[Any]]
 
@@ -49,6 +56,75 @@ async def _guest(process: Process) -> None:
     await users.attach(process, "instance", "disk")
 
 
+async def _replaced(process: Process) -> None:
+    """A snapshot of which one copy is a read-only region by now, and the disk that it was taken of is gone."""
+    await _copy(process)
+    await _ask_for_snapshot(process)
+    await _until_replaced(process)
+
+
+# -- replacements -----------------------------------------------------------------------------------------------------
+
+ROUNDS_MAX = 30
+ROUND_S = 15.0
+
+
+async def _until_replaced(process: Process) -> None:
+    """Rounds of the tasks that have to do with replacements, until no request is open."""
+    for _ in range(ROUNDS_MAX):
+        for name in process.tasks:
+            if "replacement" in name:
+                await process.activate(name)
+        if not await process.rack.database.read(verdicts.open_requests):
+            return
+        await trio.sleep(ROUND_S)
+
+
+async def _after(process: Process, begin: Story) -> None:
+    await begin(process)
+    await _until_replaced(process)
+
+
+def first_region(rack: Rack, volume_id: str) -> AllocatedRegion:
+    found: list[AllocatedRegion] = rack.run(regions_of, volume_id)
+    return min(found, key=lambda each: rack.sled_of_region(each.region_id))
+
+
+async def _ask_for_region(process: Process) -> None:
+    """An operator wants the first region of the disk replaced, which is as good as the others."""
+    rack = process.rack
+    region = first_region(rack, rack.things["disk"].volume_id)
+    await rack.database.transact(
+        lambda c: region_replacement_request(c, rack.world.locks, region.region_id, rack.now()) and None
+    )
+
+
+async def _ask_for_snapshot(process: Process) -> None:
+    """An operator wants the first copy of the snapshot replaced."""
+    rack = process.rack
+    region = first_region(rack, rack.things["disk"].volume_id)
+    target = RegionSnapshot(region.dataset_id, region.region_id, rack.things["snapshot"].id)
+    await rack.database.transact(
+        lambda c: read_only_replacement_request(c, rack.world.locks, target, rack.now()) and None
+    )
+
+
+async def _ask_for_read_only_region(process: Process) -> None:
+    """An operator wants the copy replaced that a replacement has made."""
+    rack = process.rack
+    region = first_region(rack, rack.things["snapshot"].volume_id)
+    await rack.database.transact(
+        lambda c: read_only_replacement_request(c, rack.world.locks, ReadOnlyRegion(region.region_id), rack.now())
+        and None
+    )
+
+
+async def _lose(process: Process) -> None:
+    """The sled of the disk's first region is lost, with all that is on it."""
+    rack = process.rack
+    await rack.lose_sled(rack.sled_of_region(first_region(rack, rack.things["disk"].volume_id).region_id))
+
+
 SETUPS: dict[str, Story] = {
     "nothing": _nothing,
     "disk": _disk,
@@ -56,6 +132,7 @@ SETUPS: dict[str, Story] = {
     "copy": _copy,
     "family": _family,
     "guest": _guest,
+    "replaced": _replaced,
 }
 
 DELETES = ("delete-disk", "delete-snapshot", "delete-everything")
@@ -85,8 +162,11 @@ def _verify(process: Process) -> Awaitable[Any]:
     return run_saga(process, volume_verify.VOLUME_VERIFY, params)
 
 
-def _start(process: Process) -> Awaitable[None]:
-    return users.start(process, "instance")
+async def _start(process: Process) -> None:
+    """On a sled that has none of the disk's copies."""
+    rack = process.rack
+    idle = [sled for sled in rack.fabric.sleds if sled.alive and not sled.regions]
+    await users.start(process, "instance", (idle or [rack.fabric.sleds[-1]])[-1].sled_id)
 
 
 _SCENARIOS = (
@@ -171,4 +251,67 @@ _SCENARIOS = (
     ),
 )
 
-SCENARIOS = {each.name: each for each in _SCENARIOS}
+REGION = ("region-replacement-start", "region-replacement-drive", "region-replacement-finish")
+READ_ONLY = tuple(
+    f"region-snapshot-replacement-{each}"
+    for each in ("start", "garbage-collect", "step", "step-garbage-collect", "finish")
+)
+REPLACEMENT_TASKS = tuple(
+    f"task-{each}"
+    for each in (
+        *("region-replacement", "region-replacement-driver"),
+        *("region-snapshot-replacement-start", "region-snapshot-replacement-garbage-collection"),
+        *("region-snapshot-replacement-step", "region-snapshot-replacement-finish"),
+        *("read-only-region-replacement-start", "lease-reaper", "resume-volume-deletion"),
+    )
+)
+
+_REPLACEMENTS = (
+    Scenario(
+        "replace-region",
+        "disk",
+        lambda process: _after(process, _ask_for_region),
+        ("delete-disk", "snapshot-disk", *RACK, *REPLACEMENT_TASKS),
+        REGION,
+    ),
+    Scenario(
+        "lose-region",
+        "disk",
+        lambda process: _after(process, _lose),
+        ("delete-disk", "snapshot-disk", *RACK, *REPLACEMENT_TASKS),
+        REGION,
+    ),
+    Scenario(
+        "lose-region-of-guest",
+        "guest",
+        lambda process: _after(process, _lose),
+        ("detach-disk", *GUEST, "snapshot-disk", "lost-notification", *RACK, *REPLACEMENT_TASKS),
+        REGION,
+        _start,
+    ),
+    Scenario(
+        "replace-snapshot",
+        "copy",
+        lambda process: _after(process, _ask_for_snapshot),
+        (*DELETES, "delete-copy", "remove-parent", "copy-snapshot", "snapshot-copy", "make-image")
+        + (*RACK, *REPLACEMENT_TASKS),
+        READ_ONLY,
+    ),
+    Scenario(
+        "replace-read-only-region",
+        "replaced",
+        lambda process: _after(process, _ask_for_read_only_region),
+        (*DELETES, "delete-copy", "remove-parent", "copy-snapshot", *RACK),
+        READ_ONLY,
+    ),
+    Scenario(
+        "lose-sled",
+        "copy",
+        lambda process: _after(process, _lose),
+        (*DELETES, "delete-copy", "remove-parent", "copy-snapshot", "snapshot-copy", *RACK),
+        (),
+    ),
+)
+_KNOWN = {saga.name for saga in ALL_SAGAS}
+
+SCENARIOS = {each.name: each for each in (*_SCENARIOS, *_REPLACEMENTS) if {*REGION, *READ_ONLY} <= _KNOWN or each in _SCENARIOS}

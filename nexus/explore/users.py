@@ -184,9 +184,10 @@ async def detach(process: Process, instance: str, disk: str) -> None:
     await rack.database.transact(lambda c: disk_detach(c, instance_id, disk_id, rack.now()))
 
 
-async def start(process: Process, instance: str) -> None:
-    """On some sled that is in service."""
-    params = instance_start.Params(instance_id=process.rack.things[instance].id, vmm_id=process.rack.id())
+async def start(process: Process, instance: str, sled_id: str | None = None) -> None:
+    """On some sled that is in service, or on the one named."""
+    instance_id = process.rack.things[instance].id
+    params = instance_start.Params(instance_id=instance_id, vmm_id=process.rack.id(), sled_id=sled_id)
     await run_saga(process, instance_start.INSTANCE_START, params)
 
 

@@ -39,7 +39,7 @@ async def at_rest(rack: Rack) -> list[str]:
     """What is wrong while nothing is under way."""
     found = [str(each) for each in await check(rack.world, between_looks_s=0)]
     found += await rack.database.read(lambda c: list(_unexpected(c)))
-    found += await rack.database.read(lambda c: list(_open_requests(c)))
+    found += await rack.database.read(open_requests)
     found += await rack.database.read(lambda c: list(_told(c, rack)))
     found += await rack.database.read(lambda c: list(_bytes(c, rack)))
     return found
@@ -53,7 +53,7 @@ async def nothing_left(rack: Rack) -> list[str]:
         if count:
             found.append(f"left: {count} rows in {table.name}")
     found += await rack.database.read(lambda c: list(_unexpected(c)))
-    found += await rack.database.read(lambda c: list(_open_requests(c)))
+    found += await rack.database.read(open_requests)
     for sled in rack.fabric.sleds:
         if sled.alive:
             found += [f"left: region {each.id} on sled {sled.number}" for each in _living_regions(sled.regions.values())]
@@ -81,8 +81,12 @@ def _unexpected(connection: Connection) -> Iterator[str]:
             yield f"unforeseen: {row.name} has {row.kind} at {row.label}: {data['message']}"
 
 
+def open_requests(connection: Connection) -> list[str]:
+    """*Liveness*: every replacement comes to its end; those that have not."""
+    return list(_open_requests(connection))
+
+
 def _open_requests(connection: Connection) -> Iterator[str]:
-    """*Liveness*: every replacement comes to its end."""
     for table, ends in (
         (schema.region_replacement, "complete"),
         (schema.region_snapshot_replacement, "complete"),

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from nexus.explore import run
 from nexus.saga.recipe import Node, Parallel, Saga, Step, SubSaga
 
 
@@ -51,8 +52,10 @@ def removed(safeguard: str) -> Iterator[Removal]:
     if found is None:
         raise UnknownSafeguard(safeguard)
     with ExitStack() as stack:
+        stack.callback(run.forget_states)
         for where in found.where:
             stack.enter_context(_replaced(where, found.instead))
+        run.forget_states()
         yield found
 
 
