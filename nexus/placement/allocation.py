@@ -112,17 +112,19 @@ def _missing(connection: Connection, wanted: Allocation, own: set[str]) -> list[
 
 
 def _occupied(connection: Connection, wanted: Allocation, old: list[AllocatedRegion]) -> Occupied:
-    """Where copies are: the volume's own and, for a copy of a snapshot, the running snapshots themselves."""
-    pools = {(each.pool_id, each.sled_id) for each in old}
+    """Where copies are: the volume's own and, for a copy of a snapshot, the running snapshots themselves. A sled whose
+    copy was on a disk that is lost has none (R38): another disk of it is the best place there is."""
+    query = select(_POOL.c.id, _POOL.c.sled_id, _PHYSICAL_DISK.c.disk_policy).join(
+        _PHYSICAL_DISK, _PHYSICAL_DISK.c.id == _POOL.c.physical_disk_id
+    )
+    rows = list(connection.execute(query.where(_POOL.c.id.in_({each.pool_id for each in old}))))
     if wanted.snapshot_id is not None:
-        query = (
-            select(_DATASET.c.pool_id, _POOL.c.sled_id)
-            .join(_SNAPSHOT, _SNAPSHOT.c.dataset_id == _DATASET.c.id)
-            .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
-            .where(_SNAPSHOT.c.snapshot_id == wanted.snapshot_id)
+        frozen = query.join(_DATASET, _DATASET.c.pool_id == _POOL.c.id).join(
+            _SNAPSHOT, _SNAPSHOT.c.dataset_id == _DATASET.c.id
         )
-        pools |= {(row.pool_id, row.sled_id) for row in connection.execute(query)}
-    return Occupied(frozenset(pool for pool, _ in pools), frozenset(sled for _, sled in pools))
+        rows += connection.execute(frozen.where(_SNAPSHOT.c.snapshot_id == wanted.snapshot_id))
+    sleds = {row.sled_id for row in rows if row.disk_policy == DiskPolicy.IN_SERVICE}
+    return Occupied(frozenset(row.id for row in rows), frozenset(sleds))
 
 
 def _make(connection: Connection, wanted: Allocation, region_id: str, dataset_id: str, now: datetime) -> None:

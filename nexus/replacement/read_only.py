@@ -26,6 +26,7 @@ from nexus.db.schema import ReadOnlyTargetType, RegionSnapshotReplacementState
 from nexus.objects.snapshots import Snapshot, snapshot_get, snapshot_of_volume
 from nexus.replacement.machine import Edge, Hold, Machine
 from nexus.replacement.region import RequestResult
+from nexus.replacement.step import steps_in_progress
 from nexus.saga.identities import derived
 from nexus.volumes import Address, LockResult, ReadOnlyRegion, ReadOnlyTarget, RegionSnapshot, RepairLocks
 from nexus.volumes.repair_lock import wait_no_more
@@ -180,6 +181,32 @@ def target_of(connection: Connection, target: Resource) -> ReadOnlyTarget | None
     if row is None or row.deleting or row.address is None:
         return None
     return ReadOnlyTarget(row.address, target)
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def what_is_left(connection: Connection, request: ReadOnlyReplacement) -> str | None:
+    """What keeps a request that runs from ending, in a sentence; ``None``: nothing (R24, *safety*).
+
+    Both have to hold. That the target is gone, for a volume that still names it has a reference, and with a reference
+    it has a row; and no step, for a step that still owns a stash, or waits, would be one of a request that is over.
+    """
+    if target_present(connection, request.old):
+        return f"the {request.old} is still there"
+    steps = steps_in_progress(connection, request.id)
+    return f"{steps} steps are not at their end" if steps else None
+
+
+def require_nothing_left(connection: Connection, request_id: str) -> None:
+    """For who is about to complete it: once this is so it stays so, as long as steps are made only for requests that
+    run. Raises :class:`~nexus.db.Conflict`."""
+    left = what_is_left(connection, read_only_replacement_get(connection, request_id))
+    if left is not None:
+        raise Conflict(f"request {request_id} is not at its end: {left}")
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

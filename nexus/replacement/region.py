@@ -247,3 +247,13 @@ def step_newest(connection: Connection, request_id: str) -> tuple[DriveStep, dat
         row.step_associated_pantry_ip, row.step_associated_pantry_port, row.step_associated_pantry_job_id
     )
     return pantry, row.step_time
+
+
+def pantries_asked(connection: Connection, request_id: str) -> list[PantryStep]:
+    """Every pantry that was asked, once, by its newest job; the one that was asked last comes first."""
+    query = select(_STEP).where(_STEP.c.replacement_id == request_id, _STEP.c.step_type == "pantry")
+    found: dict[tuple[str, int], PantryStep] = {}
+    for row in connection.execute(query.order_by(_STEP.c.step_time.desc())):
+        where = (row.step_associated_pantry_ip, row.step_associated_pantry_port)
+        found.setdefault(where, PantryStep(*where, row.step_associated_pantry_job_id))
+    return list(found.values())

@@ -13,6 +13,16 @@ from nexus.sagas.image_create import IMAGE_CREATE
 from nexus.sagas.image_delete import IMAGE_DELETE
 from nexus.sagas.instance_start import INSTANCE_START
 from nexus.sagas.instance_stop import INSTANCE_STOP
+from nexus.sagas.region_replacement_drive import REGION_REPLACEMENT_DRIVE
+from nexus.sagas.region_replacement_finish import REGION_REPLACEMENT_FINISH
+from nexus.sagas.region_replacement_start import REGION_REPLACEMENT_START
+from nexus.sagas.region_snapshot_replacement_finish import REGION_SNAPSHOT_REPLACEMENT_FINISH
+from nexus.sagas.region_snapshot_replacement_garbage_collect import REGION_SNAPSHOT_REPLACEMENT_GARBAGE_COLLECT
+from nexus.sagas.region_snapshot_replacement_start import REGION_SNAPSHOT_REPLACEMENT_START
+from nexus.sagas.region_snapshot_replacement_step import REGION_SNAPSHOT_REPLACEMENT_STEP
+from nexus.sagas.region_snapshot_replacement_step_garbage_collect import (
+    REGION_SNAPSHOT_REPLACEMENT_STEP_GARBAGE_COLLECT,
+)
 from nexus.sagas.remove_read_only_parent import REMOVE_READ_ONLY_PARENT
 from nexus.sagas.snapshot_create import SNAPSHOT_CREATE_ATTACHED, SNAPSHOT_CREATE_DETACHED
 from nexus.sagas.snapshot_delete import SNAPSHOT_DELETE
@@ -33,8 +43,18 @@ ALL_SAGAS: tuple[Saga, ...] = (
     # What runs guests.
     INSTANCE_START,
     INSTANCE_STOP,
+    # What replaces read-only targets that are lost.
+    REGION_SNAPSHOT_REPLACEMENT_START,
+    REGION_SNAPSHOT_REPLACEMENT_GARBAGE_COLLECT,
+    REGION_SNAPSHOT_REPLACEMENT_STEP,
+    REGION_SNAPSHOT_REPLACEMENT_STEP_GARBAGE_COLLECT,
+    REGION_SNAPSHOT_REPLACEMENT_FINISH,
     # What only looks.
     VOLUME_VERIFY,
+    # What replaces a read/write region that is lost.
+    REGION_REPLACEMENT_START,
+    REGION_REPLACEMENT_DRIVE,
+    REGION_REPLACEMENT_FINISH,
     # What takes things away.
     VOLUME_DELETE,
     REMOVE_READ_ONLY_PARENT,

@@ -34,7 +34,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection
 
 from nexus.db.schema import SnapshotState, VmmState
-from nexus.objects.disks import require_disk
+from nexus.objects.disks import disk_in_hand, require_disk
 from nexus.objects.instances import active_vmm_of_disk
 from nexus.objects.provisioning import charge_snapshot, refund
 from nexus.objects.refusals import UNAVAILABLE, invalid_request, not_found, told_to_users
@@ -46,6 +46,7 @@ from nexus.sagas.regions import RegionsWanted, addresses_made, regions_made, vol
 from nexus.sagas.volume_delete import undo_volume
 from nexus.services import World
 from nexus.volumes import Address, CopyAndModify, volume_checkout, volume_create, volume_get, volume_hard_delete, walks
+from nexus.volumes.at_rest import generation_of, rest_proved
 
 
 class Params(BaseModel):
@@ -188,8 +189,19 @@ async def start_running_snapshots(saga: Context[Params]) -> dict[str, str]:
 
 
 async def record_ledger(saga: Context[Params]) -> None:
-    """Safe to rerun: what was frozen does not change."""
-    await frozen_regions.record(_world(saga), _frozen(saga), saga.params.snapshot_id)
+    """Safe to rerun: what was frozen does not change. Of a disk that nobody can have got since it was frozen, the
+    copies are known to be alike, too (W54)."""
+    world, disk_id, volume_id = _world(saga), saga.params.disk_id, _frozen(saga)["volume_id"]
+    await frozen_regions.record(world, _frozen(saga), saga.params.snapshot_id)
+
+    def body(connection: Connection) -> None:
+        volume = volume_get(connection, volume_id)
+        # *Safety*: only while this saga has the disk in hand, from before it was frozen on; else an instance may have
+        # started and written since.
+        if volume is not None and disk_in_hand(connection, disk_id, saga.saga_id):
+            rest_proved(connection, volume_id, generation_of(volume.request), world.now())
+
+    await world.database.transact(body)
 
 
 async def forget_ledger(saga: Context[Params]) -> None:

@@ -37,6 +37,7 @@ from nexus.saga.identities import derived
 from nexus.services import World
 from nexus.verification import ReadThrough, RegionSet, Report, asked_if_present, compared, read_through, region_sets_of
 from nexus.volumes import Address, MalformedVolume, Pantry, ReadOnlyCopy, volume_checkout, volume_get, walks
+from nexus.volumes.at_rest import generation_of, rest_proved
 
 ACTIVATION_TIMEOUT_S = 60.0
 _CRUCIBLE = schema.disk_type_crucible
@@ -156,14 +157,15 @@ async def compare(saga: Context[Params]) -> dict[str, Any]:
     world, volume_id = _world(saga), saga.params.volume_id
     read: dict[str, Any] = saga.output("READ_VOLUME")
 
-    def body(connection: Connection) -> list[RegionSet]:
+    def body(connection: Connection) -> tuple[list[RegionSet], int]:
         volume = volume_get(connection, volume_id)
         if volume is None or volume.deleted:
             raise not_found("volume", volume_id)
-        return region_sets_of(connection, volume.request)
+        return region_sets_of(connection, volume.request), generation_of(volume.request)
 
     findings, not_looked_at, ledgers, compared_count = [], [], [], 0
-    for region_set in await world.database.read(body):
+    sets, generation = await world.database.read(body)
+    for region_set in sets:
         findings += [f"nothing that is known listens at {address}" for address in region_set.unknown]
         if not region_set.read_only and _looked(saga)["way"] == Way.NOT:
             not_looked_at += [f"{copy.name}: {_looked(saga)['why']}" for copy in region_set.copies]
@@ -181,7 +183,7 @@ async def compare(saga: Context[Params]) -> dict[str, Any]:
     for offset, length, why in read["unreadable"]:
         if length:
             findings.append(f"{length} bytes at {offset} cannot be read: {why}")
-    return Report(
+    report = Report(
         volume_id=volume_id,
         findings=findings,
         not_looked_at=not_looked_at,
@@ -189,7 +191,11 @@ async def compare(saga: Context[Params]) -> dict[str, Any]:
         ledgers=sorted(set(ledgers)),
         bytes_read=read["bytes_read"],
         digest=read["digest"],
-    ).model_dump()
+    )
+    if report.sound and _looked(saga)["way"] in (Way.DISK, Way.UNUSED):
+        # Nobody else had it while it was compared: until somebody is given it, any copy has everything (W54).
+        await world.database.transact(lambda c: rest_proved(c, volume_id, generation, world.now()))
+    return report.model_dump()
 
 
 def _looked(saga: Context[Params]) -> dict[str, Any]:

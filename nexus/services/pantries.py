@@ -17,6 +17,7 @@ from crucible_emu.client.failures import ServiceError, ServiceUnreachable
 from crucible_emu.client.pantry import PantryClient
 from crucible_emu.client.persistence import Persistence
 from crucible_emu.errors import RemoteError
+from crucible_emu.pantry.documents import ReplaceResult
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import Database
 from nexus.saga import ActionFailed
@@ -80,6 +81,12 @@ class Pantries:
         return await self._ask(
             address, attachment_id, lambda pantry: pantry.bulk_read(attachment_id, offset, size_bytes)
         )
+
+    async def replace(
+        self, address: PantryAddress, attachment_id: str, request: VolumeConstructionRequest
+    ) -> ReplaceResult:
+        """Have what is attached be made of ``request`` from now on. Raises as :meth:`attach`."""
+        return await self._ask(address, attachment_id, lambda pantry: pantry.replace(attachment_id, request))
 
     async def detach(self, address: PantryAddress, attachment_id: str) -> None:
         """Return when it is not attached there; one that is gone has nothing attached."""

@@ -11,6 +11,13 @@ from nexus.tasks.decommissioned_disk_cleaner import DecommissionedDiskCleaner
 from nexus.tasks.lease_reaper import LeaseReaper
 from nexus.tasks.lookup_region_port import LookupRegionPort
 from nexus.tasks.phantom_disks import PhantomDisks
+from nexus.tasks.read_only_region_replacement_start import ReadOnlyRegionReplacementStart
+from nexus.tasks.region_replacement import RegionReplacementDetector
+from nexus.tasks.region_replacement_driver import RegionReplacementDriver
+from nexus.tasks.region_snapshot_replacement_finish import RegionSnapshotReplacementFinish
+from nexus.tasks.region_snapshot_replacement_garbage_collection import RegionSnapshotReplacementGarbageCollection
+from nexus.tasks.region_snapshot_replacement_start import RegionSnapshotReplacementStart
+from nexus.tasks.region_snapshot_replacement_step import RegionSnapshotReplacementStep
 from nexus.tasks.resume_volume_deletion import ResumeVolumeDeletion
 from nexus.tasks.saga_recovery import SagaRecovery
 from nexus.tasks.schedule import Reason
@@ -29,4 +36,11 @@ def all_tasks(world: World, executor: Executor, leases: Leases) -> list[Task]:
         SagaRecovery(executor, leases),
         ResumeVolumeDeletion(world, executor),
         LeaseReaper(world),
+        RegionSnapshotReplacementStart(world, executor),
+        RegionSnapshotReplacementGarbageCollection(world, executor),
+        RegionSnapshotReplacementStep(world, executor),
+        RegionSnapshotReplacementFinish(world, executor),
+        ReadOnlyRegionReplacementStart(world),
+        RegionReplacementDetector(world, executor),
+        RegionReplacementDriver(world, executor),
     ]

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, select
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import Conflict, schema
 from nexus.volumes import walks
+from nexus.volumes.at_rest import at_rest, rest_kept
 from nexus.volumes.rows import Volume, require_live, volume_create, volume_get, write_request
 
 _DISK = schema.disk
@@ -140,9 +141,13 @@ def volume_checkout(connection: Connection, volume_id: str, reason: Reason, now:
     why = refusal(reason, found.request, attachment(connection, volume_id))
     if why is not None:
         raise Conflict(f"volume {volume_id} cannot be checked out for {type(reason).__name__}: {why}")
+    # What is never constructed as it is, is given to nobody who could write: at rest stays at rest.
+    resting = isinstance(reason, CopyAndModify) and at_rest(connection, volume_id)
     kept = walks.checked_out(found.request)
     if kept is not found.request:
         write_request(connection, volume_id, kept, now)
+    if resting:
+        rest_kept(connection, volume_id, kept, now)
     return found
 
 
