@@ -34,7 +34,8 @@ from nexus.placement import Sizes
 from nexus.services import Agents, Hosts, Pantries, World
 from nexus.volumes import Address, FairLocks, recorded
 
-SLEDS, PANTRIES = 6, 2
+SLEDS, PANTRIES = 6, 3
+"""Two sleds may be lost in a run, and a pantry is left."""
 BLOCK_BYTES = 512
 EXTENT_BYTES = 4096
 DISK_BYTES = 2 * EXTENT_BYTES

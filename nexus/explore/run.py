@@ -46,6 +46,7 @@ RECIPES = {saga.name: saga for saga in ALL_SAGAS}
 SEED = 1
 ROUND_PAUSE_S = 120.0
 ROUNDS_MAX = 40
+ROUNDS_WITH_GUESTS = 12
 PROPER = (ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, Gone, ServiceRefused)
 """What a user or task may be told instead of success."""
 
@@ -276,7 +277,9 @@ class Run:
     async def rest(self, process: Process) -> bool:
         """Run all tasks until nothing changes; whether that came to an end."""
         statistics = self.rack.database.statistics
-        for _ in range(ROUNDS_MAX):
+        for number in range(ROUNDS_MAX):
+            if number == ROUNDS_WITH_GUESTS:
+                await self._stop_guests(process)
             # What goes on by itself comes to its end: repairs, silences, the patience of who waits in a line.
             await trio.sleep(ROUND_PAUSE_S)
             before = statistics().rows_written
@@ -290,6 +293,13 @@ class Run:
         self.outcome.violations.append(f"no rest after {ROUNDS_MAX} rounds of all tasks")
         self._judge("without rest", await verdicts.at_rest(self.rack))
         return False
+
+    async def _stop_guests(self, process: Process) -> None:
+        """A guest that has lost two copies of a disk stands still, and its Upstairs takes no new copy as long as
+        another is missing: an operator stops it."""
+        for instance in self.rack.living("instance"):
+            self.outcome.story.append(f"an operator stops {instance.name}")
+            await self._attempt("stopping a guest", lambda one=instance.name: users.stop(process, one))  # type: ignore[misc]
 
     async def _resume_stuck(self, process: Process) -> None:
         """What an operator does where an undo failed: have it tried again. That it failed is no finding only where an

@@ -19,7 +19,7 @@ from nexus.explore.rack import Rack
 from nexus.placement import AllocatedRegion, regions_of
 from nexus.replacement.read_only import read_only_replacement_request
 from nexus.replacement.region import region_replacement_request
-from nexus.sagas import ALL_SAGAS, volume_verify
+from nexus.sagas import volume_verify
 from nexus.volumes import ReadOnlyRegion, RegionSnapshot
 
 Story = Callable[[Process], Awaitable[Any]]
@@ -312,6 +312,4 @@ _REPLACEMENTS = (
         (),
     ),
 )
-_KNOWN = {saga.name for saga in ALL_SAGAS}
-
-SCENARIOS = {each.name: each for each in (*_SCENARIOS, *_REPLACEMENTS) if {*REGION, *READ_ONLY} <= _KNOWN or each in _SCENARIOS}
+SCENARIOS = {each.name: each for each in (*_SCENARIOS, *_REPLACEMENTS)}
