@@ -21,7 +21,7 @@ from nexus.explore import campaign, matrix, plan
 from nexus.explore.campaign import PROCESSES, Report, Result
 from nexus.explore.cases import Case, parse
 from nexus.explore.scenarios import SCENARIOS
-from nexus.explore.table import safeguards_table
+from nexus.explore.table import cases_of, safeguards_table
 from nexus.explore.without import UnknownSafeguard, removals
 
 app = typer.Typer()
@@ -68,7 +68,7 @@ def explore(
         if replay is not None:
             _replay(replay, without, as_json)
             return
-        cases = _cases(_names(scenario, without), pairs, random, seed, every)
+        cases = _cases(scenario or [], pairs, random, seed, every, without)
         began = time.monotonic()
         report = campaign.run(cases, processes=processes, without=without, stop_at_first=without is not None)
     except (UnknownSafeguard, ValueError) as error:
@@ -82,23 +82,19 @@ def explore(
     raise typer.Exit(bool(report.bad))
 
 
-def _names(scenario: list[str] | None, without: str | None) -> list[str]:
-    if scenario:
-        return scenario
-    if without is None:
-        return []
-    found = removals().get(without)
-    if found is None:
-        raise UnknownSafeguard(without)
-    return list(found.scenarios)
-
-
-def _cases(names: list[str], pairs: int | None, random: int | None, seed: int, every: int) -> Iterable[Case]:
+def _cases(
+    names: list[str], pairs: int | None, random: int | None, seed: int, every: int, without: str | None
+) -> Iterable[Case]:
     if every < 1:
         raise UsageError(f"--every {every} leaves nothing: take 1 or more")
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
         raise UsageError(f"there is no scenario {unknown[0]!r}: one of {', '.join(SCENARIOS)}")
+    if without is not None and not names and random is None and pairs is None:
+        found = removals().get(without)
+        if found is None:
+            raise UnknownSafeguard(without)
+        return plan.every_nth(cases_of(found), every)
     scenarios = plan.scenarios_named(names)
     if random is not None:
         return plan.chance(random, seed, scenarios)

@@ -105,6 +105,15 @@ async def _time_passes(process: Process) -> None:
     await trio.sleep(600)
 
 
+async def _replace_regions(process: Process) -> None:
+    """An operator wants a region of each disk replaced, and the tasks begin with it."""
+    for disk in process.rack.living("disk"):
+        await users.replace_first_region(process, disk.name)
+    for _ in range(2):
+        await process.activate("region_replacement")
+        await process.activate("region_replacement_driver")
+
+
 async def _start_guest(process: Process) -> None:
     await users.start(process, "instance")
 
@@ -156,6 +165,7 @@ MISFORTUNES: dict[str, Operation] = {
     REFUSED: _refuse_after,
     "lost-notification": _mute,
     "time-passes": _time_passes,
+    "replace-regions": _replace_regions,
 }
 
 

@@ -361,10 +361,15 @@ def run_case(case: Case) -> Outcome:
     return run.outcome
 
 
+def prepare() -> None:
+    """Make every set-up, before anything is taken out."""
+    for setup in SETUPS:
+        image_of(setup)
+
+
 def forget_states() -> None:
     """What was found is not so any more: the code has changed (:mod:`nexus.explore.without`)."""
     _judged.clear()
-    _images.clear()
 
 
 @contextmanager

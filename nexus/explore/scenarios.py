@@ -15,10 +15,7 @@ import trio
 
 from nexus.explore import users, verdicts
 from nexus.explore.processes import Process, run_saga
-from nexus.explore.rack import Rack
-from nexus.placement import AllocatedRegion, regions_of
 from nexus.replacement.read_only import read_only_replacement_request
-from nexus.replacement.region import region_replacement_request
 from nexus.sagas import volume_verify
 from nexus.volumes import ReadOnlyRegion, RegionSnapshot
 
@@ -85,24 +82,15 @@ async def _after(process: Process, begin: Story) -> None:
     await _until_replaced(process)
 
 
-def first_region(rack: Rack, volume_id: str) -> AllocatedRegion:
-    found: list[AllocatedRegion] = rack.run(regions_of, volume_id)
-    return min(found, key=lambda each: rack.sled_of_region(each.region_id))
-
-
 async def _ask_for_region(process: Process) -> None:
     """An operator wants the first region of the disk replaced, which is as good as the others."""
-    rack = process.rack
-    region = first_region(rack, rack.things["disk"].volume_id)
-    await rack.database.transact(
-        lambda c: region_replacement_request(c, rack.world.locks, region.region_id, rack.now()) and None
-    )
+    await users.replace_users.first_region(process, "disk")
 
 
 async def _ask_for_snapshot(process: Process) -> None:
     """An operator wants the first copy of the snapshot replaced."""
     rack = process.rack
-    region = first_region(rack, rack.things["disk"].volume_id)
+    region = users.first_region(rack, rack.things["disk"].volume_id)
     target = RegionSnapshot(region.dataset_id, region.region_id, rack.things["snapshot"].id)
     await rack.database.transact(
         lambda c: read_only_replacement_request(c, rack.world.locks, target, rack.now()) and None
@@ -112,7 +100,7 @@ async def _ask_for_snapshot(process: Process) -> None:
 async def _ask_for_read_only_region(process: Process) -> None:
     """An operator wants the copy replaced that a replacement has made."""
     rack = process.rack
-    region = first_region(rack, rack.things["snapshot"].volume_id)
+    region = users.first_region(rack, rack.things["snapshot"].volume_id)
     await rack.database.transact(
         lambda c: read_only_replacement_request(c, rack.world.locks, ReadOnlyRegion(region.region_id), rack.now())
         and None
@@ -122,7 +110,7 @@ async def _ask_for_read_only_region(process: Process) -> None:
 async def _lose(process: Process) -> None:
     """The sled of the disk's first region is lost, with all that is on it."""
     rack = process.rack
-    await rack.lose_sled(rack.sled_of_region(first_region(rack, rack.things["disk"].volume_id).region_id))
+    await rack.lose_sled(rack.sled_of_region(users.first_region(rack, rack.things["disk"].volume_id).region_id))
 
 
 SETUPS: dict[str, Story] = {
@@ -195,14 +183,14 @@ _SCENARIOS = (
         "create-snapshot",
         "copy",
         lambda process: users.create_snapshot(process, "third-snapshot", "copy"),
-        (*DELETES, "delete-copy", "remove-parent", "snapshot-copy", *RACK),
+        (*DELETES, "delete-copy", "remove-parent", "snapshot-copy", "replace-regions", *RACK),
         ("snapshot-create-detached",),
     ),
     Scenario(
         "create-snapshot-of-guest",
         "guest",
         lambda process: users.create_snapshot(process, "snapshot", "disk"),
-        ("delete-disk", "detach-disk", *GUEST, "snapshot-disk", *RACK),
+        ("delete-disk", "detach-disk", *GUEST, "snapshot-disk", "replace-regions", *RACK),
         ("snapshot-create-attached",),
         _start,
     ),
@@ -288,6 +276,13 @@ _REPLACEMENTS = (
         ("detach-disk", *GUEST, "snapshot-disk", "lost-notification", *RACK, *REPLACEMENT_TASKS),
         REGION,
         _start,
+    ),
+    Scenario(
+        "lose-region-of-idle-guest",
+        "guest",
+        lambda process: _after(process, _lose),
+        ("detach-disk", "start-guest", "restart-guest", "snapshot-disk", *RACK),
+        REGION,
     ),
     Scenario(
         "replace-snapshot",

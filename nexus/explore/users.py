@@ -24,6 +24,8 @@ from nexus.objects.instances import (
     instance_delete,
 )
 from nexus.objects.sources import Blank, FromImage, FromSnapshot
+from nexus.placement import AllocatedRegion, regions_of
+from nexus.replacement.region import region_replacement_request
 from nexus.saga.identities import derived
 from nexus.sagas import (
     disk_create,
@@ -273,3 +275,21 @@ async def import_disk(process: Process, name: str) -> Thing:
     taken = Thing("snapshot", kept, snapshot.snapshot_id, snapshot.volume_id, beneath=dict(thing.contents))
     await _made(process, taken, finalize_disk.FINALIZE_DISK_WITH_SNAPSHOT, whole)
     return thing
+
+
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+def first_region(rack: Rack, volume_id: str) -> AllocatedRegion:
+    """That on the sled with the lowest number."""
+    found: list[AllocatedRegion] = rack.run(regions_of, volume_id)
+    return min(found, key=lambda each: rack.sled_of_region(each.region_id))
+
+
+async def replace_first_region(process: Process, disk: str) -> None:
+    """An operator wants the first region of the disk replaced."""
+    rack = process.rack
+    region = first_region(rack, rack.things[disk].volume_id)
+    await rack.database.transact(
+        lambda c: region_replacement_request(c, rack.world.locks, region.region_id, rack.now()) and None
+    )

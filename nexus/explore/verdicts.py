@@ -17,7 +17,7 @@ from crucible_emu.agent.documents import State
 from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest, VolumeRequest
 from nexus.checking import check
 from nexus.db import schema
-from nexus.db.schema import DiskState
+from nexus.db.schema import DiskState, VmmState
 from nexus.db.schema.sagas import StoredEventKind
 from nexus.explore.fabric import Fabric
 from nexus.explore.rack import BLOCK_BYTES, DISK_BYTES, Rack, Thing
@@ -42,6 +42,7 @@ async def at_rest(rack: Rack) -> list[str]:
     found += await rack.database.read(open_requests)
     found += await rack.database.read(lambda c: list(_told(c, rack)))
     found += await rack.database.read(lambda c: list(_bytes(c, rack)))
+    found += await rack.database.read(lambda c: list(_guests(c, rack)))
     return found
 
 
@@ -136,6 +137,23 @@ def _bytes(connection: Connection, rack: Rack) -> Iterator[str]:
     for volume_id in sorted(owners.keys() - {row.id for row in rows}):
         if owners[volume_id].kind != "disk" or _state(connection, owners[volume_id]) is not DiskState.FAULTED:
             yield f"lost: {owners[volume_id].name} is there, and its volume is not"
+
+
+def _guests(connection: Connection, rack: Rack) -> Iterator[str]:
+    """*Safety*: whoever runs has its disks, and nobody took them from under it."""
+    vmm, instance = schema.vmm, schema.instance
+    query = (
+        select(instance.c.id, vmm.c.sled_id)
+        .join(instance, instance.c.active_propolis_id == vmm.c.id)
+        .where(vmm.c.state == VmmState.RUNNING, instance.c.time_deleted.is_(None))
+    )
+    for row in connection.execute(query.order_by(instance.c.id)):
+        sled = next(each for each in rack.fabric.sleds if each.sled_id == row.sled_id)
+        guest = rack.switchboard.hosts[sled.ip].guests.get(row.id)
+        if sled.alive and guest is not None:
+            for disk_id, volume in guest.disks.items():
+                if not volume.active:
+                    yield f"guest: instance {row.id} runs, and its disk {disk_id} was taken from it"
 
 
 def _state(connection: Connection, thing: Thing) -> DiskState:

@@ -17,18 +17,24 @@ from nexus.explore import run
 from nexus.saga.recipe import Node, Parallel, Saga, Step, SubSaga
 
 
+Instead = Callable[[Any], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """``where``: the place, as ``module:name`` or ``module:Class.name``, or ``saga:NODE`` for a node's undo. ``instead``
-    gets what is there and gives what replaces it. ``breaks``: what the specification predicts. ``scenarios``: where to
-    look first."""
+    """``where``: the place, as ``module:name`` (replaced wherever it is imported), ``module!name`` (there alone),
+    ``module:Class.name``, or ``saga:NODE`` for a node's undo. ``instead`` gets what is there and gives what replaces it.
+    ``breaks``: what the specification predicts. ``predicted``: cases that are tried first, ``scenarios``: all of whose
+    cases are then. ``covered``: why nothing breaks, where that is known."""
 
     safeguard: str
     what: str
     where: tuple[str, ...]
-    instead: Callable[[Any], Any]
+    instead: Instead | tuple[Instead, ...]
     breaks: str
-    scenarios: tuple[str, ...]
+    scenarios: tuple[str, ...] = ()
+    predicted: tuple[str, ...] = ()
+    covered: str = ""
 
 
 class UnknownSafeguard(KeyError):
@@ -52,15 +58,23 @@ def removed(safeguard: str) -> Iterator[Removal]:
     if found is None:
         raise UnknownSafeguard(safeguard)
     with ExitStack() as stack:
+        run.prepare()
         stack.callback(run.forget_states)
-        for where in found.where:
-            stack.enter_context(_replaced(where, found.instead))
+        instead = found.instead if isinstance(found.instead, tuple) else (found.instead,) * len(found.where)
+        for where, each in zip(found.where, instead, strict=True):
+            stack.enter_context(_replaced(where, each))
         run.forget_states()
         yield found
 
 
 @contextmanager
-def _replaced(where: str, instead: Callable[[Any], Any]) -> Iterator[None]:
+def _replaced(where: str, instead: Instead) -> Iterator[None]:
+    alone, _, one = where.partition("!")
+    if one:
+        module = sys.modules[alone]
+        with _attribute(module, one, instead(getattr(module, one))):
+            yield
+        return
     place, _, name = where.partition(":")
     if "." not in place:
         with _undo_removed(place, name):
