@@ -49,9 +49,9 @@ NEXUS_FLOORS = (
     {"running"},
     {"api"},
     {"client"},
+    {"explore"},
     {"cli"},
     {"__main__"},
-    {"explore"},
 )
 """The same for ``nexus``."""
 FLOORS_OF_NEXUS = {part: number for number, parts in enumerate(NEXUS_FLOORS) for part in parts}
@@ -63,6 +63,8 @@ NEXUS_MAY_KNOW = {
 """What the control plane may know of the data plane; the rest of their acquaintance is HTTP."""
 NEXUS_COMMANDS_MAY_KNOW = NEXUS_MAY_KNOW | {"crucible_emu.cli"}
 """Its commands look and speak like those of the data plane: sizes, progress, the ready line, how a failure looks."""
+NEXUS_EXPLORER_MAY_KNOW = NEXUS_MAY_KNOW | {"crucible_emu.sim"}
+"""The explorer runs Trio as simulations do."""
 
 COUNTING = {"bench.control_plane", "bench.crowd"}
 """The parts of the bench that count what happens inside; the rest of it are clients."""
@@ -200,6 +202,7 @@ def test_data_plane_control_plane_and_bench_are_apart() -> None:
             if module_name(path) in COUNTING and other in ("nexus", "crucible_emu"):
                 continue
             allowed = NEXUS_COMMANDS_MAY_KNOW if module_name(path).startswith("nexus.cli") else NEXUS_MAY_KNOW
+            allowed = NEXUS_EXPLORER_MAY_KNOW if module_name(path).startswith("nexus.explore") else allowed
             known = own == "nexus" and any(name == may or name.startswith(f"{may}.") for may in allowed - {other})
             if not known and (own, name) != ("nexus", "crucible_emu"):
                 wrong.append(at(path, line, f"{own} must not import {name}"))

@@ -26,6 +26,7 @@ GROUPS: dict[str, str] = {
     "saga": "Work that ends done or undone.",
     "task": "What Nexus does by itself.",
     "check": "Whether all that Nexus knows fits together.",
+    "explore": "Try what may happen between any two steps of a saga.",
 }
 """Every group and the line that ``--help`` shows for it."""
 

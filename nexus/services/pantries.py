@@ -23,11 +23,14 @@ from nexus.db import Database
 from nexus.saga import ActionFailed
 from nexus.services.connections import Connections
 from nexus.services.gone import pantries_listed, pantry_gone
-from nexus.services.refusals import Gone, told_of
+from nexus.services.refusals import Gone, ServiceRefused, told_of
 from nexus.volumes import Address
 
 PantryAddress = Address
 HEALTH_TIMEOUT_S = 5.0
+ACTIVATION_TIMEOUT_S = 120.0
+"""*Liveness*: a volume with a lost copy is never activated. Who waits for that may hold what the replacement of the
+copy needs: the disk, or the lock of its volume."""
 
 T = TypeVar("T")
 
@@ -54,9 +57,13 @@ class Pantries:
         raise ActionFailed("no pantry answers" if listed else "no pantry is known", "unavailable")
 
     async def attach(self, address: PantryAddress, attachment_id: str, request: VolumeConstructionRequest) -> None:
-        """Attach and activate, and wait for that. Raises :class:`Gone`,
-        :class:`~nexus.services.refusals.ServiceRefused`."""
-        await self._ask(address, attachment_id, lambda pantry: pantry.attach(attachment_id, request))
+        """Attach and activate, and wait for that, but not for ever: what was attached stays, and is to be detached.
+        Raises :class:`Gone`, :class:`~nexus.services.refusals.ServiceRefused`."""
+        with trio.move_on_after(ACTIVATION_TIMEOUT_S) as patience:
+            await self._ask(address, attachment_id, lambda pantry: pantry.attach(attachment_id, request))
+        if patience.cancelled_caught:
+            reason = "it is not activated: a copy of it does not answer, or is lost"
+            raise ServiceRefused(f"{attachment_id} at the pantry {address}", reason)
 
     async def attach_in_background(
         self, address: PantryAddress, attachment_id: str, job_id: str, request: VolumeConstructionRequest

@@ -1,0 +1,174 @@
+"""Many runs: over two processes or more, and the same result however they are split.
+
+What it guarantees: the outcome of each case is computed by itself, so who ran it does not matter; the trace of a
+campaign is the digest of all cases with their traces, in the order of the plan. A finding is *shrunk*: interferences
+are left out one by one as long as something is still wrong. What many cases find is told once, by the shortest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import get_context
+
+from blake3 import blake3
+
+from nexus.explore.cases import Case, parse
+from nexus.explore.run import run_case
+from nexus.explore.without import removed
+
+CHUNK_CASES = 16
+PROCESSES = 2
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ADDRESS = re.compile(r"\[[0-9a-f:]+\]:\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one case, in words that travel between processes. ``fired``: all its interferences happened."""
+
+    case: str
+    violations: tuple[str, ...]
+    story: tuple[str, ...]
+    trace: str
+    fired: bool
+
+
+@dataclass
+class Finding:
+    """What is wrong in one way: the shortest story, and how many cases found it."""
+
+    violation: str
+    case: str
+    story: tuple[str, ...]
+    violations: tuple[str, ...]
+    cases: int = 1
+
+    @property
+    def replay(self) -> str:
+        return f'nexus explore --replay "{self.case}"'
+
+
+@dataclass
+class Report:
+    """All of a campaign. ``unfired``: cases of which not all happened: a refused operation changed the course."""
+
+    runs: int = 0
+    results: list[Result] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    trace_blake3: str = ""
+    unfired: int = 0
+
+    @property
+    def bad(self) -> list[Result]:
+        return [each for each in self.results if each.violations]
+
+
+def result_of(text: str) -> Result:
+    """Run one case."""
+    case = parse(text)
+    outcome = run_case(case)
+    return Result(
+        text,
+        tuple(outcome.violations),
+        tuple(outcome.story),
+        outcome.trace,
+        outcome.fired == len(case.interferences),
+    )
+
+
+def _chunk(texts: Sequence[str]) -> list[Result]:
+    return [result_of(text) for text in texts]
+
+
+_kept_out = ExitStack()
+
+
+def _begin(without: str | None) -> None:
+    if without is not None:
+        _kept_out.enter_context(removed(without))
+
+
+def run(
+    cases: Iterable[Case],
+    *,
+    processes: int = PROCESSES,
+    without: str | None = None,
+    stop_at_first: bool = False,
+    progress: Callable[[Result], None] = lambda result: None,
+) -> Report:
+    """Run all cases. ``without``: the safeguard that is taken out; then ``stop_at_first`` finding is usual."""
+    report, digest = Report(), blake3()
+    for result in _results([str(case) for case in cases], processes, without):
+        report.runs += 1
+        report.results.append(result)
+        report.unfired += not result.fired
+        digest.update(f"{result.case}\n{result.trace}\n".encode())
+        progress(result)
+        if result.violations and stop_at_first:
+            break
+    report.trace_blake3 = digest.hexdigest()
+    with ExitStack() as stack:
+        if without is not None:
+            stack.enter_context(removed(without))
+        report.findings = findings_of(report.bad)
+    return report
+
+
+def _results(texts: list[str], processes: int, without: str | None) -> Iterator[Result]:
+    if processes <= 1:
+        with ExitStack() as stack:
+            if without is not None:
+                stack.enter_context(removed(without))
+            yield from map(result_of, texts)
+        return
+    chunks = [texts[at : at + CHUNK_CASES] for at in range(0, len(texts), CHUNK_CASES)]
+    # Not forked: a child would have the database and the loop of its parent.
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (without,)) as pool:
+        under_way = [pool.submit(_chunk, chunk) for chunk in islice(chunks, 2 * processes)]
+        ahead = iter(chunks[2 * processes :])
+        try:
+            while under_way:
+                yield from under_way.pop(0).result()
+                following = next(ahead, None)
+                if following is not None:
+                    under_way.append(pool.submit(_chunk, following))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def findings_of(bad: Iterable[Result]) -> list[Finding]:
+    """One for each way in which something is wrong, the most frequent first."""
+    found: dict[str, Finding] = {}
+    for result in sorted(bad, key=lambda each: (each.case.count(";"), len(each.case), each.case)):
+        way = kind_of(result.violations[0])
+        if way in found:
+            found[way].cases += 1
+        else:
+            found[way] = Finding(result.violations[0], result.case, result.story, result.violations)
+    shrunk = [_shrunk(each) for each in found.values()]
+    return sorted(shrunk, key=lambda each: (-each.cases, each.case))
+
+
+def kind_of(violation: str) -> str:
+    """A violation without what differs from run to run."""
+    return _ADDRESS.sub("ADDRESS", _ID.sub("ID", violation))
+
+
+def _shrunk(finding: Finding) -> Finding:
+    result = shrunk(Result(finding.case, finding.violations, finding.story, "", True))
+    return Finding(result.violations[0], result.case, result.story, result.violations, finding.cases)
+
+
+def shrunk(result: Result) -> Result:
+    """The same with the fewest interferences that still find something."""
+    case = parse(result.case)
+    for number in range(len(case.interferences)):
+        fewer = result_of(str(case.without(number)))
+        if fewer.violations:
+            return shrunk(fewer)
+    return result

@@ -1,0 +1,223 @@
+"""What must hold in the end: laws, bytes, three good copies, and at the very end nothing.
+
+What it guarantees: a verdict looks at everything: what ``nexus check`` looks at (invariants, locks, leases, charges,
+what agents hold), every request of a replacement, every copy of every living volume, and what every user was told. It
+looks at the racks' memory directly and changes nothing there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from crucible_emu.agent.documents import State
+from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest, VolumeRequest
+from nexus.checking import check
+from nexus.db import schema
+from nexus.db.schema import DiskState, VmmState
+from nexus.db.schema.sagas import StoredEventKind
+from nexus.explore.fabric import Fabric
+from nexus.explore.rack import BLOCK_BYTES, DISK_BYTES, Rack, Thing
+from nexus.explore.storage import Contents
+from nexus.explore.upstairs import members_of
+from nexus.replacement.notes import waiting_of
+from nexus.saga.executor import UNEXPECTED
+from nexus.volumes import recorded
+
+_TABLES = {"disk": schema.disk, "snapshot": schema.snapshot, "image": schema.image, "instance": schema.instance}
+EMPTY = (
+    *(schema.region, schema.region_snapshot, schema.volume, schema.volume_resource_usage, schema.volume_repair),
+    *(schema.volume_repair_queue, schema.virtual_provisioning_resource),
+)
+"""What has no rows when everything is deleted."""
+
+
+async def at_rest(rack: Rack) -> list[str]:
+    """What is wrong while nothing is under way."""
+    found = [str(each) for each in await check(rack.world, between_looks_s=0)]
+    found += await rack.database.read(lambda c: list(_unexpected(c)))
+    found += await rack.database.read(open_requests)
+    found += await rack.database.read(lambda c: list(_told(c, rack)))
+    found += await rack.database.read(lambda c: list(_bytes(c, rack)))
+    found += await rack.database.read(lambda c: list(_guests(c, rack)))
+    return found
+
+
+async def nothing_left(rack: Rack) -> list[str]:
+    """What is left although everything was deleted."""
+    found = [str(each) for each in await check(rack.world, between_looks_s=0)]
+    for table in EMPTY:
+        count = await rack.database.read(lambda c, one=table: c.execute(select(func.count()).select_from(one)).scalar())
+        if count:
+            found.append(f"left: {count} rows in {table.name}")
+    found += await rack.database.read(lambda c: list(_unexpected(c)))
+    found += await rack.database.read(open_requests)
+    for sled in rack.fabric.sleds:
+        if sled.alive:
+            found += [f"left: region {each.id} on sled {sled.number}" for each in _living_regions(sled.regions.values())]
+    return found
+
+
+def _living_regions(regions: Any) -> list[Any]:
+    return [
+        each
+        for each in regions
+        if each.state is not State.DESTROYED
+        or each.snapshots
+        or any(served.state is not State.DESTROYED for served in each.served.values())
+    ]
+
+
+def _unexpected(connection: Connection) -> Iterator[str]:
+    """Failures that nobody foresaw: an action must fail with a sentence."""
+    event, saga = schema.saga_event, schema.saga
+    failed = event.c.kind.in_([StoredEventKind.FAILED, StoredEventKind.UNDO_FAILED])
+    query = select(saga.c.name, event.c.label, event.c.kind, event.c.data).join(saga, saga.c.id == event.c.saga_id)
+    for row in connection.execute(query.where(failed).order_by(saga.c.time_created, event.c.number)):
+        data = json.loads(row.data)
+        if data.get("kind") == UNEXPECTED:
+            yield f"unforeseen: {row.name} has {row.kind} at {row.label}: {data['message']}"
+
+
+def open_requests(connection: Connection) -> list[str]:
+    """*Liveness*: every replacement comes to its end; those that have not."""
+    return list(_open_requests(connection))
+
+
+def _open_requests(connection: Connection) -> Iterator[str]:
+    for table, ends in (
+        (schema.region_replacement, "complete"),
+        (schema.region_snapshot_replacement, "complete"),
+        (schema.region_snapshot_replacement_step, "volume_deleted"),
+    ):
+        query = select(table.c.id, table.c.replacement_state).where(table.c.replacement_state != ends)
+        for row in connection.execute(query.order_by(table.c.id)):
+            yield f"not ended: {table.name} {row.id} is {row.replacement_state}{_why(connection, row.id)}"
+
+
+def _why(connection: Connection, request_id: str) -> str:
+    waiting = waiting_of(connection, request_id)
+    return "" if waiting is None else f": {waiting.reason}"
+
+
+def _told(connection: Connection, rack: Rack) -> Iterator[str]:
+    """What users were told is so. Where the answer was lost, the database says what became of the thing."""
+    for thing in rack.things.values():
+        table = _TABLES[thing.kind]
+        query = select(table.c.id).where(table.c.id == thing.id, table.c.time_deleted.is_(None))
+        there = connection.execute(query).first() is not None
+        if thing.sure and there is not thing.living:
+            yield f"a user was told that {thing.name} is {'there' if thing.living else 'deleted'}, and that is not so"
+        thing.living = there
+
+
+def _bytes(connection: Connection, rack: Rack) -> Iterator[str]:
+    """Every living volume is somebody's, has three good copies of everything, and shows what was written."""
+    volume = schema.volume
+    owners = {thing.volume_id: thing for thing in rack.things.values() if thing.living and thing.volume_id}
+    spare = set(
+        connection.execute(
+            select(schema.snapshot.c.destination_volume_id).where(schema.snapshot.c.time_deleted.is_(None))
+        ).scalars()
+    )
+    rows = connection.execute(
+        select(volume.c.id, volume.c.data).where(volume.c.time_deleted.is_(None)).order_by(volume.c.id)
+    ).all()
+    for row in rows:
+        request = recorded.parse(row.data, f"volume {row.id}")
+        name = owners[row.id].name if row.id in owners else row.id
+        if row.id not in owners and row.id not in spare:
+            yield f"leaked: volume {row.id} is nobody's"
+        yield from _copies(rack.fabric, request, name)
+        if row.id in owners:
+            yield from _shown(connection, rack.fabric, request, owners[row.id])
+    for volume_id in sorted(owners.keys() - {row.id for row in rows}):
+        if owners[volume_id].kind != "disk" or _state(connection, owners[volume_id]) is not DiskState.FAULTED:
+            yield f"lost: {owners[volume_id].name} is there, and its volume is not"
+
+
+def _guests(connection: Connection, rack: Rack) -> Iterator[str]:
+    """*Safety*: whoever runs has its disks, and nobody took them from under it."""
+    vmm, instance = schema.vmm, schema.instance
+    query = (
+        select(instance.c.id, vmm.c.sled_id)
+        .join(instance, instance.c.active_propolis_id == vmm.c.id)
+        .where(vmm.c.state == VmmState.RUNNING, instance.c.time_deleted.is_(None))
+    )
+    for row in connection.execute(query.order_by(instance.c.id)):
+        sled = next(each for each in rack.fabric.sleds if each.sled_id == row.sled_id)
+        guest = rack.switchboard.hosts[sled.ip].guests.get(row.id)
+        if sled.alive and guest is not None:
+            for disk_id, volume in guest.disks.items():
+                if not volume.active:
+                    yield f"guest: instance {row.id} runs, and its disk {disk_id} was taken from it"
+
+
+def _state(connection: Connection, thing: Thing) -> DiskState:
+    query = select(schema.disk.c.disk_state).where(schema.disk.c.id == thing.id)
+    return DiskState(connection.execute(query).scalar_one())
+
+
+def _sets(request: VolumeConstructionRequest) -> Iterator[RegionRequest]:
+    if isinstance(request, RegionRequest):
+        yield request
+    elif isinstance(request, VolumeRequest):
+        for part in request.sub_volumes:
+            yield from _sets(part)
+        if request.read_only_parent is not None:
+            yield from _sets(request.read_only_parent)
+
+
+def _copies(fabric: Fabric, request: VolumeConstructionRequest, name: str) -> Iterator[str]:
+    for part in _sets(request):
+        members = members_of(fabric, part)
+        known = [each for each in members if each is not None]
+        if len(known) < 3:
+            gone = [target for target, each in zip(part.opts.target, members) if each is None]
+            yield f"copies: {name} has {len(known)} copies of three; nobody answers at {', '.join(gone) or '(no target)'}"
+        for extent in range(part.extent_count):
+            if len({each.digest(extent) for each in known}) > 1:
+                yield f"copies: {name} has copies that differ in extent {extent}"
+
+
+def _shown(connection: Connection, fabric: Fabric, request: VolumeConstructionRequest, thing: Thing) -> Iterator[str]:
+    """Whether a user finds what was written. A thing of which nobody was told may have been half changed."""
+    if not thing.sure and thing.beneath and isinstance(request, VolumeRequest) and request.read_only_parent is None:
+        if thing.kind == "disk" and not thing.read_only:
+            thing.beneath = {}
+    expected, zeros = thing.contents, bytes(BLOCK_BYTES)
+    wrong = []
+    for block in range(DISK_BYTES // BLOCK_BYTES):
+        seen = read(fabric, request, block)
+        if seen != expected.get(block, zeros) and seen != thing.either.get(block, b""):
+            wrong.append(block)
+    if wrong:
+        yield f"bytes: {thing.name} shows something else than was written in blocks {', '.join(map(str, wrong))}"
+
+
+def read(fabric: Fabric, request: VolumeConstructionRequest, block: int) -> bytes:
+    """What a volume shows, by the first copy of each set that answers."""
+    if isinstance(request, RegionRequest):
+        return _block(fabric, request, block) or bytes(request.block_size)
+    assert isinstance(request, VolumeRequest)
+    place = block
+    for part in request.sub_volumes:
+        assert isinstance(part, RegionRequest)
+        size = part.blocks_per_extent * part.extent_count
+        if place < size:
+            found = _block(fabric, part, place)
+            if found is not None:
+                return found
+            break
+        place -= size
+    if request.read_only_parent is None:
+        return bytes(request.block_size)
+    return read(fabric, request.read_only_parent, block)
+
+
+def _block(fabric: Fabric, part: RegionRequest, block: int) -> bytes | None:
+    contents: Contents | None = next((each for each in members_of(fabric, part) if each is not None), None)
+    return None if contents is None else contents.blocks.get(block)

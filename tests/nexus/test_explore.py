@@ -1,0 +1,138 @@
+"""The explorer: every scenario is clean by itself, a slice of all cases finds nothing, and what is broken is found."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nexus_commands import environment
+
+from nexus.explore import campaign, matrix, plan
+from nexus.explore.cases import Case, Interference, Moment, parse
+from nexus.explore.run import run_case
+from nexus.explore.scenarios import SCENARIOS
+from nexus.explore.without import UnknownSafeguard, removals, removed
+
+GUIDE = Path(__file__).parents[2] / "docs" / "explorer.md"
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SLICE = 397
+"""A case of so many is run in the suite; all of them are a long run of their own."""
+QUICK = ("create-image", "delete-image", "create-read-only-disk")
+
+
+def nexus(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nexus", "explore", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment() | variables,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_scenario_by_itself_leaves_nothing_wrong(name: str) -> None:
+    outcome = run_case(Case(name))
+    assert outcome.violations == []
+    assert {each.saga for each in outcome.passed} >= set(SCENARIOS[name].sagas)
+
+
+def test_a_slice_of_all_cases_finds_nothing() -> None:
+    cases = [case for each in SCENARIOS.values() for case in plan.every_nth(plan.one(each), SLICE)]
+    report = campaign.run(cases, processes=1)
+    assert report.runs > 20
+    assert [(each.violation, each.replay) for each in report.findings] == []
+
+
+def test_every_operation_is_tried_at_every_node_of_a_deletion() -> None:
+    scenario = SCENARIOS["delete-snapshot"]
+    cells = {
+        (each.moment.label, each.operation)
+        for case in plan.one(scenario)
+        for each in case.interferences
+        if each.moment.saga == "snapshot-delete"
+    }
+    labels = {label for label, _ in cells}
+    assert {"DELETE_SNAPSHOT_RECORD", "DELETE_VOLUME/DECREASE_COUNT"} <= labels
+    for label in labels:
+        assert {(label, operation) for operation in scenario.operations} <= cells
+
+
+def test_a_case_is_read_as_it_was_written() -> None:
+    moment = Moment("disk-delete", "DELETE_VOLUME(params)", "after-effect", 2)
+    case = Case("delete-disk", (Interference(moment, "crash"), Interference(moment, "delete-copy")))
+    assert parse(str(case)) == case
+    assert parse("delete-disk") == Case("delete-disk")
+    with pytest.raises(ValueError, match="no interference"):
+        parse("delete-disk: something")
+
+
+def test_the_same_cases_leave_the_same_trace_however_they_are_split_and_hashed() -> None:
+    """Two processes and one; and under two seeds of Python's hashes."""
+    arguments = ("--scenario", "delete-image", "--scenario", "verify", "--every", "60", "--json")
+    found = [
+        json.loads(nexus(*arguments, "--processes", processes, **{"PYTHONHASHSEED": seed}).stdout)
+        for processes, seed in (("1", "1"), ("2", "2"))
+    ]
+    assert found[0]["runs"] == found[1]["runs"] > 10
+    assert found[0]["trace_blake3"] == found[1]["trace_blake3"]
+    assert found[0]["violations"] == []
+
+
+@pytest.mark.parametrize("safeguard", ["R14", "R15", "W24"])
+def test_what_is_taken_out_is_missed(safeguard: str) -> None:
+    removal = removals()[safeguard]
+    cases = (case for each in plan.scenarios_named(removal.scenarios) for case in plan.one(each))
+    report = campaign.run(cases, processes=1, without=safeguard, stop_at_first=True)
+    assert report.findings, f"nothing misses {safeguard}"
+    again = run_case(parse(report.findings[0].case))
+    assert again.violations == [], "it is back"
+
+
+def test_an_unknown_safeguard_is_told() -> None:
+    with pytest.raises(UnknownSafeguard, match="R14"), removed("R99"):
+        pass
+
+
+def test_a_finding_is_told_by_its_shortest_story() -> None:
+    """Of two interferences, one has nothing to do with it."""
+    at = "image-delete#DELETE_IMAGE_RECORD@after-effect"
+    with removed("R14"):
+        result = campaign.result_of(f"delete-image: {at}=delete-copy; {at}=time-passes; {at}=crash")
+        assert result.violations
+        shortest = campaign.shrunk(result)
+    assert shortest.case == f"delete-image: {at}=crash"
+
+
+def test_the_matrix_is_green_or_has_a_story(tmp_path: Path) -> None:
+    good = campaign.Result(f"{QUICK[0]}: image-create#A@after-effect=crash", (), (), "", True)
+    bad = campaign.Result(f"{QUICK[0]}: image-create#B@after-effect=crash", ("I1: <wrong>",), ("first",), "", True)
+    page = matrix.as_html([good, bad])
+    assert '<td class="g">1</td>' in page and '<a href="#f1">1/1</a>' in page
+    assert "first\nFOUND I1: &lt;wrong&gt;" in page
+    pytest.importorskip("matplotlib")
+    matrix.draw([good, bad], tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_guide_is_as_it_is_told(tmp_path: Path) -> None:
+    script = "\n".join(BLOCK.findall(GUIDE.read_text()))
+    program = f'nexus() {{ "{sys.executable}" -m nexus "$@"; }}\nset -euo pipefail\n{script}'
+    done: Any = subprocess.run(
+        ["bash", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert (tmp_path / "matrix.html").read_text().startswith("<!doctype html>")
+    assert "nothing is wrong" in done.stdout and "nexus explore --replay" in done.stdout

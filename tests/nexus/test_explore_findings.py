@@ -1,0 +1,21 @@
+"""What the explorer found and what was mended: each story ends well for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from nexus.explore.cases import parse
+from nexus.explore.run import run_case
+
+FOUND = {
+    "a snapshot of a disk with a lost copy waited for its activation for ever, with the lock that the replacement needs": (
+        "lose-sled: region-snapshot-replacement-start#SET_SAGA_ID@before-node=snapshot-copy"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUND.values(), ids=FOUND.keys())
+def test_what_was_found_once_is_mended(case: str) -> None:
+    outcome = run_case(parse(case))
+    assert outcome.fired == len(outcome.case.interferences)
+    assert outcome.violations == [], "\n".join(outcome.story)
