@@ -114,6 +114,8 @@ def _replay(text: str, without: str | None, as_json: bool) -> None:
     else:
         for line in result.story:
             typer.echo(line)
+        if not result.fired:
+            typer.echo("not all of it happened: the course did not come by each of these moments")
         for line in result.violations or ["nothing is wrong"]:
             typer.echo(f"FOUND {line}" if result.violations else line)
     raise typer.Exit(bool(result.violations))

@@ -36,7 +36,7 @@ def _any_at_address(original: Any) -> Any:
         snapshots = connection.execute(
             select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
             .where(_SNAPSHOT.c.snapshot_addr == str(address))
-            .order_by(_SNAPSHOT.c.snapshot_id)
+            .order_by(_SNAPSHOT.c.deleting.desc(), _SNAPSHOT.c.snapshot_id)
         ).all()
         if snapshots:
             return RegionSnapshot(*snapshots[0])
@@ -211,11 +211,15 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "R9",
         "steps are made only for a request that runs",
-        ("nexus.replacement.affected:may_have_steps", "nexus.tasks.region_snapshot_replacement_step!read_only_replacements_in"),
+        (
+            "nexus.replacement.affected:may_have_steps",
+            "nexus.tasks.region_snapshot_replacement_step!read_only_replacements_in",
+        ),
         (answers(True), _whatever_state),
         "a step for the start saga's stash, and a stash for that, without end",
         ("replace-snapshot",),
         (f"replace-snapshot: {START}#UPDATE_REQUEST_RECORD@after-record=task-region-snapshot-replacement-step",),
+        covered="a stash that gets a step is mended like any volume and then deleted (R10, W45); it costs work",
     ),
     Removal(
         "R10",
@@ -308,7 +312,10 @@ REMOVALS: tuple[Removal, ...] = (
     Removal(
         "R46",
         "a request whose volume is deleted comes to its end",
-        ("nexus.tasks.region_replacement:completed_without_swap", "nexus.sagas.region_replacement_drive:nothing_to_repair"),
+        (
+            "nexus.tasks.region_replacement:completed_without_swap",
+            "nexus.sagas.region_replacement_drive:nothing_to_repair",
+        ),
         answers(False),
         "the disk is deleted, and the request waits for ever",
         ("replace-region",),
@@ -321,7 +328,7 @@ REMOVALS: tuple[Removal, ...] = (
         _forget_only,
         "the swap is undone, and a reference is left that belongs to nobody",
         ("replace-snapshot",),
-        (f"replace-snapshot: {STEP}#UPDATE_REQUEST_RECORD@before-effect=error",),
+        (f"replace-snapshot: {STEP}#UPDATE_STEP_RECORD@before-effect=error",),
     ),
     Removal(
         "W32",
@@ -332,7 +339,7 @@ REMOVALS: tuple[Removal, ...] = (
         ("replace-snapshot",),
         (
             f"replace-snapshot: {STEP}#REPLACE_SNAPSHOT_IN_VOLUME@after-record=remove-parent;"
-            f" {STEP}#UPDATE_REQUEST_RECORD@before-effect=error",
+            f" {STEP}#UPDATE_STEP_RECORD@before-effect=error",
         ),
     ),
     Removal(
@@ -363,6 +370,10 @@ REMOVALS: tuple[Removal, ...] = (
         _any_at_address,
         "an agent gives the port of a destroyed snapshot to a new one, and the wrong row is found",
         ("delete-snapshot", "create-snapshot"),
+        (
+            "delete-snapshot: snapshot-delete#DELETE_SNAPSHOT_RECORD@before-node=delete-copy;"
+            " snapshot-delete#DELETE_VOLUME/DELETE_RUNNING_SNAPSHOTS@after-effect=snapshot-disk",
+        ),
     ),
     Removal(
         "R14",
@@ -387,6 +398,7 @@ REMOVALS: tuple[Removal, ...] = (
         _with_ownerless,
         "regions that a saga has just allocated are destroyed under it",
         ("create-disk", "create-snapshot"),
+        covered="a deletion takes only its own regions, and those below snapshots that it took away",
     ),
     Removal(
         "R17, R18",

@@ -84,7 +84,7 @@ async def _after(process: Process, begin: Story) -> None:
 
 async def _ask_for_region(process: Process) -> None:
     """An operator wants the first region of the disk replaced, which is as good as the others."""
-    await users.replace_users.first_region(process, "disk")
+    await users.replace_first_region(process, "disk")
 
 
 async def _ask_for_snapshot(process: Process) -> None:

@@ -32,7 +32,7 @@ from crucible_emu.host.documents import (
 from crucible_emu.host.documents import VolumeStatus as HostVolumeStatus
 from crucible_emu.host.states import ALIVE, FINAL, InstanceState
 from crucible_emu.pantry.documents import AttachResult, PantryStatus, ReplaceResult, VolumeStatus
-from crucible_emu.volume.vcr import VolumeConstructionRequest, dumps, parse
+from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest, VolumeRequest, dumps, parse
 from nexus.explore.agents import LightAgent
 from nexus.explore.fabric import AGENT_PORT, HOST_PORT, PANTRY_PORT, Fabric, Sled
 from nexus.explore.upstairs import REPAIR_S, LightVolume, Repaired, Taken, Unavailable
@@ -49,6 +49,23 @@ Tell = Callable[[UUID, str, Repaired], Awaitable[None]]
 def received(text: str) -> VolumeConstructionRequest:
     """A document as it arrives on the other side of a connection."""
     return parse(text)
+
+
+def generations(request: VolumeConstructionRequest) -> dict[str, int]:
+    """Of the region sets that are written to, by their ids."""
+    parts = request.sub_volumes if isinstance(request, VolumeRequest) else ()
+    return {str(each.opts.id): each.gen for each in parts if isinstance(each, RegionRequest)}
+
+
+class HandedOut:
+    """The highest generations with which anything was constructed (I11)."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def note(self, request: VolumeConstructionRequest) -> None:
+        for name, generation in generations(request).items():
+            self.known[name] = max(generation, self.known.get(name, 0))
 
 
 def sent(request: VolumeConstructionRequest) -> VolumeConstructionRequest:
@@ -80,8 +97,8 @@ class Attached:
 class LightPantry:
     """Holds volumes for maintenance."""
 
-    def __init__(self, fabric: Fabric, sled: Sled, start: Callable[..., None]) -> None:
-        self._fabric, self._sled, self._start = fabric, sled, start
+    def __init__(self, fabric: Fabric, sled: Sled, start: Callable[..., None], handed_out: HandedOut) -> None:
+        self._fabric, self._sled, self._start, self._handed_out = fabric, sled, start, handed_out
         self._url = f"pantry {sled.number}"
         self.held: dict[str, Attached] = {}
 
@@ -113,6 +130,7 @@ class LightPantry:
         request = sent(request)
         held = self.held.get(volume_id)
         if held is None:
+            self._handed_out.note(request)
             held = self.held[volume_id] = Attached(request, job_id, LightVolume(self._fabric, request))
             self._start(self._activate, volume_id, held)
         elif held.request != request:
@@ -233,8 +251,10 @@ class Guest:
 class LightHost:
     """Runs guests on one sled."""
 
-    def __init__(self, fabric: Fabric, sled: Sled, start: Callable[..., None], tell: Tell) -> None:
-        self.fabric, self.sled, self.start, self.tell = fabric, sled, start, tell
+    def __init__(
+        self, fabric: Fabric, sled: Sled, start: Callable[..., None], tell: Tell, handed_out: HandedOut
+    ) -> None:
+        self.fabric, self.sled, self.start, self.tell, self.handed_out = fabric, sled, start, tell, handed_out
         self.guests: dict[str, Guest] = {}
 
     def instance(self, instance_id: UUID | str) -> LightInstance:
@@ -259,6 +279,8 @@ class LightInstance:
             for name, component in request.init.value.spec.components.items()
             if isinstance(component, CrucibleComponent)
         }
+        for volume in disks.values():
+            self._host.handed_out.note(volume.request)
         self._host.guests[self._id] = Guest(request, disks)
         self._host.sled.answer(self._url)
         return InstanceEnsureResponse()
@@ -391,9 +413,10 @@ class Switchboard:
 
     def __init__(self, fabric: Fabric, start: Callable[..., None], tell: Tell, pantries: int) -> None:
         self._fabric = fabric
+        self.handed_out = HandedOut()
         self.agents = {sled.ip: LightAgent(fabric, sled) for sled in fabric.sleds}
-        self.pantries = {sled.ip: LightPantry(fabric, sled, start) for sled in fabric.sleds[:pantries]}
-        self.hosts = {sled.ip: LightHost(fabric, sled, start, tell) for sled in fabric.sleds}
+        self.pantries = {sled.ip: LightPantry(fabric, sled, start, self.handed_out) for sled in fabric.sleds[:pantries]}
+        self.hosts = {sled.ip: LightHost(fabric, sled, start, tell, self.handed_out) for sled in fabric.sleds}
 
     def agent(self, address: Address) -> Any:
         return self._at(self.agents, address, AGENT_PORT)

@@ -21,6 +21,7 @@ from nexus.db.schema import DiskState, VmmState
 from nexus.db.schema.sagas import StoredEventKind
 from nexus.explore.fabric import Fabric
 from nexus.explore.rack import BLOCK_BYTES, DISK_BYTES, Rack, Thing
+from nexus.explore.services import generations
 from nexus.explore.storage import Contents
 from nexus.explore.upstairs import members_of
 from nexus.replacement.notes import waiting_of
@@ -131,6 +132,10 @@ def _bytes(connection: Connection, rack: Rack) -> Iterator[str]:
         name = owners[row.id].name if row.id in owners else row.id
         if row.id not in owners and row.id not in spare:
             yield f"leaked: volume {row.id} is nobody's"
+        for each, generation in generations(request).items():
+            handed = rack.switchboard.handed_out.known.get(each, -1)
+            if generation <= handed:
+                yield f"I11: {name} was handed out with generation {handed}, and {generation} is recorded"
         yield from _copies(rack.fabric, request, name)
         if row.id in owners:
             yield from _shown(connection, rack.fabric, request, owners[row.id])
