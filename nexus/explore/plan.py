@@ -55,6 +55,11 @@ def last_action(saga: str) -> str | None:
 
 
 def one(scenario: Scenario) -> Iterator[Case]:
+    """Every case with one interference, and none; of a variation, one in so many."""
+    return every_nth(every(scenario), scenario.stride)
+
+
+def every(scenario: Scenario) -> Iterator[Case]:
     """Every case with one interference, and none."""
     yield Case(scenario.name)
     found = moments(scenario)
@@ -98,7 +103,7 @@ def _while_undoing(scenario: Scenario, saga: str, nth: int) -> Iterator[Case]:
 def pairs(scenario: Scenario, per_moment: int, seed: int) -> Iterator[Case]:
     """Cases with two interferences: for each first moment so many second ones, drawn by ``seed``."""
     random = Random(f"{seed}/{scenario.name}")
-    singles = [case for case in one(scenario) if len(case.interferences) == 1]
+    singles = [case for case in every(scenario) if len(case.interferences) == 1]
     for first in dict.fromkeys(case.interferences[0].moment for case in singles):
         for _ in range(per_moment):
             yield Case(scenario.name, drawn(random, singles, 2, first))
@@ -111,7 +116,7 @@ def chance(count: int, seed: int, scenarios: Sequence[Scenario], most: int = 4) 
         random = Random(f"{seed}/{number}")
         scenario = random.choice(scenarios)
         if scenario.name not in singles:
-            singles[scenario.name] = [case for case in one(scenario) if case.interferences]
+            singles[scenario.name] = [case for case in every(scenario) if case.interferences]
         yield Case(scenario.name, drawn(random, singles[scenario.name], random.randint(2, most)))
 
 
@@ -130,9 +135,9 @@ def _moments_of(singles: list[Case]) -> Iterator[Moment]:
             yield each.moment
 
 
-def every_nth(cases: Iterable[Case], every: int) -> Iterator[Case]:
+def every_nth(cases: Iterable[Case], nth: int) -> Iterator[Case]:
     """A sample: the first case, and every nth after it."""
-    return islice(cases, 0, None, every)
+    return islice(cases, 0, None, nth)
 
 
 def scenarios_named(names: Sequence[str]) -> list[Scenario]:

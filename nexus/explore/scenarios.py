@@ -135,7 +135,8 @@ GUEST = ("start-guest", "stop-guest", "restart-guest", "guest-writes")
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """``prelude``: what has to run before the story, and is not interfered with. ``sagas``: those whose nodes this
-    scenario is for; empty for all that run in it. ``operations``: of users and misfortunes, by name."""
+    scenario is for; empty for all that run in it. ``operations``: of users and misfortunes, by name. ``stride``: where
+    other scenarios go through the same nodes already, one case in so many is enough."""
 
     name: str
     setup: str
@@ -143,8 +144,10 @@ class Scenario:
     operations: tuple[str, ...]
     sagas: tuple[str, ...]
     prelude: Story = _nothing
+    stride: int = 1
 
 
+VARIATION = 5
 def _verify(process: Process) -> Awaitable[Any]:
     params = volume_verify.Params(volume_id=process.rack.things["disk"].volume_id)
     return run_saga(process, volume_verify.VOLUME_VERIFY, params)
@@ -268,6 +271,7 @@ _REPLACEMENTS = (
         lambda process: _after(process, _lose),
         ("delete-disk", "snapshot-disk", *RACK, *REPLACEMENT_TASKS),
         REGION,
+        stride=VARIATION,
     ),
     Scenario(
         "lose-region-of-guest",
@@ -283,6 +287,7 @@ _REPLACEMENTS = (
         lambda process: _after(process, _lose),
         ("detach-disk", "start-guest", "restart-guest", "snapshot-disk", *RACK),
         REGION,
+        stride=VARIATION,
     ),
     Scenario(
         "replace-snapshot",
@@ -298,6 +303,7 @@ _REPLACEMENTS = (
         lambda process: _after(process, _ask_for_read_only_region),
         (*DELETES, "delete-copy", "remove-parent", "copy-snapshot", *RACK),
         READ_ONLY,
+        stride=VARIATION,
     ),
     Scenario(
         "lose-sled",
@@ -305,6 +311,7 @@ _REPLACEMENTS = (
         lambda process: _after(process, _lose),
         (*DELETES, "delete-copy", "remove-parent", "copy-snapshot", "snapshot-copy", *RACK),
         (),
+        stride=VARIATION,
     ),
 )
 SCENARIOS = {each.name: each for each in (*_SCENARIOS, *_REPLACEMENTS)}

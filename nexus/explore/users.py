@@ -47,6 +47,13 @@ def named(name: str, what: str) -> str:
     return derived(name, what)
 
 
+def unused(rack: Rack, name: str) -> str:
+    """The name, or one like it: users draw new ids for what they make, and ids here come from names."""
+    while name in rack.things:
+        name += "-again"
+    return name
+
+
 async def _made(process: Process, thing: Thing, saga: Any, params: Any) -> Thing:
     """Run the saga that makes the thing. Until its user was told, only the database knows whether it is there."""
     thing.living = thing.sure = False
@@ -59,6 +66,7 @@ async def _made(process: Process, thing: Thing, saga: Any, params: Any) -> Thing
 async def create_disk(process: Process, name: str, source: str | None = None, *, read_only: bool = False) -> Thing:
     """A disk, blank or a copy."""
     rack = process.rack
+    name = unused(rack, name)
     origin = None if source is None else rack.things[source]
     params = disk_create.Params(
         disk_id=named(name, "disk"),
@@ -95,6 +103,7 @@ async def write(process: Process, name: str, *blocks: int) -> None:
 
 async def create_snapshot(process: Process, name: str, disk: str) -> Thing:
     rack, frozen = process.rack, process.rack.things[disk]
+    name = unused(rack, name)
     params = snapshot_create.Params(
         snapshot_id=named(name, "snapshot"),
         volume_id=named(name, "volume"),
@@ -119,6 +128,7 @@ async def create_snapshot(process: Process, name: str, disk: str) -> Thing:
 
 async def create_image(process: Process, name: str, snapshot: str) -> Thing:
     rack, source = process.rack, process.rack.things[snapshot]
+    name = unused(rack, name)
     params = image_create.Params(
         image_id=named(name, "image"),
         dest_volume_id=named(name, "volume"),
@@ -243,6 +253,7 @@ async def _end_import(process: Process, thing: Thing) -> None:
 async def import_disk(process: Process, name: str) -> Thing:
     """A disk that its user fills block by block, with a snapshot of it in the end."""
     rack = process.rack
+    name = unused(rack, name)
     params = disk_create.Params(
         disk_id=named(name, "disk"),
         volume_id=named(name, "volume"),
