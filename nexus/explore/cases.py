@@ -1,9 +1,9 @@
 """What is run: a scenario, and what interferes with it at which moments; written so that it can be run again.
 
-    delete-disk: disk-delete#DELETE_DISK_RECORD@after-effect=delete-snapshot; disk-delete#SPACE_ACCOUNT@before-effect=error
+    delete-disk: disk-delete#DELETE_DISK_RECORD@after-effect=delete-copy; disk-delete#SPACE_ACCOUNT@before-effect=error
 
 reads: in the scenario ``delete-disk``, when the saga ``disk-delete`` has done what its node DELETE_DISK_RECORD does and
-has not written that down, a user deletes the snapshot; later the action of SPACE_ACCOUNT fails. Two interferences at
+has not written that down, a user deletes the copy; later the action of SPACE_ACCOUNT fails. Two interferences at
 one moment happen in their order. ``saga*2#...`` means the second saga of that name in the run.
 """
 

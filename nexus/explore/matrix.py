@@ -20,7 +20,8 @@ STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse } td, th { border: 1px solid #ddd; padding: 1px 4px; font-size: 11px }
 th.o { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left } td.n { white-space: nowrap }
-td.g { background: #b7e1b0 } td.r { background: #e8786d } td.r a { color: #000 } pre { background: #f6f6f6; padding: 1em }
+td.g { background: #b7e1b0 } td.r { background: #e8786d } td.r a { color: #000 }
+pre { background: #f6f6f6; padding: 1em }
 """
 
 

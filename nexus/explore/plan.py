@@ -143,4 +143,3 @@ def every_nth(cases: Iterable[Case], nth: int) -> Iterator[Case]:
 def scenarios_named(names: Sequence[str]) -> list[Scenario]:
     """All of them where none is named. Raises :class:`KeyError`."""
     return [SCENARIOS[name] for name in names] if names else list(SCENARIOS.values())
-

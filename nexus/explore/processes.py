@@ -81,9 +81,7 @@ class Processes:
         self.known.append(started)
         return started
 
-    async def _live(
-        self, name: str, hooks: Hooks, perform: Perform, *, task_status: trio.TaskStatus[Process]
-    ) -> None:
+    async def _live(self, name: str, hooks: Hooks, perform: Perform, *, task_status: trio.TaskStatus[Process]) -> None:
         process: Process | None = None
         try:
             async with trio.open_nursery() as nursery:

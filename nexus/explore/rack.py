@@ -142,7 +142,7 @@ class Rack:
     def __init__(self, nursery: trio.Nursery, image: Image | None = None) -> None:
         self.database = stock().database
         self.nursery = nursery
-        memory = None if image is None else pickle.loads(image.memory)  # noqa: S301 - our own bytes
+        memory = None if image is None else pickle.loads(image.memory)
         stock().fill(stock().empty if image is None else image.rows)
         self.things: dict[str, Thing] = {} if memory is None else memory["things"]
         self.fabric: Fabric = Fabric(SLEDS) if memory is None else memory["fabric"]

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, delete, select
 
 from nexus.db import schema
 from nexus.db.schema import RegionSnapshotReplacementState
-from nexus.explore.without import Removal
+from nexus.explore.removal import Removal
 from nexus.objects.disks import MOVES, disk_get
 from nexus.volumes import LockResult, RegionSnapshot, volume_get, volume_hard_delete
 from nexus.volumes.deletion import FreedRegions, has_snapshots
@@ -79,9 +79,7 @@ def _with_ownerless(original: Any) -> Any:
             .where(_REGION.c.volume_id.not_in(select(_VOLUME.c.id)), ~_REGION.c.read_only)
         )
         rows = connection.execute(query.order_by(_REGION.c.id)).all()
-        more = tuple(
-            FreedRegion(Dataset(*row[:3]), row[3]) for row in rows if not has_snapshots(connection, row[3])
-        )
+        more = tuple(FreedRegion(Dataset(*row[:3]), row[3]) for row in rows if not has_snapshots(connection, row[3]))
         return FreedRegions(before.regions + more, before.volumes)
 
     return found

@@ -102,8 +102,9 @@ async def _ask_for_read_only_region(process: Process) -> None:
     rack = process.rack
     region = users.first_region(rack, rack.things["snapshot"].volume_id)
     await rack.database.transact(
-        lambda c: read_only_replacement_request(c, rack.world.locks, ReadOnlyRegion(region.region_id), rack.now())
-        and None
+        lambda c: (
+            read_only_replacement_request(c, rack.world.locks, ReadOnlyRegion(region.region_id), rack.now()) and None
+        )
     )
 
 
@@ -148,6 +149,8 @@ class Scenario:
 
 
 VARIATION = 5
+
+
 def _verify(process: Process) -> Awaitable[Any]:
     params = volume_verify.Params(volume_id=process.rack.things["disk"].volume_id)
     return run_saga(process, volume_verify.VOLUME_VERIFY, params)
@@ -228,7 +231,11 @@ _SCENARIOS = (
         ("disk-delete",),
     ),
     Scenario(
-        "delete-snapshot", "copy", lambda process: users.delete(process, "snapshot"), (*FAMILY, *RACK), ("snapshot-delete",)
+        "delete-snapshot",
+        "copy",
+        lambda process: users.delete(process, "snapshot"),
+        (*FAMILY, *RACK),
+        ("snapshot-delete",),
     ),
     Scenario(
         "delete-image", "family", lambda process: users.delete(process, "image"), (*FAMILY, *RACK), ("image-delete",)
@@ -293,8 +300,10 @@ _REPLACEMENTS = (
         "replace-snapshot",
         "copy",
         lambda process: _after(process, _ask_for_snapshot),
-        (*DELETES, "delete-copy", "remove-parent", "copy-snapshot", "snapshot-copy", "make-image")
-        + (*RACK, *REPLACEMENT_TASKS),
+        (
+            *(*DELETES, "delete-copy", "remove-parent", "copy-snapshot", "snapshot-copy", "make-image"),
+            *(*RACK, *REPLACEMENT_TASKS),
+        ),
         READ_ONLY,
     ),
     Scenario(

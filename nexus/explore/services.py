@@ -141,9 +141,7 @@ class LightPantry:
 
     async def _activate(self, volume_id: str, held: Attached) -> None:
         try:
-            held.succeeded = await activated(
-                held.volume, lambda: self._sled.alive and self.held.get(volume_id) is held
-            )
+            held.succeeded = await activated(held.volume, lambda: self._sled.alive and self.held.get(volume_id) is held)
             held.seen_active |= held.succeeded
         except Taken:
             held.volume.taken = True

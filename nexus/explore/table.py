@@ -8,13 +8,14 @@ from itertools import chain
 from nexus.explore import campaign, plan
 from nexus.explore.campaign import Finding
 from nexus.explore.cases import Case, parse
-from nexus.explore.without import Removal, removals
+from nexus.explore.removal import Removal
+from nexus.explore.without import removals
 
 HEAD = """# Safeguards, taken out one by one
 
 Written by `nexus explore --safeguards docs/safeguards.md`: each safeguard is replaced in one place by nothing, and the
-cases of the scenarios in which it matters run until one finds something. Numbers are those of the specification (R: races,
-W: what the real one gets wrong). *Without it* is what the specification predicts, *found* the first violation.
+cases of the scenarios in which it matters run until one finds something. Numbers are those of the specification (R:
+races, W: what the real one gets wrong). *Without it* is what the specification predicts, *found* the first violation.
 
 """
 

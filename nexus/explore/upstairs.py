@@ -101,16 +101,16 @@ class RegionSet:
             for member, there in zip(self.members, found, strict=True):
                 member.state = "lost" if there is None else "active"
             return self.active
-        there = [each for each in found if each is not None]
-        for each in there:
+        answering = [each for each in found if each is not None]
+        for each in answering:
             writer = each.region.writer
             if writer is not None and writer.session != self.session and writer.generation >= self.request.gen:
                 raise Taken
-        if len(there) < len(self.members):
+        if len(answering) < len(self.members):
             return False
-        for each in there:
+        for each in answering:
             each.region.writer = Writer(self.request.gen, self.session)
-        self._reconcile(there)
+        self._reconcile(answering)
         for member in self.members:
             member.state = "active"
         self.active = True
@@ -289,7 +289,8 @@ class LightVolume:
 
     def activate(self) -> bool:
         """Whether all of it is in service. Raises :class:`Taken`."""
-        return all([each.activate() for each in self.every_set()])
+        active = [each.activate() for each in self.every_set()]
+        return all(active)
 
     @property
     def active(self) -> bool:
@@ -345,7 +346,9 @@ class LightVolume:
 
     def info(self) -> VolumeInfo:
         parent = None if self.parent is None else self.parent.info()
-        return VolumeNode(volume=VolumeParts(sub_volumes=tuple(each.info() for each in self.sets), read_only_parent=parent))
+        return VolumeNode(
+            volume=VolumeParts(sub_volumes=tuple(each.info() for each in self.sets), read_only_parent=parent)
+        )
 
     def _place(self, block: int) -> tuple[RegionSet | None, int]:
         for each in self.sets:

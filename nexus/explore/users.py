@@ -232,7 +232,7 @@ async def delete_everything(process: Process) -> None:
     rack = process.rack
     for instance in rack.living("instance"):
         await stop(process, instance.name)
-        await rack.database.transact(lambda c, one=instance.id: instance_delete(c, one, rack.now()))
+        rack.run(instance_delete, instance.id, rack.now())
         instance.living = False
     for thing in [each for each in rack.things.values() if each.living]:
         if thing.kind == "disk":

@@ -51,14 +51,17 @@ async def nothing_left(rack: Rack) -> list[str]:
     """What is left although everything was deleted."""
     found = [str(each) for each in await check(rack.world, between_looks_s=0)]
     for table in EMPTY:
-        count = await rack.database.read(lambda c, one=table: c.execute(select(func.count()).select_from(one)).scalar())
+        query = select(func.count()).select_from(table)
+        count: int = rack.run(lambda c, one=query: c.execute(one).scalar_one())
         if count:
             found.append(f"left: {count} rows in {table.name}")
     found += await rack.database.read(lambda c: list(_unexpected(c)))
     found += await rack.database.read(open_requests)
     for sled in rack.fabric.sleds:
         if sled.alive:
-            found += [f"left: region {each.id} on sled {sled.number}" for each in _living_regions(sled.regions.values())]
+            found += [
+                f"left: region {each.id} on sled {sled.number}" for each in _living_regions(sled.regions.values())
+            ]
     return found
 
 
@@ -182,7 +185,8 @@ def _copies(fabric: Fabric, request: VolumeConstructionRequest, name: str) -> It
         known = [each for each in members if each is not None]
         if len(known) < 3:
             gone = [target for target, each in zip(part.opts.target, members) if each is None]
-            yield f"copies: {name} has {len(known)} copies of three; nobody answers at {', '.join(gone) or '(no target)'}"
+            where = ", ".join(gone) or "(no target)"
+            yield f"copies: {name} has {len(known)} copies of three; nobody answers at {where}"
         for extent in range(part.extent_count):
             if len({each.digest(extent) for each in known}) > 1:
                 yield f"copies: {name} has copies that differ in extent {extent}"
@@ -190,9 +194,9 @@ def _copies(fabric: Fabric, request: VolumeConstructionRequest, name: str) -> It
 
 def _shown(connection: Connection, fabric: Fabric, request: VolumeConstructionRequest, thing: Thing) -> Iterator[str]:
     """Whether a user finds what was written. A thing of which nobody was told may have been half changed."""
-    if not thing.sure and thing.beneath and isinstance(request, VolumeRequest) and request.read_only_parent is None:
-        if thing.kind == "disk" and not thing.read_only:
-            thing.beneath = {}
+    let_go = isinstance(request, VolumeRequest) and request.read_only_parent is None
+    if not thing.sure and let_go and thing.kind == "disk" and not thing.read_only:
+        thing.beneath = {}
     expected, zeros = thing.contents, bytes(BLOCK_BYTES)
     wrong = []
     for block in range(DISK_BYTES // BLOCK_BYTES):

@@ -8,33 +8,15 @@ before. *Load-bearing* means that the explorer finds what nexus.md §11.4 predic
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from nexus.explore import run
+from nexus.explore.removal import Instead, Removal
+from nexus.explore.safeguards import REMOVALS
 from nexus.saga.recipe import Node, Parallel, Saga, Step, SubSaga
-
-
-Instead = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """``where``: the place, as ``module:name`` (replaced wherever it is imported), ``module!name`` (there alone),
-    ``module:Class.name``, or ``saga:NODE`` for a node's undo. ``instead`` gets what is there and gives what replaces it.
-    ``breaks``: what the specification predicts. ``predicted``: cases that are tried first, ``scenarios``: all of whose
-    cases are then. ``covered``: why nothing breaks, where that is known."""
-
-    safeguard: str
-    what: str
-    where: tuple[str, ...]
-    instead: Instead | tuple[Instead, ...]
-    breaks: str
-    scenarios: tuple[str, ...] = ()
-    predicted: tuple[str, ...] = ()
-    covered: str = ""
+from nexus.sagas import ALL_SAGAS
 
 
 class UnknownSafeguard(KeyError):
@@ -46,8 +28,6 @@ class UnknownSafeguard(KeyError):
 
 def removals() -> dict[str, Removal]:
     """All of them, by safeguard."""
-    from nexus.explore.safeguards import REMOVALS
-
     return {each.safeguard: each for each in REMOVALS}
 
 
@@ -131,8 +111,6 @@ def _undo_removed(saga: str, node: str) -> Iterator[None]:
 
 
 def _nodes(saga: str | None = None) -> list[Node]:
-    from nexus.sagas import ALL_SAGAS
-
     found: list[Node] = []
     for each in ALL_SAGAS:
         if saga is None or each.name == saga:
@@ -152,6 +130,3 @@ def _collect(saga: Saga, found: list[Node]) -> None:
                 found.append(step)
 
     walk(saga.steps)
-
-
-

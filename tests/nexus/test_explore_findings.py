@@ -8,7 +8,7 @@ from nexus.explore.cases import parse
 from nexus.explore.run import run_case
 
 FOUND = {
-    "a snapshot of a disk with a lost copy waited for its activation for ever, with the lock that the replacement needs": (
+    "a snapshot of a disk with a lost copy waited for ever, with the lock that the replacement needs": (
         "lose-sled: region-snapshot-replacement-start#SET_SAGA_ID@before-node=snapshot-copy"
     ),
 }

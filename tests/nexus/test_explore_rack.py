@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -23,11 +22,11 @@ BLOCK = bytes(512)
 
 
 @pytest.fixture
-def fabric() -> Iterator[Fabric]:
+def fabric() -> Fabric:
     made = Fabric(5)
     made.now_s = lambda: made.clock_s  # type: ignore[attr-defined]
     made.clock_s = 0.0  # type: ignore[attr-defined]
-    yield made
+    return made
 
 
 def agent(fabric: Fabric, number: int) -> LightAgent:
