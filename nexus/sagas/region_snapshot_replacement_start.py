@@ -65,7 +65,8 @@ from nexus.volumes import (
     regions_to_delete,
     volume_create,
 )
-from nexus.volumes.freed import Dataset
+from nexus.volumes.freed import Dataset, FreedRegion
+from nexus.volumes.resolution import count_usages
 
 UNPROVED = "unproved"
 """The kind of failure of a clone that is not what it should be."""
@@ -179,16 +180,32 @@ def place_found(connection: Connection, wanted: Allocation, now: datetime) -> No
 
 
 async def forget_new_region(saga: Context[Params]) -> None:
-    """This region and no other (W35). Safe to rerun: a row that is gone is gone."""
+    """This region and no other (W35), if nobody counts on it. Safe to rerun: a row that is gone is gone."""
     world, region_id = _world(saga), new_region_id(saga)
-    await world.database.transact(lambda c: regions_hard_delete(c, [region_id], world.now()))
+
+    def body(connection: Connection) -> None:
+        if not is_somebodys(connection, region_id):
+            regions_hard_delete(connection, [region_id], world.now())
+
+    await world.database.transact(body)
+
+
+def is_somebodys(connection: Connection, region_id: str) -> bool:
+    """*Safety*: whether a volume names the clone. While S did, an image or disk may have been made of S: it has the
+    clone from then on, and takes it with it when it is deleted. Only who has the clone can pass it on, so one that is
+    nobody's stays so."""
+    return count_usages(connection, ReadOnlyRegion(region_id)) > 0
 
 
 async def destroy_new_region(saga: Context[Params]) -> None:
     """R35: also what an agent has half made, and said that it failed. Safe to rerun: what is destroyed is."""
-    world = _world(saga)
-    left = CrucibleResources(regions=(new_region_id(saga),))
-    await world.agents.regions_delete(await world.database.read(lambda c: regions_to_delete(c, left)))
+    world, region_id = _world(saga), new_region_id(saga)
+    left = CrucibleResources(regions=(region_id,))
+
+    def body(connection: Connection) -> list[FreedRegion]:
+        return [] if is_somebodys(connection, region_id) else regions_to_delete(connection, left)
+
+    await world.agents.regions_delete(await world.database.read(body))
 
 
 async def new_region_ensure(saga: Context[Params]) -> str:
