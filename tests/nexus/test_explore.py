@@ -20,7 +20,7 @@ from nexus.explore.without import UnknownSafeguard, removals, removed
 
 GUIDE = Path(__file__).parents[2] / "docs" / "explorer.md"
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SLICE = 397
+SLICE = 1499
 """A case of so many is run in the suite; all of them are a long run of their own."""
 QUICK = ("create-image", "delete-image", "create-read-only-disk")
 
@@ -46,7 +46,7 @@ def test_a_scenario_by_itself_leaves_nothing_wrong(name: str) -> None:
 def test_a_slice_of_all_cases_finds_nothing() -> None:
     cases = [case for each in SCENARIOS.values() for case in plan.every_nth(plan.one(each), SLICE)]
     report = campaign.run(cases, processes=1)
-    assert report.runs > 20
+    assert report.runs >= len(SCENARIOS)
     assert [(each.violation, each.replay) for each in report.findings] == []
 
 
@@ -75,12 +75,12 @@ def test_a_case_is_read_as_it_was_written() -> None:
 
 def test_the_same_cases_leave_the_same_trace_however_they_are_split_and_hashed() -> None:
     """Two processes and one; and under two seeds of Python's hashes."""
-    arguments = ("--scenario", "delete-image", "--scenario", "verify", "--every", "60", "--json")
+    arguments = ("--scenario", "create-image", "--scenario", "verify", "--every", "60", "--json")
     found = [
         json.loads(nexus(*arguments, "--processes", processes, **{"PYTHONHASHSEED": seed}).stdout)
         for processes, seed in (("1", "1"), ("2", "2"))
     ]
-    assert found[0]["runs"] == found[1]["runs"] > 10
+    assert found[0]["runs"] == found[1]["runs"] > 5
     assert found[0]["trace_blake3"] == found[1]["trace_blake3"]
     assert found[0]["violations"] == []
 
@@ -107,7 +107,10 @@ def test_a_finding_is_told_by_its_shortest_story() -> None:
         result = campaign.result_of(f"delete-image: {at}=delete-copy; {at}=time-passes; {at}=crash")
         assert result.violations
         shortest = campaign.shrunk(result)
-    assert shortest.case == f"delete-image: {at}=crash"
+        assert shortest.violations and "time-passes" not in shortest.case
+        case = parse(shortest.case)
+        for number in range(len(case.interferences)):
+            assert not campaign.result_of(str(case.without(number))).violations
 
 
 def test_the_matrix_is_green_or_has_a_story(tmp_path: Path) -> None:
