@@ -6,7 +6,9 @@ one; an older Nexus did, where deleting failed half-way. A user can neither see 
 What it does: the disk is there again, *faulted*, so that it can be deleted once more. Its name may be another's by now,
 so it has a new one.
 
-Why it is safe beside a disk that is just being deleted: that one is in its saga's hand, and passed over.
+Why it is safe beside a disk that is just being deleted: that one is in its saga's hand, and passed over. So is one
+whose creation is being undone, which is deleted before what it costs is given back: whatever an unfinished saga speaks
+of is that saga's business, and whether there is one is asked in the transaction that would give the disk back.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, exists, select
 
 from nexus.db import DatabaseError, schema
+from nexus.db.saga_claims import claims
 from nexus.db.transitions import HOLDER
 from nexus.objects.disks import Move, disk_move
 from nexus.services import World
@@ -38,21 +41,24 @@ class PhantomDisks:
         errors = []
         for disk_id in await self._world.database.read(phantom_disks):
             try:
-                await self._restore(disk_id)
-                restored += 1
+                restored += await self._restore(disk_id)
             except DatabaseError as error:
                 failed += 1
                 errors.append(f"disk {disk_id}: {told(error)}")
         return {"phantom_disk_deleted_ok": restored, "phantom_disk_deleted_err": failed, "errors": errors}
 
-    async def _restore(self, disk_id: str) -> None:
+    async def _restore(self, disk_id: str) -> bool:
+        """Whether it was one."""
         now = self._world.now()
         also = {"name": f"deleted-{disk_id}"}
 
-        def body(connection: Connection) -> None:
+        def body(connection: Connection) -> bool:
+            if disk_id in claims(connection):
+                return False
             disk_move(connection, disk_id, Move.DELETION_UNDONE, now, also=also)
+            return True
 
-        await self._world.database.transact(body)
+        return await self._world.database.transact(body)
 
 
 def phantom_disks(connection: Connection) -> list[str]:

@@ -15,6 +15,10 @@ FOUND = {
         "replace-snapshot: region-snapshot-replacement-start#UPDATE_REQUEST_RECORD@before-effect=error;"
         " region-snapshot-replacement-start#REPLACE_SNAPSHOT_IN_VOLUME@before-undo=make-image"
     ),
+    "a disk whose creation was being undone was taken for a phantom, and came back without being paid for": (
+        "import-disk: disk-create-importing#FINALIZE_DISK_RECORD@before-effect=error;"
+        " disk-create-importing#CREATE_CRUCIBLE_DISK_RECORD@after-undo-effect=all-tasks"
+    ),
 }
 
 
