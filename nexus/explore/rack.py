@@ -66,6 +66,8 @@ class Thing:
     living: bool = True
     sure: bool = True
     read_only: bool = False
+    letting_go: bool = False
+    """Its parent is being removed: it shows what is beneath, or does not any more."""
 
     @property
     def contents(self) -> dict[int, bytes]:

@@ -230,8 +230,11 @@ class Run:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def _end(self) -> None:
-        process = await self._recover()
         self._heal()
+        found: list[Process] = []
+        if not await self._attempt("recovery", lambda: self._recover(found)):
+            return
+        process = found[0]
         if not await self.rest(process):
             return
         self.outcome.state = digest_of(self.rack)
@@ -258,15 +261,16 @@ class Run:
         if await self.rest(process):
             self._judge("in the end", await verdicts.nothing_left(self.rack))
 
-    async def _recover(self) -> Process:
+    async def _recover(self, found: list[Process]) -> None:
+        """Find a Nexus that lives, and have it go on with what dead ones left."""
         first = self.processes.known[0]
         restart = any(each.operation == operations.CRASH_RESTART for each in self.outcome.case.interferences)
         if not first.alive and restart:
             self.processes.known.remove(first)
-            process = await self.processes.start(name=first.name)
-            await process.activate("saga_recovery")
-            return process
-        return await self.processes.living()
+            found.append(await self.processes.start(name=first.name))
+            await found[0].activate("saga_recovery")
+            return
+        found.append(await self.processes.living())
 
     def _heal(self) -> None:
         for sled in self.rack.fabric.sleds:

@@ -121,7 +121,8 @@ async def create_snapshot(process: Process, name: str, disk: str) -> Thing:
         return await _made(process, thing, saga, params)
     finally:
         # What was changed while it was taken may be in it or not.
-        before, after, zeros = thing.beneath, frozen.contents, bytes(BLOCK_BYTES)
+        after = frozen.own if frozen.letting_go else frozen.contents
+        before, zeros = thing.beneath, bytes(BLOCK_BYTES)
         changed = [block for block in before | after if before.get(block) != after.get(block)]
         thing.either = {block: after.get(block, zeros) for block in changed}
 
@@ -165,7 +166,7 @@ async def remove_parent(process: Process, name: str) -> None:
     """The volume lets go of what it was made of. Nobody scrubbed it: its user finds only what was written to it."""
     thing = process.rack.things[name]
     params = remove_read_only_parent.Params(volume_id=thing.volume_id, temporary_id=process.rack.id())
-    thing.sure = False
+    thing.sure, thing.letting_go = False, not thing.read_only
     await run_saga(process, remove_read_only_parent.REMOVE_READ_ONLY_PARENT, params)
     thing.sure = True
     if not thing.read_only:
