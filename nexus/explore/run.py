@@ -39,6 +39,7 @@ from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaState, SagaStuck
 from nexus.saga.hooks import Crash, Point
 from nexus.sagas import ALL_SAGAS
 from nexus.services import Gone, ServiceRefused
+from nexus.volumes.repair_lock import PATIENCE
 
 _OPEN = schema.region_replacement.c.replacement_state != "complete"
 _DECISION = re.compile(r"needs an operator's decision: region (?P<region>[0-9a-f-]{36})")
@@ -258,6 +259,8 @@ class Run:
         else:
             self.outcome.violations.append(f"not everything can be deleted: {self.outcome.story[-1]}")
             return
+        # Who waits for the lock of a volume that is gone loses its place after a while.
+        await trio.sleep(2 * PATIENCE.total_seconds())
         if await self.rest(process):
             self._judge("in the end", await verdicts.nothing_left(self.rack))
 
