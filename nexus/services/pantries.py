@@ -76,8 +76,13 @@ class Pantries:
         )
 
     async def snapshot(self, address: PantryAddress, attachment_id: str, snapshot_id: str) -> None:
-        """Flush what is attached, and have its Downstairs take a snapshot of that name. Raises as :meth:`attach`."""
-        await self._ask(address, attachment_id, lambda pantry: pantry.snapshot(attachment_id, snapshot_id))
+        """Flush what is attached, and have its Downstairs take a snapshot of that name; with a lost copy that cannot be
+        done, and is not tried for ever. Raises as :meth:`attach`."""
+        with trio.move_on_after(ACTIVATION_TIMEOUT_S) as patience:
+            await self._ask(address, attachment_id, lambda pantry: pantry.snapshot(attachment_id, snapshot_id))
+        if patience.cancelled_caught:
+            reason = "no snapshot can be taken: a copy of it does not answer, or is lost"
+            raise ServiceRefused(f"{attachment_id} at the pantry {address}", reason)
 
     async def bulk_write(self, address: PantryAddress, attachment_id: str, offset: int, data: bytes) -> None:
         """Raises as :meth:`attach`."""

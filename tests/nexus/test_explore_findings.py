@@ -11,6 +11,10 @@ FOUND = {
     "a snapshot of a disk with a lost copy waited for ever, with the lock that the replacement needs": (
         "lose-sled: region-snapshot-replacement-start#SET_SAGA_ID@before-node=snapshot-copy"
     ),
+    "a snapshot at a pantry was tried for ever when a copy was lost, with the lock that the replacement needs": (
+        "import-disk: finalize-disk-with-snapshot#SET_FINALIZING_STATE@after-effect=expunge-another;"
+        " finalize-disk-with-snapshot#SET_FINALIZING_STATE@after-effect=crash"
+    ),
     "an image that was made between a swap and its undo names the clone, which was destroyed all the same": (
         "replace-snapshot: region-snapshot-replacement-start#UPDATE_REQUEST_RECORD@before-effect=error;"
         " region-snapshot-replacement-start#REPLACE_SNAPSHOT_IN_VOLUME@before-undo=make-image"
