@@ -18,7 +18,7 @@ from nexus.db import schema
 from nexus.db.schema import DiskState, VmmState
 from nexus.objects.disks import Disk, disk_get
 from nexus.objects.instances import ActiveVmm, active_vmm_of_disk
-from nexus.services.gone import sled_gone
+from nexus.services.gone import pantry_gone, sled_gone
 from nexus.volumes import Address
 from nexus.volumes.checkout import Attachment, attachment
 
@@ -67,7 +67,7 @@ def owner_of(connection: Connection, volume_id: str) -> Owner:
         return Owner(Situation.DESTINATION if beside else Situation.UNKNOWN)
     attached = attachment(connection, volume_id)
     if attached is None:
-        return _not_attached(disk)
+        return _not_attached(connection, disk)
     vmm = active_vmm_of_disk(connection, disk.id)
     return Owner(_attached(connection, attached, vmm), disk, vmm)
 
@@ -90,8 +90,9 @@ def _attached(connection: Connection, attached: Attachment, vmm: ActiveVmm | Non
     return Situation.RUNNING if serves else Situation.UNSETTLED
 
 
-def _not_attached(disk: Disk) -> Owner:
-    if disk.pantry is not None:
+def _not_attached(connection: Connection, disk: Disk) -> Owner:
+    # *Liveness*: a pantry that is gone has nothing; who goes on with the import attaches the disk anew.
+    if disk.pantry is not None and not pantry_gone(connection, disk.pantry):
         return Owner(Situation.IMPORTING, disk, pantry=disk.pantry)
     # One that is being made, or deleted, or in maintenance: whoever does that may be about to construct its volume.
     if disk.operating_saga_id is not None or disk.deleted or disk.state is DiskState.CREATING:

@@ -15,6 +15,10 @@ FOUND = {
         "import-disk: finalize-disk-with-snapshot#SET_FINALIZING_STATE@after-effect=expunge-another;"
         " finalize-disk-with-snapshot#SET_FINALIZING_STATE@after-effect=crash"
     ),
+    "a disk whose import lost its pantry and a copy at once was never repaired": (
+        "import-disk: finalize-disk-with-snapshot#SNAPSHOT/GET_PANTRY_ADDRESS@after-effect=expunge-pantry;"
+        " finalize-disk-with-snapshot#SNAPSHOT/GET_PANTRY_ADDRESS@after-effect=crash"
+    ),
     "an image that was made between a swap and its undo names the clone, which was destroyed all the same": (
         "replace-snapshot: region-snapshot-replacement-start#UPDATE_REQUEST_RECORD@before-effect=error;"
         " region-snapshot-replacement-start#REPLACE_SNAPSHOT_IN_VOLUME@before-undo=make-image"
