@@ -165,7 +165,7 @@ async def alloc_new_region(saga: Context[Params]) -> None:
         await world.database.transact(lambda c: place_found(c, wanted, world.now()))
     except InsufficientCapacity as error:
         reason = f"there is no place for another copy: {error}"
-        await world.database.transact(lambda c: notes.waiting_since(c, saga.params.request_id, reason, world.now()))
+        await _note(saga, reason)
         raise ActionFailed(reason, CAPACITY) from error
 
 
@@ -208,6 +208,7 @@ async def new_region_ensure(saga: Context[Params]) -> str:
     except ServiceRefused as failure:
         # The agent says that it failed, and cannot say whose fault it was. Is it the source's, another one is needed.
         await _refuse_if_rotten(saga, source)
+        await _note(saga, f"the last clone could not be made: {failure}")
         raise failure
 
 
@@ -237,7 +238,9 @@ async def verify_new_region(saga: Context[Params]) -> None:
         return
     if found.verdict is Verdict.SOURCE_IS_NOT:
         await _refuse(saga, source, found.sentence)
-    raise ActionFailed(f"the clone {region.region_id} is not used: {found.sentence}", UNPROVED)
+    reason = f"the last clone is not used: {found.sentence}"
+    await _note(saga, reason)
+    raise ActionFailed(reason, UNPROVED)
 
 
 async def _refuse_if_rotten(saga: Context[Params], source: SnapshotCopy) -> None:
@@ -321,6 +324,12 @@ async def update_request_record(saga: Context[Params]) -> None:
 
     with told_to_users():
         await world.database.transact(body)
+
+
+async def _note(saga: Context[Params], reason: str) -> None:
+    """Why the request does not go on; until it does."""
+    world, request_id = _world(saga), saga.params.request_id
+    await world.database.transact(lambda c: notes.waiting_since(c, request_id, reason, world.now()))
 
 
 # -- what the nodes ask -----------------------------------------------------------------------------------------------

@@ -142,8 +142,9 @@ def completed_without_target(connection: Connection, world: World, request: Read
 def waits(connection: Connection, world: World, request: ReadOnlyReplacement) -> str | None:
     """Why the request cannot be begun with now, in a sentence, which is noted; ``None``: it can."""
     if target_of(connection, request.old) is None:
-        return f"the {request.old} is being deleted, or nobody knows where it listens"
-    why = nothing_to_clone(connection, request.id, request.old)
+        why: str | None = f"the {request.old} is being deleted, or nobody knows where it listens"
+    else:
+        why = nothing_to_clone(connection, request.id, request.old)
     if why is not None:
         notes.waiting_since(connection, request.id, why, world.now())
     return why

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from disks_rig import read, standing
@@ -17,8 +16,8 @@ from read_only_rig import (
     HOLDS,
     Before,
     BeforeRecord,
+    Does,
     InPlaceOf,
-    Nexus,
     Scene,
     State,
     StepState,
@@ -34,20 +33,18 @@ from read_only_rig import (
     wait_for_all_replacements,
 )
 from sqlalchemy import delete, select
-from sqlalchemy.exc import IntegrityError
 from test_replacement_deletions import remove_parent
 from test_saga_snapshot_replacement_start import SAGA as START
-from test_saga_snapshot_replacement_start import targets_now
 from test_saga_snapshot_replacement_step import SAGA as STEP
 from test_saga_snapshot_replacement_step import at_a_step, nothing_left
-from users_rig import refusing, run
+from users_rig import run
 
 from nexus.db import Database, schema
 from nexus.replacement import snapshot_copies
 from nexus.replacement.affected import affected_volumes, step_make
 from nexus.replacement.clone_source import choose
-from nexus.replacement.read_only import target_of, target_present
-from nexus.replacement.step import InsertStepResult, step_insert
+from nexus.replacement.read_only import target_present
+from nexus.replacement.step import InsertStepResult
 from nexus.saga import ActionFailed, Context, SagaFailed
 from nexus.saga.executor import SagaStuck
 from nexus.sagas import region_snapshot_replacement_start as start_saga
@@ -55,10 +52,6 @@ from nexus.sagas import target_swap
 from nexus.sagas.region_snapshot_replacement_start import Params as StartParams
 from nexus.sagas.region_snapshot_replacement_step import Params as StepParams
 from nexus.services import World
-from nexus.tasks.read_only_region_replacement_start import lost_read_only_regions
-from nexus.tasks.region_snapshot_replacement_start import lost_region_snapshots
-from nexus.volumes import ReadOnlyRegion, ReadOnlyTarget, volume_get, walks
-from nexus.volumes.search import find_volumes_referencing_socket_addr
 
 _STEP = schema.region_snapshot_replacement_step
 
@@ -92,18 +85,48 @@ async def test_everything_deleted_while_its_replacement_is_allocating(tmp_path: 
     async with plant(tmp_path, in_memory) as rack:
         found = await scene(rack)
         request_id = asks(rack, found.targets[0])
-
-        async def deletes(_: Context[Any]) -> None:
-            await found.delete_snapshot()
-            await found.delete_copy()
-            await found.delete_disk()
-
         with refused("gone"):
-            perform = Before("CREATE_REPLACE_PARAMS", deletes)
+            perform = Before("CREATE_REPLACE_PARAMS", deletes_everything(found))
             await run(rack, START, StartParams(request_id=request_id), perform=perform)
         async with nexus_of(rack) as nexus:
             assert len((await nexus.does(nexus.start))["requests_completed_ok"]) == 1
         await rack.require_empty()
+
+
+@pytest.mark.parametrize("label", ["REPLACE_SNAPSHOT_IN_VOLUME", "UPDATE_REQUEST_RECORD"])
+async def test_everything_deleted_around_the_swap(tmp_path: Path, in_memory: Database, label: str) -> None:
+    """Just before it, there is nothing to be swapped; just after it, the stash holds the last reference. The request
+    goes on either way, and what nobody needs goes with it."""
+    async with plant(tmp_path, in_memory) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        await run(rack, START, StartParams(request_id=request_id), perform=Before(label, deletes_everything(found)))
+        assert request(rack, request_id).state is State.REPLACEMENT_DONE
+        async with nexus_of(rack) as nexus:
+            await finish_test(rack, nexus, request_id)
+        await rack.require_empty()
+
+
+async def test_everything_deleted_between_the_swap_and_its_undoing(tmp_path: Path, in_memory: Database) -> None:
+    """W30, W31 of the start saga: stash and holder are undone with what they count on."""
+    async with plant(tmp_path, in_memory) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        with refused("injected"):
+            perform = InPlaceOf("UPDATE_REQUEST_RECORD", deletes_everything(found))
+            await run(rack, START, StartParams(request_id=request_id), perform=perform)
+        async with nexus_of(rack) as nexus:
+            assert len((await nexus.does(nexus.start))["requests_completed_ok"]) == 1
+        await rack.require_empty()
+
+
+def deletes_everything(found: Scene) -> Does:
+    async def deletes(_: Context[Any]) -> None:
+        await found.delete_snapshot()
+        await found.delete_copy()
+        await found.delete_disk()
+
+    return deletes
 
 
 async def test_snapshot_deleted_between_its_swap_and_the_record_of_that(tmp_path: Path, in_memory: Database) -> None:
@@ -377,80 +400,3 @@ async def test_step_task_while_a_stash_names_the_target(tmp_path: Path, in_memor
         assert result == [InsertStepResult.ALREADY_HANDLED]
         await finish_test(rack, nexus, step(rack, step_id).request_id)
         assert len(steps(rack)) == 1
-
-
-async def test_old_step_does_not_hide_the_one_that_is_under_way(tmp_path: Path, in_memory: Database) -> None:
-    """W37: of several steps of a volume the active one counts. The original looks at whichever row comes first."""
-    async with at_a_step(tmp_path, in_memory) as (found, _, step_id):
-        rack, volume_id = found.rack, found.copy.volume_id
-        request_id = step(rack, step_id).request_id
-        old = {"request_id": request_id, "request_time": rack.now(), "volume_id": volume_id}
-        rack.add(_STEP, id=str(UUID(int=0)), replacement_state=StepState.VOLUME_DELETED, **old)
-        first = rack.run(
-            lambda c: c.execute(select(_STEP).where(_STEP.c.volume_id == volume_id).order_by("id")).first()
-        )
-        assert first.replacement_state == StepState.VOLUME_DELETED, "what the original may look at"
-        again = rack.run(step_insert, rack.world.locks, request_id, volume_id, rack.now())
-        assert again == (step_id, InsertStepResult.ALREADY_HANDLED)
-        with pytest.raises(IntegrityError):
-            rack.add(_STEP, replacement_state=StepState.REQUESTED, **old)
-
-
-# -- what is being destroyed ------------------------------------------------------------------------------------------
-
-
-async def test_target_that_is_being_destroyed_is_not_asked_for(tmp_path: Path, in_memory: Database) -> None:
-    """W52: nobody reads it any more. The row stays as long as its agent refuses."""
-    async with plant(tmp_path, in_memory) as rack:
-        found = await scene(rack)
-        old = found.targets[0]
-        await found.delete_copy()
-        with refusing(rack, old.dataset_id):
-            with pytest.raises(SagaFailed):
-                await found.delete_snapshot()
-            assert rack.run(target_present, old) and rack.run(target_of, old) is None
-            rack.expunge(old.dataset_id)
-            assert rack.run(lost_region_snapshots) == [] == rack.run(lost_read_only_regions)
-
-
-async def test_port_given_to_another_snapshot_before_the_step_swaps(tmp_path: Path, in_memory: Database) -> None:
-    """W55: what is at the address is not what is to be replaced. The original knows the address alone: it would find
-    that other snapshot's volumes, and put the successor of the first into them."""
-    async with at_a_step(tmp_path, in_memory) as (found, _, step_id):
-        rack = found.rack
-        asked_for = request(rack, step(rack, step_id).request_id)
-        old, other = found.targets[0], rack.run(target_of, found.targets[1])
-        successor = rack.run(target_of, ReadOnlyRegion(asked_for.new_region_id or ""))
-        text = rack.run(volume_get, found.copy.volume_id).request
-        moved = ReadOnlyTarget(other.address, old)
-        swap = target_swap.Swap(found.copy.volume_id, moved, successor, rack.id())
-        with pytest.raises(ActionFailed, match="the port was given away"):
-            await target_swap.swap(rack.world, swap)
-        assert rack.run(volume_get, found.copy.volume_id).request == text
-        in_memory.after_body = None
-        key = schema.region_snapshot.c.region_id == old.region_id
-        rack.run(lambda c: c.execute(schema.region_snapshot.update().where(key).values(deleting=True)) and None)
-        address = next(each for each in walks.read_only_targets(text) if each != other.address)
-        assert found.copy.volume_id in rack.run(find_volumes_referencing_socket_addr, address)
-        assert rack.run(affected_volumes, asked_for) == []
-
-
-async def test_two_copies_lost_at_once_are_replaced_one_after_the_other(tmp_path: Path, in_memory: Database) -> None:
-    """R3: had both requests gone ahead at once, either would have placed 'one more', and both had the same."""
-    async with plant(tmp_path, in_memory, sleds=6) as rack:
-        found = await scene(rack)
-        for target in found.targets[:2]:
-            rack.expunge(target.dataset_id)
-        async with nexus_of(rack) as nexus:
-            first = await nexus.does(nexus.start)
-            assert (len(first["requests_created_ok"]), len(first["start_invoked_ok"])) == (1, 1)
-            await _until_none_is_lost(rack, nexus)
-        assert len(set(targets_now(found))) == 3 and rack.findings() == []
-        assert rack.count(schema.region_snapshot_replacement) == 2
-
-
-async def _until_none_is_lost(rack: Plant, nexus: Nexus) -> None:
-    while rack.run(lost_region_snapshots):
-        await wait_for_all_replacements(rack, nexus)
-        await nexus.does(nexus.start)
-    await wait_for_all_replacements(rack, nexus)
