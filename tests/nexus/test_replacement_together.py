@@ -18,7 +18,6 @@ from nexus_rig import Plant, plant
 from read_only_rig import asks, request, require_three_good_copies, there
 from region_replacement_rig import (
     PATTERN,
-    ask_for,
     expect_breaking,
     filled,
     lose,
@@ -223,21 +222,3 @@ async def test_read_only_replacement_sanity(tmp_path: Path, in_memory: Database)
         for each in (disk, copy, frozen):
             await delete_disk(rack, each)
         await delete_snapshot(rack, snapshot)
-
-
-async def test_an_operators_requests_for_everything(tmp_path: Path, in_memory: Database) -> None:
-    """Nothing is lost, and every copy of a disk and of its snapshot gets a successor, one after the other."""
-    async with rack_of(tmp_path, in_memory, sleds=5) as (rack, nexus):
-        disk, snapshot = await disk_and_snapshot(rack)
-        first = own_regions(rack, disk.volume_id)
-        for target in snapshots_of(first, snapshot):
-            asks(rack, target)
-            await nexus.wait_for_all_replacements()
-        for region in first:
-            ask_for(rack, region)
-            await nexus.wait_for_all_replacements()
-        assert not {each.region_id for each in first} & {each.region_id for each in own_regions(rack, disk.volume_id)}
-        await require_whole(rack, disk)
-        await require_three_good_copies(rack, snapshot)
-        await delete_snapshot(rack, snapshot)
-        await delete_disk(rack, disk)
