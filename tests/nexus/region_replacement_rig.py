@@ -37,7 +37,7 @@ from nexus.volumes.freed import Dataset
 
 PATIENCE_S = 20
 BREAKING = (
-    *("connection ended", "reconciliation aborted", "disk disabled", "downstairs ended", "live repair aborted"),
+    *("connection ended", "reconciliation aborted", "disk disabled", "downstairs ended", "live repair aborted", "work failed"),
     *(
         "acknowledged writes may be lost",
         "another Upstairs took over",
