@@ -248,7 +248,7 @@ async def test_region_snapshot_replacement_start_prefer_not_self(tmp_path: Path,
 
 
 async def test_region_snapshot_replacement_start_hail_mary(tmp_path: Path, in_memory: Database) -> None:
-    """All other copies are lost. Of this snapshot nothing was written down, and the clone is held against its source."""
+    """All other copies are lost. Of this snapshot nothing was written down: the clone is held against its source."""
     async with plant(tmp_path, in_memory) as rack:
         found = await scene(rack)
         written_down = ledger(rack, found.snapshot.id).extents
