@@ -1,15 +1,18 @@
 """Write what is generated of the documents: ``python docs/generate.py``.
 
 ``state-machines.md`` comes from the tables that the code runs, ``conformance.md`` from ``conformance.toml``,
-``nexus-database.md`` from the schema of Nexus. Tests compare the files with what this program would write, so that no
-diagram can differ from the code.
+``nexus-database.md`` from the schema of Nexus. In ``replacement.md``, which somebody wrote, the diagrams and tables of
+its machines are made; they stand between two marks. Tests compare the files with what this program would write, so that
+no diagram can differ from the code.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,10 @@ from crucible_emu.upstairs.states import (
 from nexus.db.description import describe
 from nexus.db.schema import DiskState
 from nexus.objects.disks import MOVES as DISK_MOVES
+from nexus.replacement.machine import Machine
+from nexus.replacement.read_only import READ_ONLY_REPLACEMENT
+from nexus.replacement.region import REGION_REPLACEMENT
+from nexus.replacement.step import READ_ONLY_REPLACEMENT_STEP
 
 DOCS = Path(__file__).parent
 
@@ -339,7 +346,64 @@ def render_conformance() -> str:
     return "\n".join([*lines, ""])
 
 
+# -- parts of a document that somebody wrote --------------------------------------------------------------------------
+
+
+def _edges(machine: Machine[Any]) -> list[str]:
+    """A machine of replacements as a diagram; edges that undo another are dashed."""
+    started = f'    begin(( )) -->|"1 {machine.created_by}"| {machine.created}'
+    arrows = {False: "-->", True: "-.->"}
+    return [
+        "```mermaid",
+        "flowchart TD",
+        started,
+        *(
+            f'    {edge.source} {arrows[edge.back]}|"{edge.number} {edge.who}"| {edge.target}'
+            for edge in machine.edges.values()
+        ),
+        "```",
+    ]
+
+
+def _rows(machine: Machine[Any]) -> list[str]:
+    """The same as a table."""
+    lines = ["| # | from | to | who | the lease | with it |", "|---|---|---|---|---|---|"]
+    lines.append(f"| 1 | | {machine.created} | {machine.created_by} | | the row, and the volume's lock |")
+    for edge in machine.edges.values():
+        more = [f"records {', '.join(edge.records)}"] if edge.records else []
+        more += [f"clears {', '.join(edge.clears)}"] if edge.clears else []
+        more += [f"only while {', '.join(edge.expects_null)} is not set"] if edge.expects_null else []
+        more += ["undoes"] if edge.back else []
+        more += ["gives the volume's lock back"] if edge.ends else []
+        cells = (str(edge.number), edge.source, edge.target, edge.who, edge.hold.value, "; ".join(more))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+PARTS: dict[str, Callable[[], list[str]]] = {
+    f"{name}, {what}": partial(made, machine)
+    for name, machine in (
+        ("region replacement", REGION_REPLACEMENT),
+        ("read-only target replacement", READ_ONLY_REPLACEMENT),
+        ("step", READ_ONLY_REPLACEMENT_STEP),
+    )
+    for what, made in (("diagram", _edges), ("table", _rows))
+}
+"""What stands between two marks in a document, and what makes it."""
+MARK = re.compile(r"(<!-- made from the code: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def renew(name: str) -> str:
+    """The document with its parts as the code has them now. A mark that nobody knows is an error."""
+
+    def part(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{chr(10).join(PARTS[found[2]]())}\n\n{found[3]}"
+
+    return MARK.sub(part, (DOCS / name).read_text(encoding="utf-8"))
+
+
 DOCUMENTS: dict[str, Callable[[], str]] = {
+    "replacement.md": lambda: renew("replacement.md"),
     "state-machines.md": render,
     "conformance.md": render_conformance,
     "nexus-database.md": describe,

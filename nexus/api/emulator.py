@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from crucible_emu.service import Call, Operation
 from nexus.api import emulator_documents as documents
-from nexus.api import saga_views, views
+from nexus.api import replacements, saga_views, views
 from nexus.api.queries import by_attribute, page_of, path_id, slice_of
 from nexus.api.refusals import answering, bad_request
 from nexus.api.volume_tree import volume_of, volume_tree
@@ -316,4 +316,5 @@ def operations(nexus: Nexus) -> list[Operation]:
         ("emulator_token_create", "POST", f"{base}/tokens", tenancy.create_token, documents.TokenCreate, 201),
         ("emulator_token_delete", "DELETE", f"{base}/tokens/{{token_id}}", tenancy.delete_token, None, 204),
     )
+    rows += replacements.rows(nexus)
     return [Operation(name, way, path, answering(handler), body, ok) for name, way, path, handler, body, ok in rows]

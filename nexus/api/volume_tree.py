@@ -71,7 +71,7 @@ def _look(connection: Connection, volume_id: str) -> _Seen:
         raise not_found("volume", volume_id)
     table = schema.volume
     times = select(table.c.time_created, table.c.time_deleted).where(table.c.id == volume_id)
-    seen = _Seen(volume_id, volume.request, connection.execute(times).one(), _owner(connection, volume_id))
+    seen = _Seen(volume_id, volume.request, connection.execute(times).one(), owner_of(connection, volume_id))
     for region in _region_sets(volume.request):
         for text in region.opts.target:
             key = (text, region.opts.read_only)
@@ -132,7 +132,8 @@ def _place(connection: Connection, dataset_id: str) -> dict[str, Any]:
     return place
 
 
-def _owner(connection: Connection, volume_id: str) -> documents.VolumeOwner | None:
+def owner_of(connection: Connection, volume_id: str) -> documents.VolumeOwner | None:
+    """Whose volume it is, where that can be said."""
     disk, crucible, snapshot, image = schema.disk, schema.disk_type_crucible, schema.snapshot, schema.image
     asked = {
         "disk": select(disk.c.id, disk.c.name)

@@ -11,6 +11,7 @@ import typer
 from crucible_emu.cli import program
 
 GROUPS: dict[str, str] = {
+    "demo": "A sled dies, and nothing is lost: see it happen, with proof.",
     "rack": "Run a rack with a Nexus on this machine.",
     "run": "Run a Nexus.",
     "disk": "Make, fill, attach, read and delete disks.",
@@ -21,6 +22,7 @@ GROUPS: dict[str, str] = {
     "sled": "The computers of the rack.",
     "physical-disk": "The disks in them.",
     "volume": "What a disk is made of, and whether that is sound.",
+    "replacement": "Lost copies, and their successors.",
     "saga": "Work that ends done or undone.",
     "task": "What Nexus does by itself.",
     "check": "Whether all that Nexus knows fits together.",

@@ -37,6 +37,17 @@ from nexus.api.emulator_documents import (
     VerifyReport,
     VolumeTree,
 )
+from nexus.api.replacement_documents import (
+    PATH,
+    Replacement,
+    ReplacementDetail,
+    ReplacementPage,
+    ReplacementRequest,
+    SurvivorDecided,
+    SurvivorDecision,
+    ToDoReport,
+    WaitingReport,
+)
 from nexus.client.asking import NexusClient
 
 _CHECK, _TREE = TypeAdapter(CheckReport), TypeAdapter(VolumeTree)
@@ -44,6 +55,12 @@ _LOCK, _VERIFIED = TypeAdapter(LockReport), TypeAdapter(VerifyReport)
 _SLED, _SLEDS = TypeAdapter(SledEntry), TypeAdapter(SledPage)
 _PHYSICAL_DISK, _PHYSICAL_DISKS = TypeAdapter(PhysicalDiskEntry), TypeAdapter(PhysicalDiskPage)
 _SAGA, _SAGAS = TypeAdapter(SagaDetail), TypeAdapter(SagaPage)
+_REPLACEMENT, _DETAIL, _REPLACEMENTS = (
+    TypeAdapter(Replacement),
+    TypeAdapter(ReplacementDetail),
+    TypeAdapter(ReplacementPage),
+)
+_WAITING, _TO_DO, _DECIDED = TypeAdapter(WaitingReport), TypeAdapter(ToDoReport), TypeAdapter(SurvivorDecided)
 _SILO, _SILOS = TypeAdapter(Silo), TypeAdapter(SiloPage)
 _PROJECT, _PROJECTS = TypeAdapter(ProjectEntry), TypeAdapter(ProjectPage)
 _TOKEN, _TOKENS = TypeAdapter(TokenCreated), TypeAdapter(TokenPage)
@@ -96,6 +113,32 @@ class EmulatorClient(NexusClient):
 
     async def saga_resume(self, saga_id: str) -> SagaDetail:
         return await self._ask("POST", f"{BASE}/sagas/{segment(saga_id)}/resume", _SAGA, waits=True)
+
+    # --- replacements ---
+
+    def replacement_list(self, state: str | None = None, *, everything: bool = False) -> AsyncIterator[Replacement]:
+        """Those that are open, or in ``state``, or ``everything``."""
+        wanted = "true" if everything else None
+        return self._all(PATH, _REPLACEMENTS, Replacement, state=state, all=wanted)
+
+    async def replacement_view(self, request_id: UUID | str) -> ReplacementDetail:
+        return await self._ask("GET", f"{PATH}/{segment(request_id)}", _DETAIL)
+
+    async def replacement_request(self, body: ReplacementRequest) -> Replacement:
+        """Have a copy replaced that nobody says is lost."""
+        return await self._ask("POST", PATH, _REPLACEMENT, body)
+
+    async def replacement_waiting(self) -> WaitingReport:
+        """What each open request waits for."""
+        return await self._ask("GET", f"{PATH}/waiting", _WAITING)
+
+    async def replacement_to_do(self) -> ToDoReport:
+        """What is lost and not replaced yet."""
+        return await self._ask("GET", f"{PATH}/to-do", _TO_DO)
+
+    async def replacement_believe(self, body: SurvivorDecision) -> SurvivorDecided:
+        """Say that the last good copy of a volume is to be believed."""
+        return await self._ask("POST", f"{PATH}/believe", _DECIDED, body)
 
     # --- who is here ---
 

@@ -3,10 +3,11 @@
 What it is for: a pantry's word that it activated a volume is the word of an Upstairs: it made its copies alike. What
 they really hold, their agents say, extent by extent, and then the pantry has let go of the volume.
 
-What it guarantees (*safety*): :attr:`Proof.regions` are members that held the same bytes at one moment, at which the
-document had the generation :attr:`Proof.generation`. Who is given the document afterwards has a greater one, so
-whoever acts on the proof compares (:func:`still_holds`) in the transaction in which it acts. Members on disks that are
-gone for good are not asked. A single member proves nothing.
+What it guarantees (*safety*): :attr:`Proof.regions` are members that held the same bytes at one moment, at which nobody
+had the volume and its document had the generation :attr:`Proof.generation`. Who is given the document afterwards has a
+greater one, so whoever acts on the proof compares (:func:`still_holds`) in the transaction in which it acts. Of a
+volume that a guest has, nothing is proved, though its copies be alike: they need not be a moment later. Members on
+disks that are gone for good are not asked. A single member proves nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datetime import datetime
 import trio
 from sqlalchemy import Connection
 
+from nexus.replacement.owners import CONSTRUCTED, owner_of
 from nexus.services import World
 from nexus.services.gone import dataset_gone
 from nexus.verification import RegionSet, asked_if_present, compared, region_sets_of
@@ -40,6 +42,8 @@ class Proof:
 async def copies_proved(world: World, volume_id: str) -> Proof:
     """Compare the copies of the volume's own region sets."""
     generation, sets = await world.database.read(lambda c: _own_sets(c, volume_id))
+    if sets is None:
+        return Proof(generation, reason="somebody has the volume: what is written is not compared")
     proved: list[str] = []
     for each in sets:
         found = await _set_proved(world, generation, each)
@@ -60,10 +64,12 @@ def rest_recorded(connection: Connection, volume_id: str, proof: Proof, now: dat
     rest_proved(connection, volume_id, proof.generation, now)
 
 
-def _own_sets(connection: Connection, volume_id: str) -> tuple[int, list[RegionSet]]:
+def _own_sets(connection: Connection, volume_id: str) -> tuple[int, list[RegionSet] | None]:
     volume = volume_get(connection, volume_id)
     if volume is None or volume.deleted:
         return 0, []
+    if owner_of(connection, volume_id).situation in CONSTRUCTED:
+        return 0, None
     sets = [each for each in region_sets_of(connection, volume.request) if not each.read_only]
     present = [
         RegionSet(

@@ -29,7 +29,7 @@ from nexus.saga import Executor, Fenced, SagaFailed, SagaStuck
 from nexus.services import Agents, Connections, Hosts, Pantries, World
 from nexus.tasks import Scheduler, all_tasks
 from nexus.tasks.saga_recovery import SagaRecovery
-from nexus.volumes import TryLocks
+from nexus.volumes import FairLocks
 
 HEARTBEATS_PER_LEASE = 3
 
@@ -104,7 +104,7 @@ def world_of(settings: Settings, database: Database, connections: Connections) -
         Agents(database, connections, persistence, now),
         Pantries(database, connections, persistence),
         Hosts(database, connections, persistence),
-        TryLocks(),
+        FairLocks(),
         now,
         lambda: str(uuid4()),
         token_bytes,

@@ -16,8 +16,8 @@ another one then, and is given to the pantry anew); the notification comes (R28:
 hand, and is read afterwards); this Nexus dies.
 
 Why each node may run again: CHECK and PREPARE look, EXECUTE asks for what is perhaps done, COMMIT writes the
-breadcrumb that EXECUTE recorded, VERIFY looks, FINISH_SAGA finds that it let go. The undo of asking is nothing: it
-cannot be taken back, and all of it may be repeated.
+breadcrumb that EXECUTE recorded (that of a pantry is written before it is asked), VERIFY looks, FINISH_SAGA finds that
+it let go. The undo of asking is nothing: it cannot be taken back, and all of it may be repeated.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ async def prepare(saga: Context[Params]) -> dict[str, Any]:
         case Prepared.IMPORT:
             return {"ask": asked, "pantry": str(owner.pantry), "reason": None}
         case Prepared.NOBODY:
-            others = "another request has the volume repaired"
-            return {"ask": asked, "reason": others if drives != params.request_id else owner.situation.value}
+            others = next_asked(owner.situation, others_turn=False) is Prepared.PANTRY
+            why = "another request has the volume repaired" if others else owner.situation.value
+            return {"ask": asked, "reason": why}
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
@@ -180,17 +181,18 @@ async def execute(saga: Context[Params]) -> dict[str, Any]:
         return outcome | {"reason": "the new region is not in the volume any more"}
     try:
         await _let_go_before(saga)
-        step: DriveStep
+        step: DriveStep | None
         match asked:
             case Prepared.PROPOLIS:
                 step, said = await _ask_instance(saga, owner, target)
             case Prepared.IMPORT:
                 step, said = await _ask_import(saga, owner, target)
             case Prepared.PANTRY:
-                step, said = await _give_to_pantry(saga)
+                step, said = None, await _give_to_pantry(saga)  # it is written down already
     except ActionFailed as error:
         return outcome | {"reason": str(error)}
-    return outcome | {"step": step_written(step), "done": said.done, "reason": said.reason}
+    written = None if step is None else step_written(step)
+    return outcome | {"step": written, "done": said.done, "reason": said.reason}
 
 
 def _now(connection: Connection, params: Params) -> tuple[RegionReplacement, Owner, Address | None]:
@@ -250,15 +252,10 @@ async def _said(answer: Any) -> Said:
     return found
 
 
-async def _give_to_pantry(saga: Context[Params]) -> tuple[PantryStep, Said]:
+async def _give_to_pantry(saga: Context[Params]) -> Said:
     address = Address.parse(saga.output("PREPARE")["pantry"])
     step = PantryStep(address.ip, address.port, derived(saga.saga_id, "job"))
-    # Written down also when nobody knows whether it has the volume: then it is told to let go.
-    return step, await _said(_given(saga, step))
-
-
-async def _given(saga: Context[Params], step: PantryStep) -> Said:
-    await upstairs_repair.given_to_a_pantry(_world(saga), step, saga.params.volume_id)
+    await upstairs_repair.given_to_a_pantry(_world(saga), saga.params.request_id, step, saga.params.volume_id)
     return Said(False)
 
 

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from sqlalchemy import Connection, select
 
 from nexus.db import schema
-from nexus.objects.refusals import CONFLICT, invalid_request, not_found, told_to_users
+from nexus.objects.refusals import CAPACITY, CONFLICT, invalid_request, not_found, told_to_users
 from nexus.placement import (
     AllocatedRegion,
     Allocation,
@@ -39,7 +39,7 @@ from nexus.placement import (
     regions_of,
 )
 from nexus.replacement.machine import move
-from nexus.replacement.notes import waiting_no_more
+from nexus.replacement.notes import waiting_no_more, waiting_since
 from nexus.replacement.region import REGION_REPLACEMENT, RegionEdge, region_replacement_get
 from nexus.replacement.survivors import successor_replaced, swap_refused
 from nexus.saga import ActionFailed, Context, Node, Saga
@@ -61,6 +61,7 @@ from nexus.volumes.freed import Dataset
 from nexus.volumes.resolution import target_to_region
 
 _REGION, _DATASET = schema.region, schema.crucible_dataset
+NO_PLACE = "no sled without a copy of the volume has room for the new region"
 
 
 class Params(BaseModel):
@@ -127,8 +128,13 @@ async def alloc_new_region(saga: Context[Params]) -> dict[str, Any]:
         (found,) = (each for each in placed if each.region_id == new_id)
         return {"id": found.dataset_id, "ip": found.ip, "port": found.agent_port}
 
-    with told_to_users():
-        return await world.database.transact(body)
+    try:
+        with told_to_users():
+            return await world.database.transact(body)
+    except ActionFailed as failure:
+        if failure.kind == CAPACITY:
+            await world.database.transact(lambda c: waiting_since(c, params.request_id, NO_PLACE, world.now()))
+        raise
 
 
 async def forget_new_region(saga: Context[Params]) -> None:

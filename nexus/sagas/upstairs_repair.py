@@ -19,6 +19,7 @@ import trio
 from sqlalchemy import Connection
 
 from crucible_emu.client.failures import ServiceUnreachable
+from crucible_emu.logs import get_logger
 from crucible_emu.pantry.documents import ReplaceResult
 from crucible_emu.volume.info import VolumeInfo
 from crucible_emu.volume.vcr import VolumeConstructionRequest
@@ -26,15 +27,22 @@ from nexus.objects.instances import ActiveVmm
 from nexus.objects.refusals import told_to_users
 from nexus.replacement.driving import ANSWERS, Answer, PantrySaid, is_done
 from nexus.replacement.health import single_upstairs_health, upstairs_with, written_targets
-from nexus.replacement.region import PantryStep, PropolisStep
+from nexus.replacement.region import (
+    PantryStep,
+    PropolisStep,
+    pantries_asked,
+    region_replacements_of_volume,
+    step_record,
+)
 from nexus.replacement.survivors import checked_out_for_repair, members
 from nexus.saga import ActionFailed
 from nexus.services import World
 from nexus.services.refusals import REFUSED, told_of
-from nexus.volumes import Address, volume_get
+from nexus.volumes import Address, volume_deleted, volume_get
 
 ANSWER_TIMEOUT_S = 30.0
 
+log = get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -121,15 +129,27 @@ async def _asked(
 # -- nobody has it ----------------------------------------------------------------------------------------------------
 
 
-async def given_to_a_pantry(world: World, step: PantryStep, volume_id: str) -> None:
+async def given_to_a_pantry(world: World, request_id: str, step: PantryStep, volume_id: str) -> None:
     """Attach the volume there, and have the job activate it, which makes all its copies alike. R34: it begins with
     detaching, for a pantry takes neither another job nor another document for one volume; and nobody waits for the
-    job. Raises :class:`~nexus.saga.ActionFailed`, also where somebody else has the volume by now (R33)."""
+    job. Raises :class:`~nexus.saga.ActionFailed`, also where somebody else has the volume by now (R33).
+
+    *Safety*: who is asked is written down in the transaction that hands the document out. Whoever deletes the volume
+    afterwards knows where it may be, and has it given up before its regions are destroyed."""
     await taken_from_pantry(world, step, volume_id)
+
+    def body(connection: Connection) -> VolumeConstructionRequest:
+        request = checked_out_for_repair(connection, volume_id, world.now())
+        step_record(connection, request_id, step, world.now())
+        return request
+
     with told_to_users():
-        request = await world.database.transact(lambda c: checked_out_for_repair(c, volume_id, world.now()))
+        request = await world.database.transact(body)
     client, what = world.pantries.client(_address(step)), f"volume {volume_id} at the pantry {_address(step)}"
     await once(what, lambda: client.attach_activate_background(volume_id, step.job_id, request))
+    if await world.database.read(lambda c: volume_deleted(c, volume_id)):
+        # Who deleted it has looked for pantries already, perhaps before this one had it.
+        await taken_from_pantry(world, step, volume_id)
 
 
 async def taken_from_pantry(world: World, step: PantryStep, volume_id: str) -> None:
@@ -139,6 +159,22 @@ async def taken_from_pantry(world: World, step: PantryStep, volume_id: str) -> N
         return
     client = world.pantries.client(address)
     await once(f"volume {volume_id} at the pantry {address}", lambda: client.detach(volume_id))
+
+
+async def given_up_by_pantries(world: World, volume_id: str) -> None:
+    """The volume is deleted and its regions are about to be destroyed: no pantry repairs it any more. *Safety* (#6353):
+    it would write to whatever gets their ports; and it could never flush again, and never let go. A pantry that does
+    not answer holds nobody up."""
+
+    def body(connection: Connection) -> list[PantryStep]:
+        open_ones = region_replacements_of_volume(connection, volume_id)
+        return [step for each in open_ones for step in pantries_asked(connection, each.id)]
+
+    for step in await world.database.read(body):
+        try:
+            await taken_from_pantry(world, step, volume_id)
+        except ActionFailed as error:
+            log.info("a pantry does not let go", volume=volume_id, reason=str(error))
 
 
 async def pantry_says(world: World, step: PantryStep, volume_id: str, written: set[Address]) -> PantrySaid:

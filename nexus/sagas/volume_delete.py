@@ -32,6 +32,7 @@ from crucible_emu.logs import get_logger
 from nexus.db import schema
 from nexus.placement import regions_hard_delete
 from nexus.saga import ActionFailed, Context, Node, Parallel, Saga
+from nexus.sagas.upstairs_repair import given_up_by_pantries
 from nexus.services import World
 from nexus.volumes import (
     CrucibleResources,
@@ -56,8 +57,11 @@ class Params(BaseModel):
 
 
 async def decrease_count(saga: Context[Params]) -> str | None:
-    """Safe to rerun: the list was stored by the transaction that deleted the volume, and is read again."""
-    return await _soft_delete(saga.world, saga.params.volume_id)
+    """Safe to rerun: the list was stored by the transaction that deleted the volume, and is read again. From then on
+    nobody is given the volume; who is repairing it gives it up before anything is destroyed."""
+    resources = await _soft_delete(saga.world, saga.params.volume_id)
+    await given_up_by_pantries(saga.world, saga.params.volume_id)
+    return resources
 
 
 async def delete_regions(saga: Context[Params]) -> None:

@@ -10,6 +10,7 @@ from nexus.services import World
 from nexus.tasks.decommissioned_disk_cleaner import DecommissionedDiskCleaner
 from nexus.tasks.lease_reaper import LeaseReaper
 from nexus.tasks.lookup_region_port import LookupRegionPort
+from nexus.tasks.lost_instances import LostInstances
 from nexus.tasks.phantom_disks import PhantomDisks
 from nexus.tasks.read_only_region_replacement_start import ReadOnlyRegionReplacementStart
 from nexus.tasks.region_replacement import RegionReplacementDetector
@@ -41,6 +42,7 @@ def all_tasks(world: World, executor: Executor, leases: Leases) -> list[Task]:
         RegionSnapshotReplacementStep(world, executor),
         RegionSnapshotReplacementFinish(world, executor),
         ReadOnlyRegionReplacementStart(world),
+        LostInstances(world, executor),
         RegionReplacementDetector(world, executor),
         RegionReplacementDriver(world, executor),
     ]

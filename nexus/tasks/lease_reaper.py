@@ -35,6 +35,7 @@ from nexus.objects.disks import Move, disk_move_on
 from nexus.saga import SagaState
 from nexus.services import World
 from nexus.tasks.task import Status, told
+from nexus.volumes.repair_lock import forget_who_does_not_come_back
 
 _LOCK, _DISK = schema.volume_repair, schema.disk
 _REQUEST, _READ_ONLY_REQUEST = schema.region_replacement, schema.region_snapshot_replacement
@@ -104,6 +105,8 @@ class LeaseReaper:
                 errors.append(f"{held.what}: {told(error)}")
         errors += await world.database.read(unknown_holders)
         await world.database.transact(forget_leases_of_ended)
+        # Of a volume that is gone nobody else asks for the lock, and so nobody else would forget who waits for it.
+        await world.database.transact(lambda c: forget_who_does_not_come_back(c, world.now()))
         return {"released": released, "errors": errors}
 
     async def _let_go(self, held: Held) -> bool:

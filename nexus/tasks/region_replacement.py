@@ -100,11 +100,13 @@ class RegionReplacementDetector:
 
     async def _begin_with(self, request: RegionReplacement, status: Status) -> None:
         world = self._world
-        if await world.database.transact(lambda c: completed_without_swap(c, world, request)):
-            status["requests_completed_ok"].append(f"request {request.id}")
+        unneeded, why = await world.database.read(lambda c: (not_needed(c, request), _refusal(c, request)))
+        if unneeded:
+            if await world.database.transact(lambda c: completed_without_swap(c, world, request)):
+                status["requests_completed_ok"].append(f"request {request.id}")
             return
-        why = await world.database.transact(lambda c: _waits(c, world, request))
         if why is not None:
+            await world.database.transact(lambda c: waiting_since(c, request.id, why, world.now()))
             status["waiting"].append(f"request {request.id}: {why}")
             return
         params = Params(request_id=request.id, volume_id=request.volume_id, old_region_id=request.old_region_id)
@@ -129,12 +131,21 @@ def lost_regions(connection: Connection) -> list[tuple[str, str]]:
     return [(row.id, row.volume_id) for row in rows if is_member(connection, row.volume_id, row.id)]
 
 
-def completed_without_swap(connection: Connection, world: World, request: RegionReplacement) -> bool:
-    """R46, *liveness*: whether there is nothing to replace any more; the request is complete then, and the lock given
-    back. A request that a saga has by now is left to that."""
-    if not volume_deleted(connection, request.volume_id) and is_member(
+def not_needed(connection: Connection, request: RegionReplacement) -> bool:
+    """R46: whether the volume is deleted, or does not name the region any more."""
+    return volume_deleted(connection, request.volume_id) or not is_member(
         connection, request.volume_id, request.old_region_id
-    ):
+    )
+
+
+def _refusal(connection: Connection, request: RegionReplacement) -> str | None:
+    return swap_refused(connection, request.volume_id, request.old_region_id)
+
+
+def completed_without_swap(connection: Connection, world: World, request: RegionReplacement) -> bool:
+    """R46, *liveness*: there is nothing to replace any more; the request is complete, and the lock given back. A
+    request that a saga has by now is left to that."""
+    if not not_needed(connection, request):
         return False
     try:
         move(connection, REGION_REPLACEMENT, RegionEdge.VOLUME_DELETED, request.id, locks=world.locks)
@@ -142,11 +153,3 @@ def completed_without_swap(connection: Connection, world: World, request: Region
         return False
     waiting_no_more(connection, request.id)
     return True
-
-
-def _waits(connection: Connection, world: World, request: RegionReplacement) -> str | None:
-    """Why the request cannot be begun with, which is noted."""
-    why = swap_refused(connection, request.volume_id, request.old_region_id)
-    if why is not None:
-        waiting_since(connection, request.id, why, world.now())
-    return why

@@ -143,7 +143,7 @@ class FairLocks:
         held = holder(connection, volume_id)
         if held is not None and held.repair_id == repair_id:
             return LockResult.HAD_IT
-        _forget_who_does_not_come_back(connection, volume_id, now)
+        forget_who_does_not_come_back(connection, now, volume_id)
         first = next(iter(waiters(connection, volume_id)), None)
         if held is not None or (first is not None and first.repair_id != repair_id):
             _wait(connection, volume_id, repair_id, now)
@@ -158,7 +158,7 @@ class FairLocks:
         held = holder(connection, volume_id)
         if held is not None:
             return LockResult.HAD_IT if held.repair_id == repair_id else LockResult.HELD_BY_ANOTHER
-        _forget_who_does_not_come_back(connection, volume_id, now)
+        forget_who_does_not_come_back(connection, now, volume_id)
         first = next(iter(waiters(connection, volume_id)), None)
         if first is not None and first.overtaken >= OVERTAKEN_MAX:
             return LockResult.HELD_BY_ANOTHER
@@ -187,6 +187,12 @@ def wait_no_more(connection: Connection, repair_id: str) -> None:
     connection.execute(delete(_QUEUE).where(_QUEUE.c.repair_id == repair_id))
 
 
+def forget_who_does_not_come_back(connection: Connection, now: datetime, volume_id: str | None = None) -> None:
+    """Who has not asked for the lock of the volume, or of any, for :data:`PATIENCE` waits for it no more."""
+    late = delete(_QUEUE).where(_QUEUE.c.time_asked < now - PATIENCE)
+    connection.execute(late if volume_id is None else late.where(_QUEUE.c.volume_id == volume_id))
+
+
 def _take(connection: Connection, volume_id: str, repair_id: str, now: datetime) -> LockResult:
     connection.execute(insert(_LOCK).values(volume_id=volume_id, repair_id=repair_id, time_taken=now))
     mine = (_QUEUE.c.volume_id == volume_id, _QUEUE.c.repair_id == repair_id)
@@ -199,8 +205,3 @@ def _wait(connection: Connection, volume_id: str, repair_id: str, now: datetime)
     if connection.execute(update(_QUEUE).where(*mine).values(time_asked=now)).rowcount == 0:
         waits = {"volume_id": volume_id, "repair_id": repair_id, "time_queued": now, "time_asked": now}
         connection.execute(insert(_QUEUE).values(**waits, overtaken=0))
-
-
-def _forget_who_does_not_come_back(connection: Connection, volume_id: str, now: datetime) -> None:
-    late = (_QUEUE.c.volume_id == volume_id, _QUEUE.c.time_asked < now - PATIENCE)
-    connection.execute(delete(_QUEUE).where(*late))

@@ -36,7 +36,7 @@ from crucible_emu.service import application
 from nexus.db import Database, schema
 from nexus.placement import Sizes
 from nexus.services import Agents, Connections, Hosts, Pantries, World
-from nexus.volumes import TryLocks, invariants
+from nexus.volumes import FairLocks, invariants
 
 T = TypeVar("T")
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -224,7 +224,7 @@ def world_of(rack: Plant, connections: Connections) -> World:
         Agents(database, connections, persistence, rack.now),
         Pantries(database, connections, persistence),
         Hosts(database, connections, persistence),
-        TryLocks(),
+        FairLocks(),
         rack.now,
         rack.id,
         rack.random.randbytes,

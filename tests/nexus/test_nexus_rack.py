@@ -237,6 +237,54 @@ def test_projects_and_tokens(rack: Path, tmp_path: Path) -> None:
     nexus("project", "delete", "second", cwd=rack)
 
 
+def test_replacements_are_asked_for_shown_and_watched(rack: Path) -> None:
+    """On three sleds there is no room for a fourth copy, so a request waits, until the disk is deleted."""
+    assert said("replacement", "list", cwd=rack).startswith("WHAT")
+    assert nexus("replacement", "to-do", cwd=rack) == {"items": []}
+    assert said("replacement", "waiting", cwd=rack) == "No replacement is open.\n"
+    assert said("replacement", "watch", cwd=rack) == "Nothing is to be replaced.\n"
+    disk = nexus("disk", "create", "data", "--size", "1MiB", cwd=rack)
+    tree = nexus("volume", "tree", "data", cwd=rack)
+    (part,) = tree["tree"]["sub_volumes"]
+    region = part["targets"][0]["region_id"]
+
+    made = nexus("replacement", "request", "--region", region, cwd=rack)
+    assert (made["kind"], made["old_region_id"], made["volume_id"]) == ("region", region, tree["id"])
+    assert "is being replaced already" in sentence("replacement", "request", "--region", region, code=1, cwd=rack)
+    other = part["targets"][1]["region_id"]
+    assert "stands in line for it" in sentence("replacement", "request", "--region", other, code=1, cwd=rack)
+    for arguments, code, words in (
+        (("request",), 2, "give --region or --snapshot-region"),
+        (("request", "--region", disk["id"]), 1, "there is no region"),
+        (("request", "--region", "odd"), 2, "region_id: "),
+        (("request", "--snapshot-region", region, region, region), 1, "region_snapshot"),
+        (("show", disk["id"]), 1, "there is no replacement"),
+        (("list", "--state", "odd"), 1, "state is one of requested, "),
+        (("believe", tree["id"], disk["id"]), 1, "there is no region"),
+        (("believe", disk["id"], region), 1, "is no copy of volume"),
+    ):
+        assert words in sentence("replacement", *arguments, code=code, cwd=rack), arguments
+
+    assert [each["id"] for each in items("replacement", "list", cwd=rack)] == [made["id"]]
+    assert nexus("replacement", "show", made["id"], cwd=rack)["repairs"] == []
+    assert made["id"] in said("replacement", "list", cwd=rack) and "░" in said(
+        "replacement", "show", made["id"], cwd=rack
+    )
+    waiting = nexus("replacement", "waiting", cwd=rack)
+    assert waiting["requests"][0]["reasons"] and [each["volume_id"] for each in waiting["locks"]] == [tree["id"]]
+    told = said("replacement", "waiting", cwd=rack)
+    assert "  since " in told and "Holds up 1: replacement" in told
+    assert outcome("replacement", "watch", "--timeout", "1", cwd=rack)[0] == 1
+
+    nexus("disk", "delete", "data", cwd=rack)
+    nexus("task", "activate", "region_replacement", cwd=rack)
+    watched = nexus("replacement", "watch", "--timeout", WAIT_S, cwd=rack)
+    assert watched["complete"] and {each["state"] for each in watched["items"]} <= {"complete"}
+    assert items("replacement", "list", "--all", cwd=rack)[0]["state"] == "complete"
+    wait_until(lambda: used(rack) == 0)
+    assert said("check", cwd=rack) == "Nothing is wrong.\n"
+
+
 def test_death_of_anything(rack: Path, image: Path) -> None:
     """Nexus killed, then everything at once: the rack is the same one again, and so are its disks."""
     nexus("disk", "import", "survivor", image, cwd=rack)

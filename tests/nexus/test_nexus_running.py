@@ -17,7 +17,7 @@ from nexus.running.nexus import world_of
 from nexus.saga import ActionFailed, Context, Node, Saga, SagaFailed, SagaState
 from nexus.saga.hooks import Crash, Point
 from nexus.services import Connections, World
-from nexus.volumes import TryLocks
+from nexus.volumes import FairLocks
 
 # Those that live have leases that no stall of a busy machine outlasts; those that die have short ones.
 LIVING = Conduct(periods_s={"saga_recovery": 0.05}, stop_grace_s=0.2)
@@ -97,7 +97,7 @@ async def dies(database: Database, effects: Effects, conduct: Conduct) -> str:
 async def test_nexus_runs_from_settings_alone_and_leaves_no_lease(database_url: str, effects: Effects) -> None:
     effects.gate.set()
     async with running_nexus(Settings(database_url, conduct=effects.conduct(Conduct()))) as nexus:
-        assert isinstance(nexus.world.locks, TryLocks)
+        assert isinstance(nexus.world.locks, FairLocks)
         await nexus.executor.run(effects.saga, Params())
         assert [each.id for each in await nexus.leases.instances()] == [nexus.id]
         assert "saga_recovery" in nexus.tasks.names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from enum import Enum
 
 import pytest
 
@@ -35,7 +36,7 @@ VMM, OTHER = "vmm", "another vmm"
     ("table", "kinds"),
     [(LAST_VMM, VmmState), (LAST_PANTRY, PantrySaid), (NEXT, Situation), (ANSWERS, ReplaceResult)],
 )
-def test_every_fact_has_its_line(table: dict[object, object], kinds: type) -> None:
+def test_every_fact_has_its_line(table: dict[Enum, object], kinds: type[Enum]) -> None:
     assert set(table) == set(kinds)
 
 

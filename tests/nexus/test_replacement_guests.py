@@ -33,7 +33,7 @@ from region_replacement_rig import (
 )
 from users_rig import HasVolume, delete_disk, finish_deletions
 
-from nexus.db import Database
+from nexus.db import Database, schema
 from nexus.db.schema import RepairNotificationType
 from nexus.objects.disks import Move, disk_move
 from nexus.objects.instances import active_vmm
@@ -41,6 +41,8 @@ from nexus.replacement import driving
 from nexus.replacement.health import Health, single_upstairs_health, upstairs_of
 from nexus.replacement.region import PropolisStep, step_newest
 from nexus.sagas.disk_create import DISK_CREATE_IMPORTING
+from nexus.tasks.lost_instances import LostInstances
+from nexus.volumes.at_rest import at_rest
 
 BLOCK = 4096
 
@@ -222,3 +224,54 @@ async def test_R33_a_pantry_is_not_given_what_a_guest_has(tmp_path: Path, in_mem
             await delete_disk(rack, disk)
             await finish_deletions(rack)
             await rack.require_empty()
+
+
+async def test_a_guest_that_starts_before_the_copies_are_compared_is_not_believed_at_rest(
+    tmp_path: Path, in_memory: Database
+) -> None:
+    """Its copies may be alike just then, and it is about to write: the volume would count as proved for ever."""
+    async with plant(tmp_path, in_memory, sleds=5) as rack:
+        disk = await create(rack)
+        await filled(rack, disk)
+        instance_id = await make_instance(rack, disk)
+        started: list[str] = []
+
+        async def perform(work: Any, vertex: Any, context: Any) -> Any:
+            result = await work(context)
+            if vertex.label == "CHECK" and result["check"] == driving.Check.DONE and not started:
+                started.append(await start(rack, instance_id))
+            return result
+
+        async with replacing(rack, perform) as nexus:
+            await lose(rack, own_regions(rack, disk.volume_id)[0])
+            await nexus.detect()
+            await nexus.until(lambda: bool(started))
+            assert states(rack) == ["running"] and not rack.run(at_rest, disk.volume_id)
+            await stop(rack, instance_id)
+            await nexus.to_complete()
+            assert rack.run(at_rest, disk.volume_id)
+            await require_whole(rack, disk)
+
+
+async def test_a_guest_on_a_sled_that_is_lost_with_a_copy(tmp_path: Path, in_memory: Database) -> None:
+    """Nobody tells that the guest has ended; as long as it seems to run, no pantry is given its disk."""
+    async with plant(tmp_path, in_memory, sleds=5) as rack, replacing(rack) as nexus:
+        disk = await create(rack)
+        await filled(rack, disk)
+        instance_id = await make_instance(rack, disk)
+        lost = own_regions(rack, disk.volume_id)[0]
+        await start(rack, instance_id, lost.sled_id)
+        rack.network.cut(rack.run(active_vmm, instance_id).vmm.address.port)
+        rack.set(schema.sled, lost.sled_id, sled_policy="expunged")
+        await lose(rack, lost)
+        await nexus.detect()
+        await nexus.drive()
+        (request,) = requests(rack)
+        assert request.state == "running" and "about to" in reason(rack, request.id)
+        ends = LostInstances(rack.world, nexus.executor)
+        assert (await ends.activate())["stop_invoked_ok"] == [f"instance {instance_id}"]
+        await nexus.settle()
+        assert rack.run(active_vmm, instance_id) is None
+        assert (await ends.activate())["stop_invoked_ok"] == []
+        await nexus.to_complete()
+        await require_whole(rack, disk)

@@ -26,7 +26,7 @@ from nexus.replacement.step import READ_ONLY_REPLACEMENT_STEP, InsertStepResult,
 from nexus.tasks.lease_reaper import AT_REST
 from nexus.volumes import FairLocks, ReadOnlyRegion
 from nexus.volumes.at_rest import at_rest, rest_proved
-from nexus.volumes.checkout import CopyAndModify, volume_checkout
+from nexus.volumes.checkout import CopyAndModify, Pantry, volume_checkout
 from nexus.volumes.repair_lock import OVERTAKEN_MAX, PATIENCE, LockResult, holder, waiters
 
 MACHINES: dict[str, Machine[Any]] = {
@@ -279,10 +279,12 @@ def test_a_volume_is_at_rest_until_it_is_handed_out(rack: Rack) -> None:
     disk = rack.disk()
     assert rack.run(at_rest, disk.volume_id), "nobody was ever given it"
     rack.run(volume_checkout, disk.volume_id, CopyAndModify(), rack.now())
+    assert rack.run(at_rest, disk.volume_id), "what is made of it is something else"
+    rack.run(volume_checkout, disk.volume_id, Pantry(), rack.now())
     assert not rack.run(at_rest, disk.volume_id)
-    rack.run(rest_proved, disk.volume_id, 2, rack.now())
+    rack.run(rest_proved, disk.volume_id, 3, rack.now())
     assert rack.run(at_rest, disk.volume_id)
-    rack.run(volume_checkout, disk.volume_id, CopyAndModify(), rack.now())
+    rack.run(volume_checkout, disk.volume_id, Pantry(), rack.now())
     assert not rack.run(at_rest, disk.volume_id)
     assert not rack.run(at_rest, rack.id())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import saga_scaffold
+import trio
 from disks_rig import create
 from nexus_rig import Plant, plant
 from region_replacement_rig import (
@@ -407,3 +408,51 @@ async def test_a_volume_deleted_while_its_new_region_is_made_leaves_none_at_the_
             await nexus.to_complete()
         await rack.require_empty()
         assert [each.state.value for each in requests(rack)] == ["complete"]
+
+
+@pytest.mark.parametrize("label", ["CHECK", "PREPARE", "EXECUTE"])
+async def test_R46_a_volume_deleted_in_the_midst_of_a_drive(tmp_path: Path, in_memory: Database, label: str) -> None:
+    """Nobody is left at work on it, and the request comes to its end."""
+    async with plant(tmp_path, in_memory) as rack:
+        disk = await create(rack)
+        row = await running_request(rack, disk)
+        params = region_replacement_drive.Params(request_id=row.id, volume_id=row.volume_id)
+        await run(rack, REGION_REPLACEMENT_DRIVE, params, perform=Between(label, lambda: delete_disk(rack, disk)))
+        async with replacing(rack) as nexus:
+            await nexus.to_complete()
+        assert rack.pantry.ledger.volumes == []
+        await rack.require_empty()
+
+
+async def test_R46_a_volume_deleted_in_the_midst_of_a_finish(tmp_path: Path, in_memory: Database) -> None:
+    async with plant(tmp_path, in_memory) as rack:
+        disk = await create(rack)
+        row = await running_request(rack, disk)
+        rack.run(move, REGION_REPLACEMENT, RegionEdge.NOTIFIED, row.id)
+        params = region_replacement_finish.Params(
+            request_id=row.id,
+            volume_id=row.volume_id,
+            old_region_id=row.old_region_id,
+            stash_id=row.old_region_volume_id or "",
+        )
+        between = Between("SET_SAGA_ID", lambda: delete_disk(rack, disk))
+        await run(rack, REGION_REPLACEMENT_FINISH, params, perform=between)
+        assert states(rack) == ["complete"]
+        await rack.require_empty()
+
+
+async def test_R1_two_nexus_begin_with_one_request(tmp_path: Path, in_memory: Database) -> None:
+    """Both find it, both start a saga; one loses at its first node, and there is one new region."""
+    async with plant(tmp_path, in_memory) as rack, replacing(rack) as first, replacing(rack) as second:
+        disk = await create(rack)
+        ask_for(rack, own_regions(rack, disk.volume_id)[0])
+        begun = [await each.detector.activate() for each in (first, second)]
+        assert [len(each["start_invoked_ok"]) for each in begun] == [1, 1]
+        await first.settle()
+        await second.settle()
+        assert states(rack) == ["running"] and rack.count(schema.region) == 4
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.to_complete)
+            nursery.start_soon(second.to_complete)
+        assert rack.findings() == []
+        await remove(rack, disk)

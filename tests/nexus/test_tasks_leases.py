@@ -17,7 +17,7 @@ from nexus.db.transitions import HOLDER
 from nexus.saga import SagaState
 from nexus.services import World
 from nexus.tasks.lease_reaper import AT_REST, LeaseReaper
-from nexus.volumes import TryLocks
+from nexus.volumes import FairLocks
 
 ENDED = [SagaState.DONE, SagaState.UNWOUND]
 NOT_ENDED = [SagaState.RUNNING, SagaState.UNWINDING, SagaState.STUCK]
@@ -37,7 +37,7 @@ def rack_of(database: Database) -> Rack:
 def reaper(rack: Rack) -> LeaseReaper:
     """A task over a world with a database: it asks nobody else."""
     nobody: Any = None
-    world = World(rack.database, nobody, nobody, nobody, TryLocks(), rack.now, rack.id, lambda size: bytes(size))
+    world = World(rack.database, nobody, nobody, nobody, FairLocks(), rack.now, rack.id, lambda size: bytes(size))
     return LeaseReaper(world)
 
 

@@ -104,6 +104,7 @@ async def test_no_place_for_a_new_region_is_tried_again(tmp_path: Path, in_memor
         assert states(rack) == ["requested"]
         (request,) = requests(rack)
         assert request.operating_saga_id is None and rack.count(schema.region) == 3
+        assert "no sled" in reason(rack, request.id)
         await remove(rack, disk)
 
 

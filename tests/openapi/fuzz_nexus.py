@@ -83,6 +83,9 @@ async def furnished(it: Served) -> Mapping[str, Sequence[str]]:
         "repair_id": [REPAIR],
         "saga_id": ids(schema.saga),
         "token_id": ids(schema.access_token),
+        "request_id": [REPAIR],
+        "region_id": ids(schema.region),
+        "dataset_id": ids(schema.crucible_dataset),
         "bgtask_name": it.nexus.tasks.names,
         "limit": ["1", "0", "-1", "1000", "x", "4294967296"],
         "sort_by": ["name_ascending", "name_descending", "id_ascending", "size"],
@@ -172,7 +175,17 @@ def _our_bodies(there: Mapping[str, Sequence[str]]) -> dict[str, st.SearchStrate
     sizes = st.sampled_from([1 << 30, 0, 2**63 - 1, 2**63])
     agents = st.lists(st.fixed_dictionaries({**address, "size_bytes": sizes, "serial": serials}), max_size=2)
     named = st.fixed_dictionaries({"name": st.sampled_from([*NAMES, "No"])})
+    regions, volumes = st.sampled_from([*there["region_id"], NEVER]), st.sampled_from([*there["volume_id"], NEVER])
+    datasets, snapshots = (
+        st.sampled_from([*there["dataset_id"], NEVER]),
+        st.sampled_from([there["snapshot"][-1], NEVER]),
+    )
+    region = {"type": st.just("region"), "region_id": regions}
+    target = {"dataset_id": datasets, "region_id": regions, "snapshot_id": snapshots}
+    targets = st.fixed_dictionaries(region) | st.fixed_dictionaries({"type": st.just("region_snapshot"), **target})
     return {
+        "replacements": st.fixed_dictionaries({"target": targets}),
+        "believe": st.fixed_dictionaries({"volume_id": volumes, "region_id": regions}),
         "sleds": st.fixed_dictionaries(
             {"serial": serials, "host": st.fixed_dictionaries(address)},
             optional={"agents": agents, "pantry": st.fixed_dictionaries(address) | st.none()},
