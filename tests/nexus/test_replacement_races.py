@@ -35,6 +35,7 @@ from read_only_rig import (
 from sqlalchemy import delete, select
 from test_replacement_deletions import remove_parent
 from test_saga_snapshot_replacement_start import SAGA as START
+from test_saga_snapshot_replacement_start import targets_now
 from test_saga_snapshot_replacement_step import SAGA as STEP
 from test_saga_snapshot_replacement_step import at_a_step, nothing_left
 from users_rig import run
@@ -52,6 +53,7 @@ from nexus.sagas import target_swap
 from nexus.sagas.region_snapshot_replacement_start import Params as StartParams
 from nexus.sagas.region_snapshot_replacement_step import Params as StepParams
 from nexus.services import World
+from nexus.tasks.region_snapshot_replacement_start import lost_region_snapshots
 
 _STEP = schema.region_snapshot_replacement_step
 
@@ -400,3 +402,23 @@ async def test_step_task_while_a_stash_names_the_target(tmp_path: Path, in_memor
         assert result == [InsertStepResult.ALREADY_HANDLED]
         await finish_test(rack, nexus, step(rack, step_id).request_id)
         assert len(steps(rack)) == 1
+
+
+# -- two at once ------------------------------------------------------------------------------------------------------
+
+
+async def test_two_copies_lost_at_once_are_replaced_one_after_the_other(tmp_path: Path, in_memory: Database) -> None:
+    """R3: had both requests gone ahead at once, either would have placed 'one more', and both had the same."""
+    async with plant(tmp_path, in_memory, sleds=6, checked=False) as rack:
+        found = await scene(rack)
+        for target in found.targets[:2]:
+            rack.expunge(target.dataset_id)
+        async with nexus_of(rack) as nexus:
+            first = await nexus.does(nexus.start)
+            assert (len(first["requests_created_ok"]), len(first["start_invoked_ok"])) == (1, 1)
+            while rack.run(lost_region_snapshots):
+                await wait_for_all_replacements(rack, nexus)
+                await nexus.does(nexus.start)
+            await wait_for_all_replacements(rack, nexus)
+        assert len(set(targets_now(found))) == 3 and rack.findings() == []
+        assert rack.count(schema.region_snapshot_replacement) == 2
