@@ -25,6 +25,7 @@ from read_only_rig import (
     finish_test,
     nexus_of,
     request,
+    require_three_good_copies,
     scene,
     step,
     steps,
@@ -343,6 +344,38 @@ async def test_volume_deleted_between_its_swap_and_the_record_of_that(tmp_path: 
         await found.delete_snapshot()
         await found.delete_disk()
         await rack.require_empty()
+
+
+async def test_step_cleaned_up_between_its_end_and_the_record_of_that(tmp_path: Path, in_memory: Database) -> None:
+    """The step is another's business by then: the node that runs again finds that it let go of it, and no more. To take
+    that for a failure would undo a swap of which the old target is destroyed."""
+    async with at_a_step(tmp_path, in_memory) as (found, nexus, step_id):
+        rack = found.rack
+
+        async def goes_on(_: Context[Any]) -> None:
+            await finish_test(rack, nexus, step(rack, step_id).request_id)
+
+        await run(rack, STEP, StepParams(step_id=step_id), perform=BeforeRecord("UPDATE_STEP_RECORD", goes_on))
+        assert step(rack, step_id).state is StepState.VOLUME_DELETED
+        assert await read(rack, found.copy) == HOLDS and rack.findings() == []
+
+
+async def test_request_goes_on_between_its_replacement_and_the_record_of_that(
+    tmp_path: Path, in_memory: Database
+) -> None:
+    """The same of the start saga, whose clone everybody reads from by then."""
+    async with plant(tmp_path, in_memory) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        async with nexus_of(rack) as nexus:
+
+            async def goes_on(_: Context[Any]) -> None:
+                await finish_test(rack, nexus, request_id)
+
+            perform = BeforeRecord("UPDATE_REQUEST_RECORD", goes_on)
+            await run(rack, START, StartParams(request_id=request_id), perform=perform)
+        assert request(rack, request_id).state is State.COMPLETE
+        await require_three_good_copies(rack, found.snapshot)
 
 
 async def test_volume_deleted_before_a_step_swaps_it(tmp_path: Path, in_memory: Database) -> None:
