@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from disks_rig import read, standing
 from frozen_rig import refused
 from nexus_rig import Plant, plant
@@ -455,3 +456,19 @@ async def test_two_copies_lost_at_once_are_replaced_one_after_the_other(tmp_path
             await wait_for_all_replacements(rack, nexus)
         assert len(set(targets_now(found))) == 3 and rack.findings() == []
         assert rack.count(schema.region_snapshot_replacement) == 2
+
+
+async def test_two_nexus_work_on_one_request(tmp_path: Path, database: Database) -> None:
+    """R1: each task of both at the same moment. All but one of their sagas end at their first node."""
+    async with plant(tmp_path, database, checked=False) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        async with nexus_of(rack) as one, nexus_of(rack) as other:
+            while request(rack, request_id).state is not State.COMPLETE:
+                for first, second in zip(one.tasks, other.tasks, strict=True):
+                    async with trio.open_nursery() as both:
+                        both.start_soon(one.does, first)
+                        both.start_soon(other.does, second)
+        assert len(steps(rack)) == 1 and rack.count(schema.volume_repair) == 0
+        await require_three_good_copies(rack, found.snapshot)
+        await nothing_left(found)
