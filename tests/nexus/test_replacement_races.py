@@ -458,6 +458,7 @@ async def test_two_copies_lost_at_once_are_replaced_one_after_the_other(tmp_path
         assert rack.count(schema.region_snapshot_replacement) == 2
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 async def test_two_nexus_work_on_one_request(tmp_path: Path, database: Database) -> None:
     """R1: each task of both at the same moment. All but one of their sagas end at their first node."""
     async with plant(tmp_path, database, checked=False) as rack:
