@@ -47,6 +47,9 @@ def demo(
     from nexus.cli.demonstration.image import brought, make_image
     from nexus.cli.demonstration.telling import Telling
 
+    # *Safety*: whatever is in the directory is taken down in the end, so it must not be somebody's rack.
+    if directory is not None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} is not empty: take another directory")
     # The death is part of the story; warnings about it would only interrupt.
     logs.configure(level="error")
     telling = Telling(Console(stderr=as_json, highlight=False, soft_wrap=True))

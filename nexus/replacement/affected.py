@@ -17,6 +17,7 @@ from sqlalchemy import Connection, select
 from nexus.db import Conflict, schema
 from nexus.db.schema import RegionSnapshotReplacementState
 from nexus.replacement.machine import move
+from nexus.replacement.notice import Reader, reading_of
 from nexus.replacement.read_only import ReadOnlyReplacement, read_only_replacement_get, target_of
 from nexus.replacement.step import (
     ACTIVE,
@@ -27,6 +28,7 @@ from nexus.replacement.step import (
     step_insert,
 )
 from nexus.volumes import RepairLocks, volume_deleted, volumes_using
+from nexus.volumes.repair_lock import waiters
 from nexus.volumes.resolution import Resource, has_usage
 
 _STEP = schema.region_snapshot_replacement_step
@@ -78,12 +80,23 @@ def target_is_taken_away(connection: Connection, step: Step) -> bool:
     return target_of(connection, target) is None or not has_usage(connection, step.volume_id, target)
 
 
+def stands_in_the_way(connection: Connection, step: Step) -> bool:
+    """*Liveness*: the volume's guest is about to run or to stop, so that the step cannot go on, and somebody else waits
+    for the volume. If that is who replaces a lost region of the same volume, the guest cannot run before it has had its
+    turn. The step stands in line again, behind it."""
+    if not waiters(connection, step.volume_id):
+        return False
+    return reading_of(connection, step.volume_id).reader is Reader.GUEST_ON_ITS_WAY
+
+
 def why_void(connection: Connection, step: Step) -> str | None:
-    """Why a step that nobody has begun with is of no use, in a few words; ``None``: it is wanted."""
+    """Why a step that nobody has begun with is of no use now, in a few words; ``None``: it is wanted."""
     if volume_is_deleted(connection, step):
         return f"volume {step.volume_id} is deleted"
     if target_is_taken_away(connection, step):
         return f"volume {step.volume_id} does not name the target any more"
+    if stands_in_the_way(connection, step):
+        return f"volume {step.volume_id} cannot be changed now, and others wait for it"
     return None
 
 

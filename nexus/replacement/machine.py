@@ -9,8 +9,9 @@ engine's saga: only that one moves the row on or back. So :data:`Hold.TAKE` expe
 :data:`Hold.GIVE` that this saga has it, and :data:`Hold.NONE` is for the few edges between states at rest.
 
 What it guarantees (R1, *safety*): :func:`move` takes no edge that is not in the table, and takes it only from the state
-and out of the hand that the table names. Where the edge ends the replacement, the volume's lock is given back in the
-same transaction: a conflict rolls both back.
+and out of the hand that the table names. A saga that gave the lease back, and does so again after a crash, is told that
+it did (:func:`given_before`). Where the edge ends the replacement, the volume's lock is given back in the same
+transaction: a conflict rolls both back.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Table
 
+from nexus.db import Conflict
 from nexus.db.transitions import HOLDER, Outcome, update_and_check
 from nexus.volumes import RepairLocks
 from nexus.volumes.repair_lock import hand_on, held_by
@@ -90,10 +92,22 @@ def move(
     new: dict[str, Any] = {STATE: edge.target, HOLDER: saga_id if edge.hold is Hold.TAKE else None}
     new |= dict.fromkeys(edge.clears) | recorded
     same = {STATE: edge.target} if edge.ends else new
-    outcome = update_and_check(connection, machine.table, row_id, expected=expected, new=new, same=same)
+    try:
+        outcome = update_and_check(connection, machine.table, row_id, expected=expected, new=new, same=same)
+    except Conflict as conflict:
+        if not given_before(edge, conflict, saga_id):
+            raise
+        outcome = Outcome.ALREADY
     if edge.ends and locks is not None:
         _release(connection, machine, locks, row_id)
     return outcome
+
+
+def given_before(edge: Edge[Any], conflict: Conflict, saga_id: str | None) -> bool:
+    """Whether an earlier run of this node gave the lease back (*safety*). Only who has the lease moves the row, and the
+    saga had it; so if it has it no more, it gave it, and the row may have been moved on since by anybody. To take that
+    for a failure would undo what others build on."""
+    return edge.hold is Hold.GIVE and conflict.operating_saga_id != saga_id
 
 
 def _release(connection: Connection, machine: Machine[Any], locks: RepairLocks, row_id: str) -> None:

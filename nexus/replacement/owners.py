@@ -43,6 +43,8 @@ SERVING = frozenset({VmmState.RUNNING, VmmState.REBOOTING})
 """A VM process in one of these states has its disks' Upstairs in service."""
 CONSTRUCTED = frozenset({Situation.RUNNING, Situation.UNSETTLED, Situation.MIGRATING, Situation.IMPORTING})
 """Somebody has the volume's document, or is about to be given it."""
+IN_NOBODYS_HANDS = frozenset({Situation.STOPPED, Situation.DETACHED, Situation.DESTINATION})
+"""Nobody has the document, or is about to be given it without asking for a later one."""
 SERVED = frozenset({Situation.RUNNING, Situation.IMPORTING})
 """An Upstairs is in service: what it has acknowledged, it knows."""
 

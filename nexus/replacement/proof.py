@@ -18,7 +18,7 @@ from datetime import datetime
 import trio
 from sqlalchemy import Connection
 
-from nexus.replacement.owners import CONSTRUCTED, owner_of
+from nexus.replacement.owners import IN_NOBODYS_HANDS, owner_of
 from nexus.services import World
 from nexus.services.gone import dataset_gone
 from nexus.verification import RegionSet, asked_if_present, compared, region_sets_of
@@ -68,7 +68,7 @@ def _own_sets(connection: Connection, volume_id: str) -> tuple[int, list[RegionS
     volume = volume_get(connection, volume_id)
     if volume is None or volume.deleted:
         return 0, []
-    if owner_of(connection, volume_id).situation in CONSTRUCTED:
+    if owner_of(connection, volume_id).situation not in IN_NOBODYS_HANDS:
         return 0, None
     sets = [each for each in region_sets_of(connection, volume.request) if not each.read_only]
     present = [

@@ -13,7 +13,7 @@ B. For each volume with a reference a step is made, under the volume's lock; who
    that does not run (R9), or for a target that is being destroyed (W55).
 C. Steps that nobody has begun with are, or are given up, where the volume is deleted (R20, an *optimisation*: the saga
    would find that, too) or does not name the target any more (R23, *liveness*: the saga would fail for ever, and hold
-   the volume's lock).
+   the volume's lock), or where others wait for a volume that cannot be changed now; that one gets another step.
 
 Why no volume is missed: a reference to the target is added only by copying a volume that has one, and that one has a
 reference until it is mended. So as long as any volume names the target there is a row that says so, the target is

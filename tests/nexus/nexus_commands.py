@@ -18,13 +18,14 @@ from typing import Any
 
 from nexus.cli import main as root
 
-NAMES_A_RACK = ("NEXUS_", "CRUCIBLE_RACK")
 WAIT_S = 120
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without what names a rack."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(NAMES_A_RACK)}
+    """Without what names a rack; where the ports of new racks begin is kept, for other workers' racks begin
+    elsewhere."""
+    names_a_rack = {name for name in os.environ if name.startswith("NEXUS_") or name == "CRUCIBLE_RACK"}
+    kept = {name: value for name, value in os.environ.items() if name not in names_a_rack}
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **more}
 
 

@@ -123,6 +123,7 @@ class Nexus:
         self.collect = RegionSnapshotReplacementGarbageCollection(world, executor)
         self.step = RegionSnapshotReplacementStep(world, executor)
         self.finish = RegionSnapshotReplacementFinish(world, executor)
+        self.tasks = (self.start, self.collect, self.step, self.finish, self.regions_start)
 
     async def does(self, task: Any) -> dict[str, Any]:
         """One activation, and the sagas that it started; its status, in which nothing is wrong."""
@@ -175,7 +176,7 @@ async def wait_for_all_replacements(rack: Plant, nexus: Nexus) -> None:
     """All tasks, again and again, until every request is complete."""
     with trio.fail_after(PATIENCE_S):
         while True:
-            for task in (nexus.start, nexus.collect, nexus.step, nexus.finish, nexus.regions_start):
+            for task in nexus.tasks:
                 await nexus.does(task)
             open_ones = schema.region_snapshot_replacement.c.replacement_state != State.COMPLETE
             if not rack.count(schema.region_snapshot_replacement, open_ones):

@@ -37,15 +37,9 @@ from nexus.volumes.freed import Dataset
 
 PATIENCE_S = 20
 BREAKING = (
-    *("connection ended", "reconciliation aborted", "disk disabled", "downstairs ended", "live repair aborted"),
-    *(
-        "acknowledged writes may be lost",
-        "another Upstairs took over",
-        "replica faulted",
-        "deactivation failed",
-        "the last flush failed",
-        "activation failed",
-    ),
+    *("connection ended", "replica faulted", "disk disabled", "downstairs ended", "another Upstairs took over"),
+    *("reconciliation aborted", "live repair aborted", "work failed", "acknowledged writes may be lost"),
+    *("deactivation failed", "the last flush failed", "activation failed"),
 )
 """What is logged where copies break under an Upstairs."""
 

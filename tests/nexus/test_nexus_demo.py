@@ -277,5 +277,12 @@ def test_it_is_proved_on_a_rack(tmp_path: Path) -> None:
     assert "not a byte was lost" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "rack.toml").write_text("somebody's")
+    said = sentence("demo", "--directory", tmp_path)
+    assert said == f"{tmp_path} is not empty: take another directory"
+    assert [each.name for each in tmp_path.iterdir()] == ["rack.toml"]
+
+
 def test_an_image_that_is_not_there_is_said_in_a_sentence() -> None:
     assert sentence("demo", "--image", "/nowhere/x.img").startswith("cannot read the image /nowhere/x.img: ")

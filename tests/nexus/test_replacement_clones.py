@@ -248,15 +248,18 @@ async def test_region_snapshot_replacement_start_prefer_not_self(tmp_path: Path,
 
 
 async def test_region_snapshot_replacement_start_hail_mary(tmp_path: Path, in_memory: Database) -> None:
-    """All other copies are lost."""
+    """All other copies are lost. Of this snapshot nothing was written down: the clone is held against its source."""
     async with plant(tmp_path, in_memory) as rack:
         found = await scene(rack)
+        written_down = ledger(rack, found.snapshot.id).extents
+        rack.run(ledger_remove, found.snapshot.id)
         itself = repaired_from(rack, found.targets[0])
         for lost in found.targets[1:]:
             rack.expunge(lost.dataset_id)
         request_id = asks(rack, found.targets[0])
         await run(rack, SAGA, Params(request_id=request_id))
         assert source_of_the_clone(rack, request_id) == itself
+        assert (await copies(rack, found.snapshot))[str(targets_now(found)[0])] == written_down
 
 
 async def test_no_leak_region(tmp_path: Path, in_memory: Database, expect_log: Callable[..., Any]) -> None:

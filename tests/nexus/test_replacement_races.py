@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from disks_rig import read, standing
 from frozen_rig import refused
 from nexus_rig import Plant, plant
@@ -25,6 +26,7 @@ from read_only_rig import (
     finish_test,
     nexus_of,
     request,
+    require_three_good_copies,
     scene,
     step,
     steps,
@@ -35,6 +37,7 @@ from read_only_rig import (
 from sqlalchemy import delete, select
 from test_replacement_deletions import remove_parent
 from test_saga_snapshot_replacement_start import SAGA as START
+from test_saga_snapshot_replacement_start import targets_now
 from test_saga_snapshot_replacement_step import SAGA as STEP
 from test_saga_snapshot_replacement_step import at_a_step, nothing_left
 from users_rig import run
@@ -52,6 +55,7 @@ from nexus.sagas import target_swap
 from nexus.sagas.region_snapshot_replacement_start import Params as StartParams
 from nexus.sagas.region_snapshot_replacement_step import Params as StepParams
 from nexus.services import World
+from nexus.tasks.region_snapshot_replacement_start import lost_region_snapshots
 
 _STEP = schema.region_snapshot_replacement_step
 
@@ -343,6 +347,38 @@ async def test_volume_deleted_between_its_swap_and_the_record_of_that(tmp_path: 
         await rack.require_empty()
 
 
+async def test_step_cleaned_up_between_its_end_and_the_record_of_that(tmp_path: Path, in_memory: Database) -> None:
+    """The step is another's business by then: the node that runs again finds that it let go of it, and no more. To take
+    that for a failure would undo a swap of which the old target is destroyed."""
+    async with at_a_step(tmp_path, in_memory) as (found, nexus, step_id):
+        rack = found.rack
+
+        async def goes_on(_: Context[Any]) -> None:
+            await finish_test(rack, nexus, step(rack, step_id).request_id)
+
+        await run(rack, STEP, StepParams(step_id=step_id), perform=BeforeRecord("UPDATE_STEP_RECORD", goes_on))
+        assert step(rack, step_id).state is StepState.VOLUME_DELETED
+        assert await read(rack, found.copy) == HOLDS and rack.findings() == []
+
+
+async def test_request_goes_on_between_its_replacement_and_the_record_of_that(
+    tmp_path: Path, in_memory: Database
+) -> None:
+    """The same of the start saga, whose clone everybody reads from by then."""
+    async with plant(tmp_path, in_memory) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        async with nexus_of(rack) as nexus:
+
+            async def goes_on(_: Context[Any]) -> None:
+                await finish_test(rack, nexus, request_id)
+
+            perform = BeforeRecord("UPDATE_REQUEST_RECORD", goes_on)
+            await run(rack, START, StartParams(request_id=request_id), perform=perform)
+        assert request(rack, request_id).state is State.COMPLETE
+        await require_three_good_copies(rack, found.snapshot)
+
+
 async def test_volume_deleted_before_a_step_swaps_it(tmp_path: Path, in_memory: Database) -> None:
     """The step ends with a stash that names nothing."""
     async with at_a_step(tmp_path, in_memory) as (found, nexus, step_id):
@@ -400,3 +436,40 @@ async def test_step_task_while_a_stash_names_the_target(tmp_path: Path, in_memor
         assert result == [InsertStepResult.ALREADY_HANDLED]
         await finish_test(rack, nexus, step(rack, step_id).request_id)
         assert len(steps(rack)) == 1
+
+
+# -- two at once ------------------------------------------------------------------------------------------------------
+
+
+async def test_two_copies_lost_at_once_are_replaced_one_after_the_other(tmp_path: Path, in_memory: Database) -> None:
+    """R3: had both requests gone ahead at once, either would have placed 'one more', and both had the same."""
+    async with plant(tmp_path, in_memory, sleds=6, checked=False) as rack:
+        found = await scene(rack)
+        for target in found.targets[:2]:
+            rack.expunge(target.dataset_id)
+        async with nexus_of(rack) as nexus:
+            first = await nexus.does(nexus.start)
+            assert (len(first["requests_created_ok"]), len(first["start_invoked_ok"])) == (1, 1)
+            while rack.run(lost_region_snapshots):
+                await wait_for_all_replacements(rack, nexus)
+                await nexus.does(nexus.start)
+            await wait_for_all_replacements(rack, nexus)
+        assert len(set(targets_now(found))) == 3 and rack.findings() == []
+        assert rack.count(schema.region_snapshot_replacement) == 2
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+async def test_two_nexus_work_on_one_request(tmp_path: Path, database: Database) -> None:
+    """R1: each task of both at the same moment. All but one of their sagas end at their first node."""
+    async with plant(tmp_path, database, checked=False) as rack:
+        found = await scene(rack)
+        request_id = asks(rack, found.targets[0])
+        async with nexus_of(rack) as one, nexus_of(rack) as other:
+            while request(rack, request_id).state is not State.COMPLETE:
+                for first, second in zip(one.tasks, other.tasks, strict=True):
+                    async with trio.open_nursery() as both:
+                        both.start_soon(one.does, first)
+                        both.start_soon(other.does, second)
+        assert len(steps(rack)) == 1 and rack.count(schema.volume_repair) == 0
+        await require_three_good_copies(rack, found.snapshot)
+        await nothing_left(found)

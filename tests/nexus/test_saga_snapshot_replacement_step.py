@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,6 +30,7 @@ from read_only_rig import (
     users,
     wait_for_all_replacements,
 )
+from region_replacement_rig import own_regions
 from saga_scaffold import (
     AFTER_EFFECTS,
     Fresh,
@@ -44,18 +46,22 @@ from nexus.db import Database, schema
 from nexus.db.schema import VmmState
 from nexus.replacement.affected import step_make
 from nexus.replacement.notice import NOTICES, RUNS, Notice, Reader, notice
+from nexus.replacement.region import RequestResult, region_replacement_request
 from nexus.replacement.step import InsertStepResult
 from nexus.saga import MemoryStore
 from nexus.sagas.region_snapshot_replacement_step import REGION_SNAPSHOT_REPLACEMENT_STEP, Params
 from nexus.volumes import (
+    FairLocks,
     ReadOnlyCopy,
     ReadOnlyRegion,
+    RepairLocks,
     VolumeReplaceResult,
     volume_checkout,
     volume_create,
     volume_get,
     walks,
 )
+from nexus.volumes.repair_lock import waiters
 
 SAGA = REGION_SNAPSHOT_REPLACEMENT_STEP
 
@@ -70,10 +76,11 @@ def make_step(found: Scene, request_id: str) -> str:
 
 @asynccontextmanager
 async def at_a_step(
-    directory: Path, database: Database, *, checked: bool = True
+    directory: Path, database: Database, *, checked: bool = True, locks: RepairLocks | None = None
 ) -> AsyncIterator[tuple[Scene, Nexus, str]]:
     """The request runs, and a step for the copy is made; its id."""
     async with plant(directory, database, checked=checked) as rack:
+        rack.world = replace_fields(rack.world, locks=locks or rack.world.locks)
         found = await scene(rack)
         async with nexus_of(rack) as nexus:
             request_id = asks(rack, found.targets[0])
@@ -190,6 +197,24 @@ async def test_a_guest_that_starts_cannot_be_told_and_the_step_is_tried_again(
         rack.set(schema.vmm, vmm_id, state=VmmState.RUNNING)
         await finish_test(rack, nexus, step(rack, step_id).request_id)
         await stop(rack, instance_id)
+
+
+async def test_a_step_for_a_guest_that_starts_lets_others_go_first(tmp_path: Path, in_memory: Database) -> None:
+    """The guest may be waiting for a region that is lost, the region's replacement for the volume's lock, and the step,
+    which has it, for the guest."""
+    async with at_a_step(tmp_path, in_memory, locks=FairLocks()) as (found, nexus, step_id):
+        rack = found.rack
+        vmm_id = await start(rack, await make_instance(rack, found.copy))
+        rack.set(schema.vmm, vmm_id, state=VmmState.STARTING)
+        assert (await nexus.does(nexus.step))["step_set_volume_deleted_ok"] == [], "nobody waits"
+        region = own_regions(rack, found.copy.volume_id)[0]
+        asked = (rack.world.locks, region.region_id)
+        assert rack.run(region_replacement_request, *asked, rack.now())[1] is RequestResult.LOCK_HELD
+        (given_up,) = (await nexus.does(nexus.step))["step_set_volume_deleted_ok"]
+        assert "others wait" in given_up and step(rack, step_id).state is StepState.VOLUME_DELETED
+        assert rack.run(region_replacement_request, *asked, rack.now())[1] is RequestResult.MADE
+        assert (await nexus.does(nexus.step))["step_records_created_ok"] == []
+        assert len(rack.run(waiters, found.copy.volume_id)) == 1
 
 
 async def test_a_guest_on_a_sled_that_is_gone_is_not_waited_for(
