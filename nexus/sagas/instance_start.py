@@ -113,9 +113,20 @@ async def run_instance(saga: Context[Params]) -> None:
 
 
 async def record_running(saga: Context[Params]) -> None:
-    """Safe to rerun: a vmm that runs does."""
+    """Safe to rerun: a vmm that runs does. So did one that is being stopped, or was: an earlier run wrote that down,
+    and its user has gone on since (*safety*: to undo it would halt what the instance runs in by now)."""
     world, vmm_id = _world(saga), saga.params.vmm_id
-    await world.database.transact(lambda c: vmm_change(c, vmm_id, VmmState.RUNNING, world.now()))
+
+    def body(connection: Connection) -> None:
+        found = vmm_get(connection, vmm_id)
+        if found is None or found.state not in STOPPED_SINCE:
+            vmm_change(connection, vmm_id, VmmState.RUNNING, world.now())
+
+    await world.database.transact(body)
+
+
+STOPPED_SINCE = frozenset({VmmState.STOPPING, VmmState.DESTROYED})
+"""What only a vmm becomes that ran."""
 
 
 async def _vmm(saga: Context[Params]) -> Vmm:

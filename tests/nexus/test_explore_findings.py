@@ -19,6 +19,10 @@ FOUND = {
         "import-disk: finalize-disk-with-snapshot#SNAPSHOT/GET_PANTRY_ADDRESS@after-effect=expunge-pantry;"
         " finalize-disk-with-snapshot#SNAPSHOT/GET_PANTRY_ADDRESS@after-effect=crash"
     ),
+    "an instance that was stopped before its start was written down halted what it ran in next": (
+        "start-guest: instance-start#RECORD_RUNNING@after-effect=restart-guest;"
+        " instance-start#RECORD_RUNNING@after-effect=crash"
+    ),
     "an image that was made between a swap and its undo names the clone, which was destroyed all the same": (
         "replace-snapshot: region-snapshot-replacement-start#UPDATE_REQUEST_RECORD@before-effect=error;"
         " region-snapshot-replacement-start#REPLACE_SNAPSHOT_IN_VOLUME@before-undo=make-image"
