@@ -42,7 +42,7 @@ from nexus.replacement.region import (
     region_replacement_get,
     step_newest,
 )
-from nexus.saga import ActionFailed, MemoryStore, SagaFailed, SagaStuck
+from nexus.saga import ActionFailed, MemoryStore, SagaFailed
 from nexus.sagas import region_replacement_drive, region_replacement_finish, region_replacement_start
 from nexus.sagas.region_replacement_drive import REGION_REPLACEMENT_DRIVE
 from nexus.sagas.region_replacement_finish import REGION_REPLACEMENT_FINISH
@@ -311,15 +311,14 @@ async def test_W33_a_volume_deleted_between_swap_and_record_leaks_nothing(tmp_pa
 async def test_W33_the_original_rule_leaves_a_region_without_an_owner(
     tmp_path: Path, in_memory: Database, monkeypatch: pytest.MonkeyPatch, expect_log: Any
 ) -> None:
-    """Nor can it be undone: the request runs, and belongs to nobody."""
-    for each in ("saga node failed unexpectedly", "saga stuck: an undo failed"):
-        expect_log(each)
+    """It takes what it did for never done, and is undone around it."""
+    expect_log("saga node failed unexpectedly", at_least=0)
     async with plant(tmp_path, in_memory) as rack:
         disk = await create(rack)
         request_id = ask_for(rack, own_regions(rack, disk.volume_id)[0])
         monkeypatch.setattr(region_replacement_start, "done_before", lambda connection, saga: False)
         between = Between("REPLACE_REGION_IN_VOLUME", lambda: delete_disk(rack, disk))
-        with pytest.RaisesGroup(SagaStuck):
+        with pytest.raises(SagaFailed):
             await run(rack, REGION_REPLACEMENT_START, start_params(rack, request_id), perform=between)
         await finish_deletions(rack)
         assert rack.count(schema.region) == 1
