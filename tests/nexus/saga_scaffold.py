@@ -99,12 +99,18 @@ STRIDE = 1 if EVERY_DEATH else 7
 
 
 class DieAt:
-    """Dies when a hook is called for the nth time at one of ``points`` of a node that ``only`` accepts (in a full run,
+    """Dies when a hook is called for the nth time at one of ``points`` of a node that ``only`` accepts (with ``full``,
     anywhere); ``where`` says at which that was, ``named`` how many there were that the test names."""
 
     def __init__(
-        self, at: int, only: Callable[[str], bool] = everywhere, points: Collection[Point] = ALL_POINTS
+        self,
+        at: int,
+        only: Callable[[str], bool] = everywhere,
+        points: Collection[Point] = ALL_POINTS,
+        *,
+        full: bool = EVERY_DEATH,
     ) -> None:
+        self.full = full
         self.at = at
         self.only = only
         self.points = points
@@ -115,7 +121,7 @@ class DieAt:
     async def __call__(self, point: Point, saga_id: str, label: str) -> None:
         named = self.only(label) and point in self.points
         self.named += named
-        if not named and not EVERY_DEATH:
+        if not named and not self.full:
             return
         self.seen += 1
         if self.seen - 1 == self.at:
@@ -201,16 +207,17 @@ async def death_at_every_point(
     only: Callable[[str], bool] = everywhere,
     points: Collection[Point] = ALL_POINTS,
     stride: int = STRIDE,
+    full: bool = EVERY_DEATH,
 ) -> int:
-    """Also while it unwinds, when it fails at ``fail_at``. ``only``: at which nodes, of a saga whose parts have
-    tests of their own; ``points``: at which points of these. How many points that makes; one in ``stride`` is tried.
-    The same Nexus and another go on with it in turns, in a full run each from every point."""
+    """Also while it unwinds, when it fails at ``fail_at``. ``only``: at which nodes; ``points``: at which points of
+    these. How many points that makes; one in ``stride`` is tried. The same Nexus and another go on with it in turns, in
+    a full run each from every point. ``full``: in a full run everywhere; not of a saga whose parts have their own."""
     tries = count()
     while True:
         number = next(tries)
         at, by_another = (number // 2, number % 2 == 0) if EVERY_DEATH else (number * stride, number % 2 == 0)
         trial = await fresh()
-        hooks, dead = DieAt(at, only, points), Repeat(fail_at=fail_at)
+        hooks, dead = DieAt(at, only, points, full=full), Repeat(fail_at=fail_at)
 
         async def begin(executor: Executor, trial: Trial = trial) -> None:
             await executor.start(saga, trial.params)

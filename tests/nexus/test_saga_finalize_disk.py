@@ -312,7 +312,7 @@ async def test_death_where_the_import_and_its_snapshot_meet(tmp_path: Path, in_m
         points = {Point.AFTER_EFFECT, Point.AFTER_UNDO_EFFECT}
         for fail_at in (None, "SET_DETACHED_STATE"):
             tried = await death_at_every_point(
-                FINALIZE_DISK_WITH_SNAPSHOT, fresh, fail_at=fail_at, only=seams.__contains__, points=points
+                FINALIZE_DISK_WITH_SNAPSHOT, fresh, fail_at=fail_at, only=seams.__contains__, points=points, full=False
             )
             assert tried >= len(seams)
         await verify_clean_slate(rack)
