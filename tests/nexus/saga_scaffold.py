@@ -31,19 +31,23 @@ from nexus.saga.hooks import Crash, Hooks, Point, no_hooks
 INJECTED = "injected by the test"
 
 
+SAGA_ID = "11111111-0000-4000-8000-000000000001"
+
+
 @dataclass
 class Trial:
-    """One run's world: what sagas are given, where their log is, the parameters, and what must hold at the end."""
+    """One run's world: what sagas are given, where their log is, the parameters, and what must hold at the end.
+    ``saga_id``: of a saga whose regions belong to somebody else's volume, and are to be other ones each time."""
 
     world: Any
     store: Store
     params: BaseModel
     finished: Callable[[], Awaitable[None]]
     clean: Callable[[], Awaitable[None]]
+    saga_id: str = SAGA_ID
 
 
 Fresh = Callable[[], Awaitable[Trial]]
-SAGA_ID = "11111111-0000-4000-8000-000000000001"
 
 
 class Repeat:
@@ -148,7 +152,7 @@ async def execute(
                 [saga],
                 trial.world,
                 executor_id,
-                new_id=lambda: SAGA_ID,
+                new_id=lambda: trial.saga_id,
                 hooks=hooks,
                 perform=perform,
             )
@@ -231,7 +235,7 @@ async def death_at_every_point(
             return hooks.named
         executor_id = "nexus-2" if by_another else "nexus-1"
         await execute(saga, trial, finish, executor_id=executor_id, perform=Repeat(fail_at=fail_at))
-        record, _ = await trial.store.load(SAGA_ID)
+        record, _ = await trial.store.load(trial.saga_id)
         wanted = SagaState.DONE if fail_at is None else SagaState.UNWOUND
         assert record.state is wanted, (
             f"{saga.name}, dead {hooks.where[0].value} {hooks.where[1]}: {record.state.value}"

@@ -251,6 +251,7 @@ async def test_an_error_that_the_body_swallows_does_not_lose_the_transaction_sil
 
 async def test_another_process_holds_sqlite_and_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(database_module, "LONGEST_PAUSE_SECONDS_MAX", 0.05)
     url = f"sqlite:///{tmp_path}/nexus.db"
     with open_database(url) as database, open_database(url) as other:
         held, let_go = Event(), Event()

@@ -167,8 +167,8 @@ async def test_racing_replacements_for_soft_deleted_disk_volume(tmp_path: Path, 
         assert rack.run(volume_state, disk.volume_id) is Deletion.HARD_DELETED
 
 
-async def test_replacement_sanity(tmp_path: Path, database: Database) -> None:
-    async with rack_of(tmp_path, database) as (rack, nexus):
+async def test_replacement_sanity(tmp_path: Path, in_memory: Database) -> None:
+    async with rack_of(tmp_path, in_memory) as (rack, nexus):
         disk, snapshot = await disk_and_snapshot(rack)
         copy = await make_disk(rack, snapshot, name="copy")
         await lose(rack, own_regions(rack, disk.volume_id)[0])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import saga_scaffold
 import trio
 from disks_rig import create
 from nexus_rig import Plant, plant
@@ -81,11 +80,6 @@ def start_params(rack: Plant, request_id: str) -> region_replacement_start.Param
     return region_replacement_start.Params(request_id=row.id, volume_id=row.volume_id, old_region_id=row.old_region_id)
 
 
-def name_saga(rack: Plant) -> None:
-    """Each trial is a saga of its own, as its regions are: an agent knows for ever which it has destroyed."""
-    saga_scaffold.SAGA_ID = rack.id()
-
-
 class Tried:
     """The disk and the request that trials are made with, one after the other, until a saga has used them up."""
 
@@ -132,8 +126,7 @@ def start_trials(rack: Plant) -> Fresh:
             assert rack.findings() == []
             await tried.used_up()
 
-        name_saga(rack)
-        return Trial(rack.world, MemoryStore(), start_params(rack, request_id), finished, clean)
+        return Trial(rack.world, MemoryStore(), start_params(rack, request_id), finished, clean, saga_id=rack.id())
 
     return fresh
 
@@ -183,7 +176,6 @@ def drive_trials(rack: Plant) -> Fresh:
             tried.append((disk, await running_request(rack, disk)))
         disk, row = tried[0]
         params = region_replacement_drive.Params(request_id=row.id, volume_id=row.volume_id)
-        name_saga(rack)
 
         async def clean() -> None:
             """Undone: the request runs, and nobody has it."""
@@ -200,7 +192,7 @@ def drive_trials(rack: Plant) -> Fresh:
                 await remove(rack, disk)
                 assert rack.pantry.ledger.volumes == []
 
-        return Trial(rack.world, MemoryStore(), params, finished, clean)
+        return Trial(rack.world, MemoryStore(), params, finished, clean, saga_id=rack.id())
 
     return fresh
 
@@ -230,7 +222,6 @@ def finish_trials(rack: Plant) -> Fresh:
         params = region_replacement_finish.Params(
             request_id=row.id, volume_id=row.volume_id, old_region_id=row.old_region_id, stash_id=stash
         )
-        name_saga(rack)
 
         async def finished() -> None:
             assert rack.run(region_replacement_get, row.id).state == "complete"
@@ -243,7 +234,7 @@ def finish_trials(rack: Plant) -> Fresh:
             assert (found.state, found.operating_saga_id) == ("replacement_done", None)
             await run(rack, REGION_REPLACEMENT_FINISH, params)
 
-        return Trial(rack.world, MemoryStore(), params, finished, clean)
+        return Trial(rack.world, MemoryStore(), params, finished, clean, saga_id=rack.id())
 
     return fresh
 
