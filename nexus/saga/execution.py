@@ -148,11 +148,12 @@ class Execution:
         ]
 
     def next_undos(self) -> list[str]:
-        """Nodes to undo now; none while anything still runs, or while the saga is stuck."""
+        """Nodes to undo now, in the order of the recipe; none while anything still runs, or while the saga is stuck."""
         if self.state is not SagaState.UNWINDING or NodeState.RUNNING in self.states.values():
             return []
         owing = set(self._to_undo)
-        return [label for label in owing if not self._is_needed(label, owing)] if owing else []
+        # Not in the order of a set, which is another one in each process: what is explored has to be the same again.
+        return [label for label in self.states if label in owing and not self._is_needed(label, owing)]
 
     def _is_needed(self, label: str, owing: set[str]) -> bool:
         """Whether a node that is still to be undone waited for this one, directly or not."""

@@ -321,6 +321,18 @@ def test_any_log_is_a_state_or_impossible(events: list[tuple[str, Kind]]) -> Non
         assert not (set(execution.next_actions()) & set(execution.next_undos()))
 
 
+def test_what_is_undone_beside_each_other_is_so_in_the_order_of_the_recipe() -> None:
+    """In every process alike, or what was explored could not be run again."""
+    names = ("DELTA", "ALPHA", "CHARLIE", "BRAVO", "FOXTROT", "ECHO")
+    execution = Execution(Dag.of(Saga("wide", Params, Parallel(*map(step, names)), step("LAST"))))
+    for label in (*names, "LAST"):
+        execution.apply(Event(label, Kind.STARTED))
+        if label != "LAST":
+            execution.apply(Event(label, Kind.SUCCEEDED))
+    execution.apply(Event("LAST", Kind.FAILED, {"message": "m", "kind": "k"}))
+    assert execution.next_undos() == list(names)
+
+
 def test_every_state_of_a_node_can_be_reached_and_every_event_is_used() -> None:
     assert set(TRANSITIONS.values()) | {NodeState.WAITING} == set(NodeState)
     assert {kind for _, kind in TRANSITIONS} == set(Kind)
