@@ -540,7 +540,7 @@ def test_opening_a_connection_twice_is_a_defect(rig: Rig) -> None:
 # All of it together
 
 
-@settings(max_examples=settings.default.max_examples // 3)
+@settings(max_examples=settings.default.max_examples // 6)
 @given(OPERATIONS, st.booleans(), st.data())
 def test_random_work_equals_one_after_the_other(
     operations: list[tuple[Kind, int, int]], in_order: bool, data: st.DataObject

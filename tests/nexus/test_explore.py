@@ -20,7 +20,7 @@ from nexus.explore.without import UnknownSafeguard, removals, removed
 
 GUIDE = Path(__file__).parents[2] / "docs" / "explorer.md"
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SLICE = 1499
+SLICE = 2999
 """A case of so many is run in the suite; all of them are a long run of their own."""
 QUICK = ("create-image", "delete-image", "create-read-only-disk")
 

@@ -22,7 +22,7 @@ from crucible_emu.upstairs.members import Client
 from crucible_emu.upstairs.rules import RULES, WRITES, JobKind, Rule
 from crucible_emu.wire import messages as m
 
-SEEDS = 150
+SEEDS = 75
 
 
 @pytest.mark.long
