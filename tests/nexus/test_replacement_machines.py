@@ -28,7 +28,7 @@ from nexus.tasks.lease_reaper import AT_REST
 from nexus.volumes import FairLocks, ReadOnlyRegion
 from nexus.volumes.at_rest import at_rest, rest_proved
 from nexus.volumes.checkout import CopyAndModify, Pantry, volume_checkout
-from nexus.volumes.repair_lock import OVERTAKEN_MAX, PATIENCE, LockResult, holder, waiters
+from nexus.volumes.repair_lock import holder, waiters
 
 MACHINES: dict[str, Machine[Any]] = {
     each.name: each for each in (REGION_REPLACEMENT, READ_ONLY_REPLACEMENT, READ_ONLY_REPLACEMENT_STEP)
@@ -238,47 +238,6 @@ def test_what_cannot_be_replaced_is_refused_in_words(rack: Rack) -> None:
         rack.run(read_only_replacement_request, LOCKS, ReadOnlyRegion(disk.regions[0]), rack.now())
     with pytest.raises(NotFound):
         rack.run(read_only_replacement_request, LOCKS, ReadOnlyRegion(unknown), rack.now())
-
-
-# -- the fair lock ----------------------------------------------------------------------------------------------------
-
-
-def asked(rack: Rack, volume_id: str, who: str) -> LockResult:
-    return rack.run(LOCKS.volume_repair_insert, volume_id, who, rack.now())
-
-
-def test_the_lock_goes_to_who_has_waited_longest(either: Rack) -> None:
-    rack = either
-    volume_id, first, second, third = (rack.id() for _ in range(4))
-    assert asked(rack, volume_id, first) is LockResult.TAKEN
-    assert [asked(rack, volume_id, each) for each in (second, third)] == [LockResult.HELD_BY_ANOTHER] * 2
-    rack.run(LOCKS.volume_repair_delete, volume_id, first)
-    assert asked(rack, volume_id, third) is LockResult.HELD_BY_ANOTHER, "it is free, and the second's turn"
-    assert asked(rack, volume_id, second) is LockResult.TAKEN
-    assert [each.repair_id for each in rack.run(waiters, volume_id)] == [third]
-
-
-def test_who_does_not_come_back_loses_its_place(rack: Rack) -> None:
-    volume_id, first, lost, patient = (rack.id() for _ in range(4))
-    asked(rack, volume_id, first)
-    asked(rack, volume_id, lost)
-    later = rack.now() + PATIENCE
-    rack.run(LOCKS.volume_repair_insert, volume_id, patient, later)
-    rack.run(LOCKS.volume_repair_delete, volume_id, first)
-    assert rack.run(LOCKS.volume_repair_insert, volume_id, patient, later) is LockResult.TAKEN
-
-
-def test_a_snapshot_overtakes_so_often_and_then_no_more(rack: Rack) -> None:
-    volume_id, first, waiting = (rack.id() for _ in range(3))
-    asked(rack, volume_id, first)
-    asked(rack, volume_id, waiting)
-    rack.run(LOCKS.volume_repair_delete, volume_id, first)
-    for _ in range(OVERTAKEN_MAX):
-        snapshot = rack.id()
-        assert rack.run(LOCKS.volume_repair_overtake, volume_id, snapshot, rack.now()) is LockResult.TAKEN
-        rack.run(LOCKS.volume_repair_delete, volume_id, snapshot)
-    assert rack.run(LOCKS.volume_repair_overtake, volume_id, rack.id(), rack.now()) is LockResult.HELD_BY_ANOTHER
-    assert asked(rack, volume_id, waiting) is LockResult.TAKEN
 
 
 # -- at rest, and notes -----------------------------------------------------------------------------------------------

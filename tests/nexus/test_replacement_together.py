@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 from disks_rig import create, read
-from frozen_rig import take
+from frozen_rig import frozen_bytes, ledger, take
 from nexus_rig import Plant, plant
 from read_only_rig import asks, request, require_three_good_copies, there
 from region_replacement_rig import (
@@ -130,14 +130,12 @@ async def test_racing_replacements_for_soft_deleted_disk_volume(tmp_path: Path, 
         kinds = sorted(each.kind for each in lost(rack))
         assert kinds in (["region", "region_snapshot"], ["region", "region", "region_snapshot"])
 
-        await nexus.does(nexus.detect)
+        assert 1 <= len((await nexus.does(nexus.detect))["requests_created_ok"]) <= 2
         mine = [each for each in requests(rack) if each.volume_id == disk.volume_id]
         assert [each.state.value for each in mine] == ["running"]
         new_region_id = mine[0].new_region_id
-        await nexus.does(nexus.start)
-        (snapshot_request_id,) = rack.run(
-            lambda c: list(c.execute(schema.region_snapshot_replacement.select()).scalars())
-        )
+        created = (await nexus.does(nexus.start))["requests_created_ok"]
+        (snapshot_request_id,) = [each.split()[-1] for each in created]
         found = request(rack, snapshot_request_id)
         assert (found.state.value, found.old) == ("replacement_done", target)
         assert not rack.run(find_deleted_volume_regions).regions
@@ -162,6 +160,8 @@ async def test_racing_replacements_for_soft_deleted_disk_volume(tmp_path: Path, 
         await nexus.does(nexus.finish)
         assert request(rack, snapshot_request_id).state.value == "complete"
 
+        await nexus.wait_for_all_replacements()
+        assert await frozen_bytes(rack, snapshot.volume_id) == PATTERN
         await delete_snapshot(rack, snapshot)
         await nexus.wait_for_all_replacements()
         assert rack.run(volume_state, disk.volume_id) is Deletion.HARD_DELETED
@@ -175,7 +175,7 @@ async def test_replacement_sanity(tmp_path: Path, in_memory: Database) -> None:
         await nexus.wait_for_all_replacements()
         await require_whole(rack, disk)
         await require_three_good_copies(rack, snapshot)
-        assert await read(rack, copy) == PATTERN
+        await require_whole(rack, copy)
         await delete_disk(rack, disk)
         await delete_snapshot(rack, snapshot)
         await delete_disk(rack, copy)
@@ -195,8 +195,9 @@ async def test_region_replacement_triple_sanity(tmp_path: Path, in_memory: Datab
         await require_whole(rack, disk)
         await require_three_good_copies(rack, snapshot)
         assert len(read_only_regions(rack, snapshot)) == 3
-        gone = {each.dataset_id for each in first}
-        assert not gone & {each.dataset_id for each in own_regions(rack, disk.volume_id)}
+        after = own_regions(rack, disk.volume_id)
+        assert not {each.dataset_id for each in first} & {each.dataset_id for each in after}
+        assert not {each.region_id for each in first} & {each.region_id for each in after}
         await delete_disk(rack, disk)
         await delete_snapshot(rack, snapshot)
 
@@ -217,8 +218,11 @@ async def test_read_only_replacement_sanity(tmp_path: Path, in_memory: Database)
         await lose(rack, clones[0])
         await nexus.wait_for_all_replacements()
         assert clones[0].region_id not in {each.region_id for each in read_only_regions(rack, snapshot)}
+        assert ReadOnlyRegion(clones[0].region_id) not in {each.resource for each in there(rack, snapshot)}
         await require_three_good_copies(rack, snapshot)
+        assert ledger(rack, snapshot.id)
         assert await read(rack, copy) == await read(rack, frozen) == PATTERN
+        assert await frozen_bytes(rack, frozen.volume_id) == PATTERN
         for each in (disk, copy, frozen):
             await delete_disk(rack, each)
         await delete_snapshot(rack, snapshot)
