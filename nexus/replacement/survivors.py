@@ -26,12 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum
 
 from sqlalchemy import Connection, delete, select, update
 
-from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import schema
 from nexus.db.schema import RegionReplacementState
 from nexus.placement import AllocatedRegion, regions_of
@@ -39,8 +37,8 @@ from nexus.replacement.notes import survivor_decided
 from nexus.replacement.owners import CONSTRUCTED, SERVED, Situation, owner_of
 from nexus.replacement.region import region_replacements_of_volume
 from nexus.services.gone import dataset_gone
-from nexus.volumes import Address, Pantry, volume_checkout, volume_get, walks
-from nexus.volumes.at_rest import at_rest, rest_kept
+from nexus.volumes import Address, volume_get, walks
+from nexus.volumes.at_rest import at_rest
 
 _REQUEST, _DECISION = schema.region_replacement, schema.survivor_decision
 UNDER_REPAIR = frozenset({RegionReplacementState.RUNNING, RegionReplacementState.DRIVING})
@@ -175,18 +173,6 @@ def decisions_forgotten(connection: Connection, volume_id: str) -> None:
     """All copies of the volume are good again. *Safety*: what an operator said of a survivor was said of that moment,
     and not of the next time."""
     connection.execute(delete(_DECISION).where(_DECISION.c.volume_id == volume_id))
-
-
-def checked_out_for_repair(connection: Connection, volume_id: str, now: datetime) -> VolumeConstructionRequest:
-    """The document for a pantry that is to make all members alike. It writes nothing of its own, so what was at rest is
-    at rest: if a second member is lost meanwhile, the last one is still to be believed. Raises as
-    :func:`~nexus.volumes.volume_checkout` does (R33)."""
-    resting = at_rest(connection, volume_id)
-    handed_out = volume_checkout(connection, volume_id, Pantry(), now).request
-    kept = volume_get(connection, volume_id)
-    if resting and kept is not None:
-        rest_kept(connection, volume_id, kept.request, now)
-    return handed_out
 
 
 # -- what the detector looks for --------------------------------------------------------------------------------------

@@ -34,11 +34,11 @@ from nexus.replacement.region import (
     region_replacements_of_volume,
     step_record,
 )
-from nexus.replacement.survivors import checked_out_for_repair, members
+from nexus.replacement.survivors import members
 from nexus.saga import ActionFailed
 from nexus.services import World
 from nexus.services.refusals import REFUSED, told_of
-from nexus.volumes import Address, volume_deleted, volume_get
+from nexus.volumes import Address, Repair, volume_checkout, volume_deleted, volume_get
 
 ANSWER_TIMEOUT_S = 30.0
 
@@ -139,7 +139,7 @@ async def given_to_a_pantry(world: World, request_id: str, step: PantryStep, vol
     await taken_from_pantry(world, step, volume_id)
 
     def body(connection: Connection) -> VolumeConstructionRequest:
-        request = checked_out_for_repair(connection, volume_id, world.now())
+        request = volume_checkout(connection, volume_id, Repair(), world.now()).request
         step_record(connection, request_id, step, world.now())
         return request
 

@@ -16,6 +16,7 @@ from nexus.volumes.checkout import (
     InstanceStart,
     Pantry,
     ReadOnlyCopy,
+    Repair,
     volume_checkout,
     volume_checkout_randomize_ids,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "ReadOnlyRegion",
     "ReadOnlyTarget",
     "RegionSnapshot",
+    "Repair",
     "RepairLocks",
     "ResourceGone",
     "TargetNotFound",

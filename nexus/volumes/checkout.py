@@ -57,7 +57,14 @@ class Pantry:
     """For maintenance, in a Pantry."""
 
 
-Reason = ReadOnlyCopy | CopyAndModify | InstanceStart | InstanceMigrate | Pantry
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """For a pantry that makes the volume's copies alike, and writes nothing of its own."""
+
+
+Reason = ReadOnlyCopy | CopyAndModify | InstanceStart | InstanceMigrate | Pantry | Repair
+FOR_NO_WRITER = (CopyAndModify, Repair)
+"""Who is given the document writes nothing to the volume: one that is at rest stays at rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,7 @@ def refusal(reason: Reason, request: VolumeConstructionRequest, attached: Attach
             return _not_the_only_vmm(vmm_id, attached)
         case InstanceMigrate(vmm_id, target):
             return _not_this_migration(vmm_id, target, attached)
-        case Pantry():
+        case Pantry() | Repair():
             return _in_use(attached)
 
 
@@ -141,8 +148,7 @@ def volume_checkout(connection: Connection, volume_id: str, reason: Reason, now:
     why = refusal(reason, found.request, attachment(connection, volume_id))
     if why is not None:
         raise Conflict(f"volume {volume_id} cannot be checked out for {type(reason).__name__}: {why}")
-    # What is never constructed as it is, is given to nobody who could write: at rest stays at rest.
-    resting = isinstance(reason, CopyAndModify) and at_rest(connection, volume_id)
+    resting = isinstance(reason, FOR_NO_WRITER) and at_rest(connection, volume_id)
     kept = walks.checked_out(found.request)
     if kept is not found.request:
         write_request(connection, volume_id, kept, now)

@@ -27,7 +27,7 @@ from nexus.replacement.step import READ_ONLY_REPLACEMENT_STEP, InsertStepResult,
 from nexus.tasks.lease_reaper import AT_REST
 from nexus.volumes import FairLocks, ReadOnlyRegion
 from nexus.volumes.at_rest import at_rest, rest_proved
-from nexus.volumes.checkout import CopyAndModify, Pantry, volume_checkout
+from nexus.volumes.checkout import FOR_NO_WRITER, CopyAndModify, Pantry, volume_checkout
 from nexus.volumes.repair_lock import holder, waiters
 
 MACHINES: dict[str, Machine[Any]] = {
@@ -255,6 +255,14 @@ def test_a_volume_is_at_rest_until_it_is_handed_out(rack: Rack) -> None:
     rack.run(volume_checkout, disk.volume_id, Pantry(), rack.now())
     assert not rack.run(at_rest, disk.volume_id)
     assert not rack.run(at_rest, rack.id())
+
+
+@pytest.mark.parametrize("reason", FOR_NO_WRITER, ids=lambda each: each.__name__)
+def test_who_writes_nothing_leaves_a_volume_at_rest(rack: Rack, reason: Any) -> None:
+    disk = rack.disk()
+    for _ in range(2):
+        rack.run(volume_checkout, disk.volume_id, reason(), rack.now())
+        assert rack.run(at_rest, disk.volume_id)
 
 
 def test_a_reason_keeps_its_time_and_another_takes_its_place(rack: Rack) -> None:

@@ -16,6 +16,7 @@ from nexus.volumes.checkout import (
     Pantry,
     ReadOnlyCopy,
     Reason,
+    Repair,
     attachment,
     refusal,
     volume_checkout,
@@ -41,6 +42,7 @@ ALLOWED: list[tuple[Reason, list[Attachment | None]]] = [
     (START, [RUNNING]),
     (MIGRATE, [MOVING]),
     (Pantry(), [DETACHED, STOPPED, ONLY_TARGET]),
+    (Repair(), [DETACHED, STOPPED, ONLY_TARGET]),
 ]
 
 
