@@ -7,7 +7,7 @@ holds.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Column, ColumnElement, Connection, select
 
 from nexus.db import schema
 from nexus.db.schema.hardware import DiskPolicy, SledPolicy
@@ -26,6 +26,22 @@ def dataset_gone(connection: Connection, dataset_id: str) -> bool:
         .where(_DATASET.c.id == dataset_id)
     ).scalar_one_or_none()
     return policy != DiskPolicy.IN_SERVICE
+
+
+def on_expunged_disk(dataset_id: Column[str]) -> ColumnElement[bool]:
+    """Of a row with the column ``dataset_id``: that it lies on a physical disk that is lost, with its records still there
+    (§4.1)."""
+    expunged = (
+        select(_DATASET.c.id)
+        .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
+        .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
+        .where(
+            _DISK.c.disk_policy == DiskPolicy.EXPUNGED,
+            _DATASET.c.time_deleted.is_(None),
+            _POOL.c.time_deleted.is_(None),
+        )
+    )
+    return dataset_id.in_(expunged)
 
 
 def sled_gone(connection: Connection, sled_id: str) -> bool:

@@ -11,16 +11,15 @@ from __future__ import annotations
 from sqlalchemy import Connection, select
 
 from nexus.db import schema
-from nexus.db.schema.hardware import DiskPolicy
 from nexus.replacement.read_only import target_was_requested
 from nexus.services import World
+from nexus.services.gone import on_expunged_disk
 from nexus.tasks.region_snapshot_replacement_start import ask_for
 from nexus.tasks.task import Status
 from nexus.volumes import ReadOnlyRegion
 from nexus.volumes.resolution import Resource
 
-_REGION, _DATASET = schema.region, schema.crucible_dataset
-_POOL, _DISK, _USER_SNAPSHOT = schema.zpool, schema.physical_disk, schema.snapshot
+_REGION, _USER_SNAPSHOT = schema.region, schema.snapshot
 
 
 class ReadOnlyRegionReplacementStart:
@@ -44,16 +43,8 @@ def lost_read_only_regions(connection: Connection) -> list[Resource]:
     being destroyed (W52). Each is of a snapshot, deleted or not (R40)."""
     query = (
         select(_REGION.c.id)
-        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
-        .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
         .join(_USER_SNAPSHOT, _USER_SNAPSHOT.c.volume_id == _REGION.c.volume_id)
-        .where(
-            _DISK.c.disk_policy == DiskPolicy.EXPUNGED,
-            _DATASET.c.time_deleted.is_(None),
-            _REGION.c.read_only,
-            ~_REGION.c.deleting,
-        )
+        .where(on_expunged_disk(_REGION.c.dataset_id), _REGION.c.read_only, ~_REGION.c.deleting)
         .order_by(_REGION.c.id)
     )
     found = [ReadOnlyRegion(region_id) for region_id in connection.execute(query).scalars()]

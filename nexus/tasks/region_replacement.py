@@ -20,7 +20,7 @@ from functools import partial
 from sqlalchemy import Connection, select
 
 from nexus.db import Conflict, DatabaseError, schema
-from nexus.db.schema import DiskPolicy, RegionReplacementState
+from nexus.db.schema import RegionReplacementState
 from nexus.replacement.machine import move
 from nexus.replacement.notes import waiting_no_more, waiting_since
 from nexus.replacement.region import (
@@ -36,15 +36,11 @@ from nexus.replacement.survivors import is_member, swap_refused
 from nexus.saga import ActionFailed, Executor
 from nexus.sagas.region_replacement_start import REGION_REPLACEMENT_START, Params
 from nexus.services import World
+from nexus.services.gone import on_expunged_disk
 from nexus.tasks.task import Status, told
 from nexus.volumes import volume_deleted
 
-_REGION, _DATASET, _POOL, _DISK = (
-    schema.region,
-    schema.crucible_dataset,
-    schema.zpool,
-    schema.physical_disk,
-)
+_REGION = schema.region
 
 
 class RegionReplacementDetector:
@@ -121,10 +117,7 @@ def lost_regions(connection: Connection) -> list[tuple[str, str]]:
     """
     query = (
         select(_REGION.c.id, _REGION.c.volume_id)
-        .join(_DATASET, (_DATASET.c.id == _REGION.c.dataset_id) & _DATASET.c.time_deleted.is_(None))
-        .join(_POOL, (_POOL.c.id == _DATASET.c.pool_id) & _POOL.c.time_deleted.is_(None))
-        .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
-        .where(_DISK.c.disk_policy == DiskPolicy.EXPUNGED, ~_REGION.c.read_only)
+        .where(on_expunged_disk(_REGION.c.dataset_id), ~_REGION.c.read_only)
         .order_by(_REGION.c.id)
     )
     rows = connection.execute(query).all()

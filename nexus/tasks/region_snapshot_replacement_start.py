@@ -24,7 +24,6 @@ from sqlalchemy import Connection, select
 
 from nexus.db import Conflict, DatabaseError, NotFound, schema
 from nexus.db.schema import RegionSnapshotReplacementState
-from nexus.db.schema.hardware import DiskPolicy
 from nexus.replacement import notes
 from nexus.replacement.machine import move
 from nexus.replacement.read_only import (
@@ -42,12 +41,12 @@ from nexus.replacement.snapshot_copies import nothing_to_clone
 from nexus.saga import Executor
 from nexus.sagas.region_snapshot_replacement_start import REGION_SNAPSHOT_REPLACEMENT_START, Params
 from nexus.services import World
+from nexus.services.gone import on_expunged_disk
 from nexus.tasks.task import Status, told
 from nexus.volumes import RegionSnapshot
 from nexus.volumes.resolution import Resource
 
-_SNAPSHOT, _DATASET = schema.region_snapshot, schema.crucible_dataset
-_POOL, _DISK = schema.zpool, schema.physical_disk
+_SNAPSHOT = schema.region_snapshot
 
 
 class RegionSnapshotReplacementStart:
@@ -99,10 +98,7 @@ def lost_region_snapshots(connection: Connection) -> list[Resource]:
     that is being destroyed, for nobody reads it any more."""
     query = (
         select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
-        .join(_DATASET, _DATASET.c.id == _SNAPSHOT.c.dataset_id)
-        .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
-        .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
-        .where(_DISK.c.disk_policy == DiskPolicy.EXPUNGED, _DATASET.c.time_deleted.is_(None), ~_SNAPSHOT.c.deleting)
+        .where(on_expunged_disk(_SNAPSHOT.c.dataset_id), ~_SNAPSHOT.c.deleting)
         .order_by(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
     )
     found = [RegionSnapshot(*row) for row in connection.execute(query)]
