@@ -29,7 +29,7 @@ def dataset_gone(connection: Connection, dataset_id: str) -> bool:
 
 
 def on_expunged_disk(dataset_id: Column[str]) -> ColumnElement[bool]:
-    """Of a row with the column ``dataset_id``: that it lies on a physical disk that is lost, with its records still there
+    """Of a row with the column ``dataset_id``: that it lies on a physical disk that is lost, its records still there
     (§4.1)."""
     expunged = (
         select(_DATASET.c.id)
