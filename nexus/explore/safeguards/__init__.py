@@ -1,0 +1,22 @@
+"""The safeguards that can be taken out: one row each, with what nexus.md §11.4 says that breaks.
+
+A row names the one place in production code where a safeguard lives. The table is in the order of the numbers: R for
+the safeguards of the races, W for what the real one gets wrong.
+"""
+
+from __future__ import annotations
+
+import re
+
+from nexus.explore.removal import Removal
+from nexus.explore.safeguards.deletions import DELETIONS
+from nexus.explore.safeguards.replacements import REPLACEMENTS
+
+
+def _order(removal: Removal) -> tuple[str, int]:
+    letter, number = re.match(r"([RW])(\d+)", removal.safeguard).groups()  # type: ignore[union-attr]
+    return letter, int(number)
+
+
+REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS, key=_order))
+"""What can be taken out."""
