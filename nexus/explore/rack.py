@@ -173,6 +173,16 @@ class Rack:
         self._ids += 1
         return str(UUID(int=self._ids << 64 | 0x8000_0000_0000_0000, version=4))
 
+    @property
+    def drawn(self) -> Any:
+        """How far ids, ticks and chance are used up; may be set back where nothing came of it."""
+        return self._ids, self._ticks, self._random.getstate()
+
+    @drawn.setter
+    def drawn(self, value: Any) -> None:
+        self._ids, self._ticks, state = value
+        self._random.setstate(state)
+
     def _world(self) -> World:
         connections: Any = self.switchboard
         persistence = Persistence(QUICK, self._random.random)
