@@ -104,6 +104,7 @@ class Touched:
         if database.dialect == "sqlite":
             for engine in database.engines:
                 event.listen(engine, "checkout", self._watch)
+            database.close()  # What was kept is not watched; from here on connections are made anew.
 
     def _watch(self, connection: Any, record: Any, proxy: Any) -> None:
         connection.set_progress_handler(self._step, STEPS_AT_ONCE)

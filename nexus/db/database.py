@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import trio
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from crucible_emu.logs import get_logger
@@ -128,6 +128,11 @@ class Database:
     def dialect(self) -> str:
         """``sqlite`` or ``postgresql``."""
         return self._backend.dialect
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """For who watches: the writers', and the readers' where they have one of their own."""
+        return tuple(dict.fromkeys((self._backend.writer.engine, self._backend.reader.engine)))
 
     def image(self) -> bytes:
         """All that is in a database in memory."""

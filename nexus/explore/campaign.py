@@ -8,7 +8,6 @@ are left out one by one as long as something is still wrong. What many cases fin
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from multiprocessing import get_context
 from blake3 import blake3
 
 from nexus.explore.cases import Case, parse
-from nexus.explore.results import Result
+from nexus.explore.results import Result, kind_of
 from nexus.explore.run import run_case, run_cases
 from nexus.explore.without import removed
 
@@ -29,8 +28,6 @@ CHUNK_CASES = 400
 CHUNK_CASES_TO_FIRST = 16
 """Where the first finding is wanted."""
 PROCESSES = 2
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_ADDRESS = re.compile(r"\[[0-9a-f:]+\]:\d+")
 
 
 @dataclass
@@ -156,11 +153,6 @@ def findings_of(bad: Iterable[Result]) -> list[Finding]:
             found[way] = Finding(result.violations[0], result.case, result.story, result.violations)
     shrunk = [_shrunk(each) for each in found.values()]
     return sorted(shrunk, key=lambda each: (-each.cases, each.case))
-
-
-def kind_of(violation: str) -> str:
-    """A violation without what differs from run to run."""
-    return _ADDRESS.sub("ADDRESS", _ID.sub("ID", violation))
 
 
 def _shrunk(finding: Finding) -> Finding:

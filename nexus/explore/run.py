@@ -60,7 +60,8 @@ PROPER = (ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, Gone, Serv
 @dataclass
 class Outcome:
     """What came of a run. ``story``: who did what, in order. ``passed``: every moment that the sagas came by.
-    ``happened``: the operations of the case that were done. ``state``: the digest of the state at rest."""
+    ``happened``: the operations of the case that were done. ``state``: the digest of the state in which the sagas have
+    ended, and ``afterwards`` the place in the story of what came then."""
 
     case: Case
     violations: list[str] = field(default_factory=list)
@@ -68,12 +69,13 @@ class Outcome:
     passed: list[Moment] = field(default_factory=list)
     happened: list[str] = field(default_factory=list)
     state: str = ""
+    afterwards: int = 0
 
     def result(self) -> Result:
         """It in words that travel between processes."""
         course = blake3("\n".join([*map(str, self.passed), self.state]).encode()).hexdigest()
         fired = len(self.happened) == len(self.case.interferences)
-        return Result(str(self.case), tuple(self.violations), tuple(self.story), course, fired)
+        return Result(str(self.case), tuple(self.violations), tuple(self.story), course, fired, self.afterwards)
 
 
 class Interferer:
@@ -251,21 +253,28 @@ class Run:
         found: list[Process] = []
         if not await self._attempt("recovery", lambda: self._recover(found)):
             return
-        process = found[0]
-        if not await self.rest(process):
-            return
-        self.outcome.state = digest_of(self.rack)
-        known = _judged.get(self.outcome.state)
+        await self._settle()
+        self.outcome.afterwards = len(self.outcome.story)
+        self.outcome.state = digest_of(self.rack) or ""
+        await self._known_from(self.outcome.state, lambda: self._rest_and_end(found[0]))
+
+    async def _rest_and_end(self, process: Process) -> None:
+        if await self.rest(process):
+            at_rest = digest_of(self.rack) or ""
+            await self._known_from(f"at rest {at_rest}", lambda: self._judge_and_delete(process))
+
+    async def _known_from(self, state: str, find_out: Callable[[], Awaitable[None]]) -> None:
+        """What is to be told and found from a state on: found out once, if the state says all (*optimisation*)."""
+        known = _known.get(state)
         if known is None:
             said, found_before = len(self.outcome.story), len(self.outcome.violations)
-            await self._judge_and_delete(process)
-            _judged[self.outcome.state] = (
-                tuple(self.outcome.story[said:]),
-                tuple(self.outcome.violations[found_before:]),
-            )
-        else:
-            self.outcome.story += known[0]
-            self.outcome.violations += known[1]
+            await find_out()
+            known = tuple(self.outcome.story[said:]), tuple(self.outcome.violations[found_before:])
+            if state and not state.endswith(" "):
+                _known[state] = known
+            return
+        self.outcome.story += known[0]
+        self.outcome.violations += known[1]
 
     async def _judge_and_delete(self, process: Process) -> None:
         """What a state at rest is worth: whether everything is as it must be, and can be deleted."""
@@ -355,8 +364,8 @@ def table(process: Process) -> dict[str, Operation]:
     return USERS | MISFORTUNES | task_operations(list(process.tasks))
 
 
-_judged: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-"""What was told and found in each state at rest."""
+_known: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+"""What was told and found from each state on."""
 _images: dict[str, Image] = {}
 
 
@@ -393,7 +402,7 @@ def run_cases(cases: Sequence[Case]) -> list[Result]:
     scenario = SCENARIOS[cases[0].scenario]
     # What is compiled here is compiled in all branches.
     run_case(Case(scenario.name))
-    branches = Branches(cases, _judged)
+    branches = Branches(cases, _known)
     run = Run(branches.case, image_of(scenario.setup), branches)
     with _collecting_later(), branches.unharmed():
         _in_a_loop(run.go)
@@ -408,7 +417,7 @@ def prepare() -> None:
 
 def forget_states() -> None:
     """What was found is not so any more: the code has changed (:mod:`nexus.explore.without`)."""
-    _judged.clear()
+    _known.clear()
 
 
 @contextmanager

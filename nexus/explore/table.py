@@ -9,6 +9,7 @@ from nexus.explore import campaign, plan
 from nexus.explore.campaign import Finding
 from nexus.explore.cases import Case, parse
 from nexus.explore.removal import Removal
+from nexus.explore.results import kind_of
 from nexus.explore.without import removals
 
 HEAD = """# Safeguards, taken out one by one
@@ -63,6 +64,6 @@ def _row(removal: Removal, finding: Finding | None) -> str:
         return "\n".join(lines)
     story = "\n".join(finding.story) or "(nothing interferes)"
     command = f'nexus explore --without "{removal.safeguard}" --replay "{finding.case}"'
-    found = campaign.kind_of(finding.violation)
-    lines.append(f"Found: {found}\n\n```text\n{campaign.kind_of(story)}\n```\n\n```bash\n{command}\n```\n")
+    found = kind_of(finding.violation)
+    lines.append(f"Found: {found}\n\n```text\n{kind_of(story)}\n```\n\n```bash\n{command}\n```\n")
     return "\n".join(lines)
