@@ -33,7 +33,7 @@ from sqlalchemy import Connection, delete, select, update
 from nexus.db import schema
 from nexus.db.schema import RegionReplacementState
 from nexus.placement import AllocatedRegion, regions_of
-from nexus.replacement.notes import survivor_decided
+from nexus.replacement.notes import survivor_decided, waiting_no_more
 from nexus.replacement.owners import CONSTRUCTED, SERVED, Situation, owner_of
 from nexus.replacement.region import region_replacements_of_volume
 from nexus.services.gone import dataset_gone
@@ -169,10 +169,13 @@ def successor_replaced(connection: Connection, lost_region_id: str, new_region_i
     connection.execute(update(_REQUEST).where(*waits).values(new_region_id=new_region_id))
 
 
-def decisions_forgotten(connection: Connection, volume_id: str) -> None:
-    """All copies of the volume are good again. *Safety*: what an operator said of a survivor was said of that moment,
-    and not of the next time."""
-    connection.execute(delete(_DECISION).where(_DECISION.c.volume_id == volume_id))
+def request_ended(connection: Connection, request_id: str, volume_id: str) -> None:
+    """The request is complete, and in this transaction. It waits for nothing more; and when it was the volume's last,
+    all its copies are good again, or it is deleted. *Safety*: what an operator said of a survivor was said of that
+    moment, and not of the next time."""
+    waiting_no_more(connection, request_id)
+    if not region_replacements_of_volume(connection, volume_id):
+        connection.execute(delete(_DECISION).where(_DECISION.c.volume_id == volume_id))
 
 
 # -- what the detector looks for --------------------------------------------------------------------------------------
