@@ -133,6 +133,9 @@ NEXT: dict[Situation, Prepared] = {
 """Who is asked to repair a volume that is in these hands. *Nobody* waits, and says for what."""
 
 
+ANOTHER_REPAIRS = "another request has the volume repaired"
+
+
 def next_asked(situation: Situation, *, others_turn: bool) -> Prepared:
     """``others_turn``: an older request for the same volume has it at a pantry, or will."""
     found = NEXT[situation]

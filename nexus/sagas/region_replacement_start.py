@@ -64,6 +64,13 @@ _REGION, _DATASET = schema.region, schema.crucible_dataset
 NO_PLACE = "no sled without a copy of the volume has room for the new region"
 
 
+class SwapRefused(ActionFailed):
+    """The region may not be exchanged now; the sentence says why."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, CONFLICT)
+
+
 class Params(BaseModel):
     """The request, and what it is about; none of it ever changes."""
 
@@ -201,9 +208,14 @@ def address_by_elimination(connection: Connection, world: World, params: Params)
 
 async def replace_region_in_volume(saga: Context[Params]) -> str:
     """The swap, the stash, and the request runs: all of it or nothing. Safe to rerun: see above."""
-    world = _world(saga)
-    with told_to_users():
-        return await world.database.transact(lambda c: swap(c, world, saga))
+    world, request_id = _world(saga), saga.params.request_id
+    try:
+        with told_to_users():
+            return await world.database.transact(lambda c: swap(c, world, saga))
+    except SwapRefused as refused:
+        why = str(refused)
+        await world.database.transact(lambda c: waiting_since(c, request_id, why, world.now()))
+        raise
 
 
 def swap(connection: Connection, world: World, saga: Context[Params]) -> str:
@@ -214,7 +226,7 @@ def swap(connection: Connection, world: World, saga: Context[Params]) -> str:
     refused = swap_refused(connection, params.volume_id, params.old_region_id)
     deleted = volume_deleted(connection, params.volume_id)
     if refused is not None and not deleted:
-        raise ActionFailed(refused, CONFLICT)
+        raise SwapRefused(refused)
     old_address = Address.parse(saga.output("GET_OLD_REGION_ADDRESS"))
     new_address = Address.parse(saga.output("NEW_REGION_ENSURE"))
     old = VolumeRegion(params.volume_id, params.old_region_id, old_address)

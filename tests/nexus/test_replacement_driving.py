@@ -25,11 +25,13 @@ from nexus.replacement.driving import (
     next_asked,
 )
 from nexus.replacement.health import Health
-from nexus.replacement.owners import Situation
+from nexus.replacement.owners import Owner, Situation
 from nexus.replacement.survivors import NEEDS_DECISION, NO_GOOD_COPY, Facts, Standing, refusal
+from nexus.volumes import Address
 
 SHORT = timedelta(seconds=10)
 VMM, OTHER = "vmm", "another vmm"
+UNDER_WAY = Address.of("::1", 5000)
 
 
 @pytest.mark.parametrize(
@@ -76,22 +78,25 @@ def facts(**changed: object) -> Facts:
     given: dict[str, object] = {
         "old": Standing.GONE,
         "survivors": ("b", "c"),
-        "situation": Situation.DETACHED,
-        "others_under_way": False,
+        "owner": Owner(Situation.DETACHED),
+        "others_under_way": (),
         "at_rest": False,
     }
+    if "situation" in changed:
+        changed["owner"] = Owner(changed.pop("situation"))  # type: ignore[arg-type]
     return Facts(**(given | changed))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("old", list(Standing))
 def test_with_two_good_copies_a_third_may_go(old: Standing) -> None:
     assert refusal(facts(old=old)) is None
-    assert refusal(facts(old=old, others_under_way=True)) is None
+    assert refusal(facts(old=old, others_under_way=(UNDER_WAY,))) is None
 
 
 def test_an_upstairs_is_given_one_new_copy_at_a_time() -> None:
     for situation in (Situation.RUNNING, Situation.UNSETTLED, Situation.MIGRATING, Situation.IMPORTING):
-        assert "one new copy at a time" in str(refusal(facts(situation=situation, others_under_way=True)))
+        waits = str(refusal(facts(situation=situation, others_under_way=(UNDER_WAY,))))
+        assert "one new copy at a time" in waits and "the copy at [::1]:5000 repaired first" in waits
         assert refusal(facts(situation=situation)) is None
 
 
