@@ -36,10 +36,12 @@ from nexus.objects.refusals import told_to_users
 from nexus.replacement.driving import (
     ANOTHER_REPAIRS,
     LAST_PANTRY,
+    UNLIKE,
     Check,
     PantrySaid,
     Prepared,
     VmmFacts,
+    asked_again_from,
     check_vmm,
     next_asked,
 )
@@ -152,16 +154,18 @@ async def prepare(saga: Context[Params]) -> dict[str, Any]:
     if saga.output("CHECK")["check"] != Check.ACTION_REQUIRED:
         return {"ask": Prepared.NOBODY, "reason": None}
 
-    def body(connection: Connection) -> tuple[Owner, str | None]:
+    def body(connection: Connection) -> tuple[Owner, str | None, str | None]:
         drives = drives_at_a_pantry(connection, params.volume_id)
-        return owner_of(connection, params.volume_id), drives
+        return owner_of(connection, params.volume_id), drives, _unlike(connection, params, world.now())
 
-    owner, drives = await world.database.read(body)
+    owner, drives, unlike = await world.database.read(body)
     asked = next_asked(owner.situation, others_turn=drives not in (None, params.request_id))
     match asked:
         case Prepared.PROPOLIS:
             assert owner.vmm is not None
             return {"ask": asked, "vmm_id": owner.vmm.vmm.vmm_id, "reason": None}
+        case Prepared.PANTRY if unlike is not None:
+            return {"ask": Prepared.NOBODY, "reason": unlike}
         case Prepared.PANTRY:
             try:
                 pantry = await world.pantries.choose(saga.saga_id)
@@ -173,6 +177,14 @@ async def prepare(saga: Context[Params]) -> dict[str, Any]:
         case Prepared.NOBODY:
             others = next_asked(owner.situation, others_turn=False) is Prepared.PANTRY
             return {"ask": asked, "reason": ANOTHER_REPAIRS if others else owner.situation.value}
+
+
+def _unlike(connection: Connection, params: Params, now: datetime) -> str | None:
+    """*Optimisation*: where the copies are not alike, the reason, for as long as no pantry is asked again."""
+    noted, newest = waiting_of(connection, params.request_id), step_newest(connection, params.request_id)
+    if noted is None or newest is None or not noted.reason.startswith(UNLIKE):
+        return None
+    return noted.reason if now < asked_again_from(noted.time_since, newest[1]) else None
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
@@ -346,12 +358,13 @@ def _not_whole(connection: Connection, saga: Context[Params], row: RegionReplace
 
 
 def _still(connection: Connection, saga: Context[Params]) -> str:
-    """What was said before, where nobody was asked anything new. Who waits for long is not to look as if it did not
-    every other turn."""
+    """What was said before, where nobody was asked anything new; and that copies are unlike, until they are compared
+    again. Who waits for long is not to look as if it did not every other turn."""
     noted, asked = waiting_of(connection, saga.params.request_id), saga.output("PREPARE")["ask"]
     if noted is None:
         return ""
-    return noted.reason if asked == Prepared.NOBODY else ""
+    still = asked == Prepared.NOBODY or (asked == Prepared.PANTRY and noted.reason.startswith(UNLIKE))
+    return noted.reason if still else ""
 
 
 def _proved(connection: Connection, volume_id: str, proof: Proof, now: datetime) -> None:

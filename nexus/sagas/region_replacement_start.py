@@ -39,7 +39,7 @@ from nexus.placement import (
     regions_of,
 )
 from nexus.replacement.machine import move
-from nexus.replacement.notes import waiting_no_more, waiting_since
+from nexus.replacement.notes import unlike_no_more, waiting_no_more, waiting_since
 from nexus.replacement.region import REGION_REPLACEMENT, RegionEdge, region_replacement_get
 from nexus.replacement.survivors import successor_replaced, swap_refused
 from nexus.saga import ActionFailed, Context, Node, Saga
@@ -236,6 +236,7 @@ def swap(connection: Connection, world: World, saga: Context[Params]) -> str:
         raise _deleted(params)
     volume_create(connection, stash, recorded.read_write_stash(UUID(stash), old_address), world.now())
     successor_replaced(connection, params.old_region_id, new_id)
+    unlike_no_more(connection, params.volume_id)
     where: dict[str, Any] = {"new_region_id": new_id, "old_region_volume_id": stash}
     move(connection, REGION_REPLACEMENT, RegionEdge.RUN, params.request_id, saga_id=saga.saga_id, **where)
     waiting_no_more(connection, params.request_id)

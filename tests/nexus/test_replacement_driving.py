@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 import pytest
@@ -15,11 +15,14 @@ from nexus.replacement.driving import (
     LAST_VMM,
     NEXT,
     SILENT_MAX,
+    UNLIKE_PAUSE_MAX,
+    UNLIKE_PAUSE_MIN,
     Answer,
     Check,
     PantrySaid,
     Prepared,
     VmmFacts,
+    asked_again_from,
     check_vmm,
     is_done,
     next_asked,
@@ -119,3 +122,14 @@ def test_a_good_copy_is_not_taken_from_the_last_other_one() -> None:
 
 def test_without_a_good_copy_nothing_is_done() -> None:
     assert refusal(facts(survivors=(), at_rest=True)) == NO_GOOD_COPY
+
+
+def test_the_pause_between_comparisons_of_unlike_copies_doubles_and_has_an_end() -> None:
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    asked, pauses = since - timedelta(seconds=20), []
+    for _ in range(10):
+        again = asked_again_from(since, asked)
+        pauses.append(again - max(asked, since))
+        asked = again
+    assert pauses[:4] == [UNLIKE_PAUSE_MIN * each for each in (1, 1, 2, 4)]
+    assert pauses == sorted(pauses) and pauses[-1] == UNLIKE_PAUSE_MAX
