@@ -32,6 +32,7 @@ _TABLES = {"disk": schema.disk, "snapshot": schema.snapshot, "image": schema.ima
 EMPTY = (
     *(schema.region, schema.region_snapshot, schema.volume, schema.volume_resource_usage, schema.volume_repair),
     *(schema.volume_repair_queue, schema.virtual_provisioning_resource),
+    *(schema.replacement_waiting, schema.survivor_decision, schema.volume_at_rest),
 )
 """What has no rows when everything is deleted."""
 

@@ -5,13 +5,16 @@ into it, and *only an Upstairs may say that the volume is whole again*: that it 
 gathers facts; what follows from them stands in the tables here: :data:`LAST_VMM`, :data:`LAST_PANTRY` (is the last one
 that was asked still at it?), :data:`NEXT` (whom to ask now), :data:`ANSWERS` (what an answer means).
 
+Copies that a pantry made alike, and that are not by their hashes, will hardly be the next time:
+:func:`asked_again_from` is when to try once more.
+
 What it guarantees: every member of every kind of fact has its line; what a table does not list does not happen.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from crucible_emu.pantry.documents import ReplaceResult
@@ -131,6 +134,20 @@ NEXT: dict[Situation, Prepared] = {
     Situation.UNKNOWN: Prepared.NOBODY,
 }
 """Who is asked to repair a volume that is in these hands. *Nobody* waits, and says for what."""
+
+
+ANOTHER_REPAIRS = "another request has the volume repaired"
+UNLIKE = "the copies are not alike"
+"""So begins the reason of a request whose copies were compared after a pantry had repaired them."""
+UNLIKE_PAUSE_MIN, UNLIKE_PAUSE_MAX = timedelta(minutes=1), timedelta(hours=1)
+
+
+def asked_again_from(unlike_since: datetime, asked_at: datetime) -> datetime:
+    """When a pantry is given a volume again whose copies are unlike since then, and which one was given last at
+    ``asked_at``. *Optimisation*: to compare is to read all that they hold. The pause is as long as it took so far, so
+    it doubles with each attempt, up to :data:`UNLIKE_PAUSE_MAX`."""
+    pause = min(max(asked_at - unlike_since, UNLIKE_PAUSE_MIN), UNLIKE_PAUSE_MAX)
+    return max(asked_at, unlike_since) + pause
 
 
 def next_asked(situation: Situation, *, others_turn: bool) -> Prepared:

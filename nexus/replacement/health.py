@@ -5,12 +5,13 @@ with "that is what I have" and nothing else. Whether the copy that it has is a g
 
 What it guarantees (*safety*, R29): :attr:`Health.HEALTHY` only of an Upstairs that serves, with all its copies in
 service and no repair under way. Whatever is not known to be so is degraded: a volume that is believed too early loses
-its old copy.
+its old copy. A copy that is lost for good, and whose turn comes next, is not asked for (W54, *liveness*): it could only
+be replaced when this one is done. Each copy that an Upstairs has in service has all that it ever acknowledged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import StrEnum
 
 from crucible_emu.volume.info import Connecting, UpstairsInfo, UpstairsNode, VolumeInfo
@@ -31,20 +32,24 @@ class Health(StrEnum):
     REDUCED_REDUNDANCY = "a copy is not in service"
 
 
-def single_upstairs_health(upstairs: UpstairsInfo) -> Health:
-    """How the Upstairs of one region set is."""
+def single_upstairs_health(upstairs: UpstairsInfo, lost: Collection[Address] = ()) -> Health:
+    """How the Upstairs of one region set is, but for copies that are ``lost`` for good."""
     if upstairs.reconcile_in_progress or upstairs.live_repair_in_progress:
         return Health.DOWNSTAIRS_DEGRADED
     if upstairs.state != "active":
         return Health.NOT_ACTIVE
     if len(upstairs.targets) != TARGETS:
         return Health.INVALID_STATE
-    states = [each.state for each in upstairs.targets]
+    states = [each.state for each in upstairs.targets if not (each.target_addr and _is_lost(each.target_addr, lost))]
     types = ["connecting" if isinstance(state, Connecting) else state.type for state in states]
     if "live_repair" in types:
         return Health.DOWNSTAIRS_DEGRADED
-    wanted = READ_ONLY_ACTIVE_MIN if upstairs.read_only else TARGETS
+    wanted = READ_ONLY_ACTIVE_MIN if upstairs.read_only else len(types)
     return Health.HEALTHY if types.count("active") >= wanted else Health.REDUCED_REDUNDANCY
+
+
+def _is_lost(target: str, lost: Collection[Address]) -> bool:
+    return Address.parse(target) in lost
 
 
 def upstairs_of(info: VolumeInfo) -> Iterator[UpstairsInfo]:

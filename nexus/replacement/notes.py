@@ -2,8 +2,9 @@
 
 What it is for: a replacement that cannot be verified stops, keeps everything, and says why. The state machines are the
 real one's and have no word for that; so it stands beside them, and ``nexus replacement show`` reads it. Nothing decides
-by the reason of a wait. A source that was refused is not cloned from again by the same request, and an operator's word
-is what lets a last survivor be believed (:mod:`nexus.replacement.survivors`).
+by the reason of a wait, but for one *optimisation*: how soon unlike copies are compared again
+(:func:`nexus.replacement.driving.asked_again_from`). A source that was refused is not cloned from again by the same
+request, and an operator's word is what lets a last survivor be believed (:mod:`nexus.replacement.survivors`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from nexus.db import schema
 from nexus.db.transitions import insert_if_absent
+from nexus.replacement.driving import UNLIKE
 
+_REQUEST = schema.region_replacement
 _WAITING, _REFUSAL, _DECISION = schema.replacement_waiting, schema.clone_source_refusal, schema.survivor_decision
 
 
@@ -52,6 +55,13 @@ def waiting_since(connection: Connection, request_id: str, reason: str, now: dat
 def waiting_no_more(connection: Connection, request_id: str) -> None:
     """The request goes on, or has ended."""
     connection.execute(delete(_WAITING).where(_WAITING.c.request_id == request_id))
+
+
+def unlike_no_more(connection: Connection, volume_id: str) -> None:
+    """The volume's set becomes another one: what was found of its copies says nothing of that."""
+    of_volume = select(_REQUEST.c.id).where(_REQUEST.c.volume_id == volume_id)
+    unlike = (_WAITING.c.request_id.in_(of_volume), _WAITING.c.reason.startswith(UNLIKE, autoescape=True))
+    connection.execute(delete(_WAITING).where(*unlike))
 
 
 def waiting_of(connection: Connection, request_id: str) -> Waiting | None:

@@ -18,6 +18,7 @@ from datetime import datetime
 import trio
 from sqlalchemy import Connection
 
+from nexus.replacement.driving import UNLIKE
 from nexus.replacement.owners import IN_NOBODYS_HANDS, owner_of
 from nexus.services import World
 from nexus.services.gone import dataset_gone
@@ -98,5 +99,5 @@ async def _set_proved(world: World, generation: int, members: RegionSet) -> Proo
     differences = compared(holdings)
     if differences:
         named = "; ".join(map(str, differences[:DIFFERENCES_NAMED_MAX]))
-        return Proof(generation, reason=f"the copies are not alike: {named}")
+        return Proof(generation, reason=f"{UNLIKE}: {named}")
     return Proof(generation, tuple(each.region_id for each in members.copies))

@@ -33,8 +33,9 @@ from sqlalchemy import Connection, delete, select, update
 from nexus.db import schema
 from nexus.db.schema import RegionReplacementState
 from nexus.placement import AllocatedRegion, regions_of
-from nexus.replacement.notes import survivor_decided
-from nexus.replacement.owners import CONSTRUCTED, SERVED, Situation, owner_of
+from nexus.replacement.in_service import takes_one_at_a_time
+from nexus.replacement.notes import survivor_decided, waiting_no_more
+from nexus.replacement.owners import CONSTRUCTED, SERVED, Owner, owner_of
 from nexus.replacement.region import region_replacements_of_volume
 from nexus.services.gone import dataset_gone
 from nexus.volumes import Address, volume_get, walks
@@ -66,21 +67,21 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the rules ask. ``old``: the member that is to go. ``others_under_way``: whether another new member of the
-    volume is not good yet. ``believed``: the regions that an operator said are to be believed."""
+    """What the rules ask. ``old``: the member that is to go. ``others_under_way``: other new members of the volume that
+    are not good yet. ``believed``: the regions that an operator said are to be believed."""
 
     old: Standing
     survivors: tuple[str, ...]
-    situation: Situation
-    others_under_way: bool
+    owner: Owner
+    others_under_way: tuple[Address, ...]
     at_rest: bool
     believed: frozenset[str] = frozenset()
 
 
 def refusal(facts: Facts) -> str | None:
     """Why the member may not be exchanged now; ``None``: it may."""
-    if facts.situation in CONSTRUCTED and facts.others_under_way:
-        return "an Upstairs has the volume, and takes one new copy at a time: another one is not repaired yet"
+    if facts.owner.situation in CONSTRUCTED and facts.others_under_way:
+        return takes_one_at_a_time(facts.owner, facts.others_under_way)
     if len(facts.survivors) >= 2:
         return None
     if facts.old is Standing.GOOD:
@@ -92,7 +93,7 @@ def refusal(facts: Facts) -> str | None:
 
 def may_be_believed(facts: Facts) -> bool:
     """W54, *safety*: whether the one good member that would stay has everything that was acknowledged."""
-    return facts.situation in SERVED or facts.at_rest or facts.survivors[0] in facts.believed
+    return facts.owner.situation in SERVED or facts.at_rest or facts.survivors[0] in facts.believed
 
 
 def _undecided(survivor: str) -> str:
@@ -112,18 +113,23 @@ def swap_refused(connection: Connection, volume_id: str, old_region_id: str) -> 
         for each in found
         if each.standing is Standing.GOOD and each.region_id is not None and each.region_id != old_region_id
     )
-    under_way = [each for each in found if each.standing is Standing.NEW and each.region_id != old_region_id]
-    lost_new = under_repair(connection, volume_id) - {old_region_id}
+    new = under_repair(connection, volume_id) - {old_region_id}
     return refusal(
         Facts(
             old=Standing.GONE if old is None else old.standing,
             survivors=survivors,
-            situation=owner_of(connection, volume_id).situation,
-            others_under_way=bool(under_way) or any(each.region_id in lost_new for each in found),
+            owner=owner_of(connection, volume_id),
+            others_under_way=tuple(each.address for each in found if each.region_id in new),
             at_rest=at_rest(connection, volume_id),
             believed=frozenset(each for each in survivors if survivor_decided(connection, volume_id, each)),
         )
     )
+
+
+def lost_beside(connection: Connection, volume_id: str, target: Address) -> list[Address]:
+    """Where the volume's members were that are lost, but for ``target``."""
+    found = members(connection, volume_id)
+    return [each.address for each in found if each.standing is Standing.GONE and each.address != target]
 
 
 def members(connection: Connection, volume_id: str) -> list[Member]:
@@ -169,10 +175,13 @@ def successor_replaced(connection: Connection, lost_region_id: str, new_region_i
     connection.execute(update(_REQUEST).where(*waits).values(new_region_id=new_region_id))
 
 
-def decisions_forgotten(connection: Connection, volume_id: str) -> None:
-    """All copies of the volume are good again. *Safety*: what an operator said of a survivor was said of that moment,
-    and not of the next time."""
-    connection.execute(delete(_DECISION).where(_DECISION.c.volume_id == volume_id))
+def request_ended(connection: Connection, request_id: str, volume_id: str) -> None:
+    """The request is complete, and in this transaction. It waits for nothing more; and when it was the volume's last,
+    all its copies are good again, or it is deleted. *Safety*: what an operator said of a survivor was said of that
+    moment, and not of the next time."""
+    waiting_no_more(connection, request_id)
+    if not region_replacements_of_volume(connection, volume_id):
+        connection.execute(delete(_DECISION).where(_DECISION.c.volume_id == volume_id))
 
 
 # -- what the detector looks for --------------------------------------------------------------------------------------

@@ -33,9 +33,21 @@ from crucible_emu.logs import get_logger
 from nexus.db import Conflict
 from nexus.db.schema import RegionReplacementState
 from nexus.objects.refusals import told_to_users
-from nexus.replacement.driving import LAST_PANTRY, Check, PantrySaid, Prepared, VmmFacts, check_vmm, next_asked
+from nexus.replacement.driving import (
+    ANOTHER_REPAIRS,
+    LAST_PANTRY,
+    UNLIKE,
+    Check,
+    PantrySaid,
+    Prepared,
+    VmmFacts,
+    asked_again_from,
+    check_vmm,
+    next_asked,
+)
+from nexus.replacement.in_service import not_activated
 from nexus.replacement.machine import move
-from nexus.replacement.notes import waiting_no_more, waiting_since
+from nexus.replacement.notes import waiting_no_more, waiting_of, waiting_since
 from nexus.replacement.owners import CONSTRUCTED, Owner, Situation, owner_of
 from nexus.replacement.proof import Proof, copies_proved, rest_recorded, still_holds
 from nexus.replacement.region import (
@@ -51,7 +63,7 @@ from nexus.replacement.region import (
     step_newest,
     step_record,
 )
-from nexus.replacement.survivors import drives_at_a_pantry, members
+from nexus.replacement.survivors import drives_at_a_pantry, lost_beside, members
 from nexus.saga import ActionFailed, Context, Node, Saga
 from nexus.saga.identities import derived
 from nexus.sagas import upstairs_repair
@@ -142,15 +154,18 @@ async def prepare(saga: Context[Params]) -> dict[str, Any]:
     if saga.output("CHECK")["check"] != Check.ACTION_REQUIRED:
         return {"ask": Prepared.NOBODY, "reason": None}
 
-    def body(connection: Connection) -> tuple[Owner, str | None]:
-        return owner_of(connection, params.volume_id), drives_at_a_pantry(connection, params.volume_id)
+    def body(connection: Connection) -> tuple[Owner, str | None, str | None]:
+        drives = drives_at_a_pantry(connection, params.volume_id)
+        return owner_of(connection, params.volume_id), drives, _unlike(connection, params, world.now())
 
-    owner, drives = await world.database.read(body)
+    owner, drives, unlike = await world.database.read(body)
     asked = next_asked(owner.situation, others_turn=drives not in (None, params.request_id))
     match asked:
         case Prepared.PROPOLIS:
             assert owner.vmm is not None
             return {"ask": asked, "vmm_id": owner.vmm.vmm.vmm_id, "reason": None}
+        case Prepared.PANTRY if unlike is not None:
+            return {"ask": Prepared.NOBODY, "reason": unlike}
         case Prepared.PANTRY:
             try:
                 pantry = await world.pantries.choose(saga.saga_id)
@@ -161,8 +176,15 @@ async def prepare(saga: Context[Params]) -> dict[str, Any]:
             return {"ask": asked, "pantry": str(owner.pantry), "reason": None}
         case Prepared.NOBODY:
             others = next_asked(owner.situation, others_turn=False) is Prepared.PANTRY
-            why = "another request has the volume repaired" if others else owner.situation.value
-            return {"ask": asked, "reason": why}
+            return {"ask": asked, "reason": ANOTHER_REPAIRS if others else owner.situation.value}
+
+
+def _unlike(connection: Connection, params: Params, now: datetime) -> str | None:
+    """*Optimisation*: where the copies are not alike, the reason, for as long as no pantry is asked again."""
+    noted, newest = waiting_of(connection, params.request_id), step_newest(connection, params.request_id)
+    if noted is None or newest is None or not noted.reason.startswith(UNLIKE):
+        return None
+    return noted.reason if now < asked_again_from(noted.time_since, newest[1]) else None
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
@@ -188,7 +210,7 @@ async def execute(saga: Context[Params]) -> dict[str, Any]:
             case Prepared.IMPORT:
                 step, said = await _ask_import(saga, owner, target)
             case Prepared.PANTRY:
-                step, said = None, await _give_to_pantry(saga)  # it is written down already
+                step, said = None, await _give_to_pantry(saga, target)  # it is written down already
     except ActionFailed as error:
         return outcome | {"reason": str(error)}
     written = None if step is None else step_written(step)
@@ -252,11 +274,13 @@ async def _said(answer: Any) -> Said:
     return found
 
 
-async def _give_to_pantry(saga: Context[Params]) -> Said:
+async def _give_to_pantry(saga: Context[Params], target: Address) -> Said:
+    world, params = _world(saga), saga.params
     address = Address.parse(saga.output("PREPARE")["pantry"])
     step = PantryStep(address.ip, address.port, derived(saga.saga_id, "job"))
-    await upstairs_repair.given_to_a_pantry(_world(saga), saga.params.request_id, step, saga.params.volume_id)
-    return Said(False)
+    await upstairs_repair.given_to_a_pantry(world, params.request_id, step, params.volume_id)
+    lost = await world.database.read(lambda c: lost_beside(c, params.volume_id, target))
+    return Said(False, not_activated(lost) if lost else None)
 
 
 async def commit(saga: Context[Params]) -> None:
@@ -324,13 +348,23 @@ def _not_whole(connection: Connection, saga: Context[Params], row: RegionReplace
     if executed["done"] and executed["new_region_id"] == row.new_region_id:
         return None
     if proof is None:
-        return executed["reason"] or ""
+        return executed["reason"] or _still(connection, saga)
     if proof["reason"] is not None:
         return str(proof["reason"])
     found = Proof(proof["generation"], tuple(proof["regions"]))
     if row.new_region_id not in found.regions or not still_holds(connection, row.volume_id, found):
         return ""  # another region is the new one by now, or somebody has the volume: the next turn asks
     return None
+
+
+def _still(connection: Connection, saga: Context[Params]) -> str:
+    """What was said before, where nobody was asked anything new; and that copies are unlike, until they are compared
+    again. Who waits for long is not to look as if it did not every other turn."""
+    noted, asked = waiting_of(connection, saga.params.request_id), saga.output("PREPARE")["ask"]
+    if noted is None:
+        return ""
+    still = asked == Prepared.NOBODY or (asked == Prepared.PANTRY and noted.reason.startswith(UNLIKE))
+    return noted.reason if still else ""
 
 
 def _proved(connection: Connection, volume_id: str, proof: Proof, now: datetime) -> None:

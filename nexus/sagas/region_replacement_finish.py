@@ -19,14 +19,8 @@ from sqlalchemy import Connection, select
 from nexus.db import schema
 from nexus.objects.refusals import CONFLICT, told_to_users
 from nexus.replacement.machine import move
-from nexus.replacement.notes import waiting_no_more
-from nexus.replacement.region import (
-    REGION_REPLACEMENT,
-    RegionEdge,
-    region_replacement_get,
-    region_replacements_of_volume,
-)
-from nexus.replacement.survivors import decisions_forgotten
+from nexus.replacement.region import REGION_REPLACEMENT, RegionEdge, region_replacement_get
+from nexus.replacement.survivors import request_ended
 from nexus.saga import ActionFailed, Context, Node, Saga, SubSaga
 from nexus.sagas import volume_delete
 from nexus.sagas.volume_delete import VOLUME_DELETE
@@ -83,9 +77,7 @@ async def update_request_record(saga: Context[Params]) -> None:
             saga_id=saga.saga_id,
             locks=world.locks,
         )
-        waiting_no_more(connection, params.request_id)
-        if not region_replacements_of_volume(connection, params.volume_id):
-            decisions_forgotten(connection, params.volume_id)
+        request_ended(connection, params.request_id, params.volume_id)
 
     with told_to_users():
         await world.database.transact(body)

@@ -39,7 +39,7 @@ from nexus.placement import (
     regions_of,
 )
 from nexus.replacement.machine import move
-from nexus.replacement.notes import waiting_no_more, waiting_since
+from nexus.replacement.notes import unlike_no_more, waiting_no_more, waiting_since
 from nexus.replacement.region import REGION_REPLACEMENT, RegionEdge, region_replacement_get
 from nexus.replacement.survivors import successor_replaced, swap_refused
 from nexus.saga import ActionFailed, Context, Node, Saga
@@ -62,6 +62,13 @@ from nexus.volumes.resolution import target_to_region
 
 _REGION, _DATASET = schema.region, schema.crucible_dataset
 NO_PLACE = "no sled without a copy of the volume has room for the new region"
+
+
+class SwapRefused(ActionFailed):
+    """The region may not be exchanged now; the sentence says why."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, CONFLICT)
 
 
 class Params(BaseModel):
@@ -201,9 +208,14 @@ def address_by_elimination(connection: Connection, world: World, params: Params)
 
 async def replace_region_in_volume(saga: Context[Params]) -> str:
     """The swap, the stash, and the request runs: all of it or nothing. Safe to rerun: see above."""
-    world = _world(saga)
-    with told_to_users():
-        return await world.database.transact(lambda c: swap(c, world, saga))
+    world, request_id = _world(saga), saga.params.request_id
+    try:
+        with told_to_users():
+            return await world.database.transact(lambda c: swap(c, world, saga))
+    except SwapRefused as refused:
+        why = str(refused)
+        await world.database.transact(lambda c: waiting_since(c, request_id, why, world.now()))
+        raise
 
 
 def swap(connection: Connection, world: World, saga: Context[Params]) -> str:
@@ -214,7 +226,7 @@ def swap(connection: Connection, world: World, saga: Context[Params]) -> str:
     refused = swap_refused(connection, params.volume_id, params.old_region_id)
     deleted = volume_deleted(connection, params.volume_id)
     if refused is not None and not deleted:
-        raise ActionFailed(refused, CONFLICT)
+        raise SwapRefused(refused)
     old_address = Address.parse(saga.output("GET_OLD_REGION_ADDRESS"))
     new_address = Address.parse(saga.output("NEW_REGION_ENSURE"))
     old = VolumeRegion(params.volume_id, params.old_region_id, old_address)
@@ -224,6 +236,7 @@ def swap(connection: Connection, world: World, saga: Context[Params]) -> str:
         raise _deleted(params)
     volume_create(connection, stash, recorded.read_write_stash(UUID(stash), old_address), world.now())
     successor_replaced(connection, params.old_region_id, new_id)
+    unlike_no_more(connection, params.volume_id)
     where: dict[str, Any] = {"new_region_id": new_id, "old_region_volume_id": stash}
     move(connection, REGION_REPLACEMENT, RegionEdge.RUN, params.request_id, saga_id=saga.saga_id, **where)
     waiting_no_more(connection, params.request_id)

@@ -25,6 +25,7 @@ from crucible_emu.volume.info import VolumeInfo
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.objects.instances import ActiveVmm
 from nexus.objects.refusals import told_to_users
+from nexus.replacement import in_service
 from nexus.replacement.driving import ANSWERS, Answer, PantrySaid, is_done
 from nexus.replacement.health import single_upstairs_health, upstairs_with, written_targets
 from nexus.replacement.region import (
@@ -34,10 +35,10 @@ from nexus.replacement.region import (
     region_replacements_of_volume,
     step_record,
 )
-from nexus.replacement.survivors import members
+from nexus.replacement.survivors import lost_beside, members
 from nexus.saga import ActionFailed
 from nexus.services import World
-from nexus.services.refusals import REFUSED, told_of
+from nexus.services.refusals import REFUSED, ServiceRefused, told_of
 from nexus.volumes import Address, Repair, volume_checkout, volume_deleted, volume_get
 
 ANSWER_TIMEOUT_S = 30.0
@@ -86,7 +87,8 @@ async def instance_asked(world: World, active: ActiveVmm, disk_id: str, volume_i
     async def tell(document: VolumeConstructionRequest) -> ReplaceResult:
         return await once(what, lambda: host.instance_issue_crucible_vcr_request(disk_id, document))
 
-    return await _asked(world, volume_id, what, target, look, tell)
+    needed = in_service.guest_stopped(disk_id, active.vmm.instance_id)
+    return await _asked(world, volume_id, _Asked(what, needed, look, tell), target)
 
 
 async def import_asked(world: World, pantry: Address, disk_id: str, volume_id: str, target: Address) -> Said:
@@ -99,22 +101,32 @@ async def import_asked(world: World, pantry: Address, disk_id: str, volume_id: s
     async def tell(document: VolumeConstructionRequest) -> ReplaceResult:
         return await once(what, lambda: client.replace(disk_id, document))
 
-    return await _asked(world, volume_id, what, target, look, tell)
+    return await _asked(world, volume_id, _Asked(what, in_service.import_ended(disk_id), look, tell), target)
 
 
-async def _asked(
-    world: World,
-    volume_id: str,
-    what: str,
-    target: Address,
-    look: Callable[[], Awaitable[VolumeInfo]],
-    tell: Callable[[VolumeConstructionRequest], Awaitable[ReplaceResult]],
-) -> Said:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who has the volume. ``needed``: what has to happen that nobody has it, in words."""
+
+    what: str
+    needed: str
+    look: Callable[[], Awaitable[VolumeInfo]]
+    tell: Callable[[VolumeConstructionRequest], Awaitable[ReplaceResult]]
+
+
+async def _asked(world: World, volume_id: str, who: _Asked, target: Address) -> Said:
     """An Upstairs that has the new copy is not sent the document again: it would refuse one in which nothing is new. It
     was told before, or was made from the document as it is now."""
+    what, look = who.what, who.look
+    lost = await world.database.read(lambda c: lost_beside(c, volume_id, target))
     there = upstairs_with(await look(), target)
     if there is None:
-        answer = ANSWERS[await tell(await document_of(world, volume_id))]
+        try:
+            answer = ANSWERS[await who.tell(await document_of(world, volume_id))]
+        except ServiceRefused as error:
+            if not lost:
+                raise
+            return Said(False, in_service.takes_none(who.needed, lost, str(error)))
         if answer is Answer.FAILED:
             return Said(False, f"{what}: it does not have the copy that was replaced")
         if answer is Answer.UNDER_WAY:
@@ -122,7 +134,7 @@ async def _asked(
         there = upstairs_with(await look(), target)
     if there is None:
         return Said(False, f"{what}: none of its Upstairs has the new copy")
-    health = single_upstairs_health(there)
+    health = single_upstairs_health(there, lost)
     return Said(True) if is_done(Answer.ASK_HEALTH, health) else Said(False, f"{what}: {health.value}")
 
 

@@ -22,17 +22,18 @@ from sqlalchemy import Connection, select
 from nexus.db import Conflict, DatabaseError, schema
 from nexus.db.schema import RegionReplacementState
 from nexus.replacement.machine import move
-from nexus.replacement.notes import waiting_no_more, waiting_since
+from nexus.replacement.notes import waiting_since
 from nexus.replacement.region import (
     REGION_REPLACEMENT,
     RegionEdge,
     RegionReplacement,
     RequestResult,
+    region_replacement_get,
     region_replacement_request,
     region_replacements_in,
     region_was_requested,
 )
-from nexus.replacement.survivors import is_member, swap_refused
+from nexus.replacement.survivors import is_member, request_ended, swap_refused
 from nexus.saga import ActionFailed, Executor
 from nexus.sagas.region_replacement_start import REGION_REPLACEMENT_START, Params
 from nexus.services import World
@@ -102,7 +103,7 @@ class RegionReplacementDetector:
                 status["requests_completed_ok"].append(f"request {request.id}")
             return
         if why is not None:
-            await world.database.transact(lambda c: waiting_since(c, request.id, why, world.now()))
+            await world.database.transact(lambda c: noted(c, world, request, why))
             status["waiting"].append(f"request {request.id}: {why}")
             return
         params = Params(request_id=request.id, volume_id=request.volume_id, old_region_id=request.old_region_id)
@@ -135,6 +136,13 @@ def _refusal(connection: Connection, request: RegionReplacement) -> str | None:
     return swap_refused(connection, request.volume_id, request.old_region_id)
 
 
+def noted(connection: Connection, world: World, request: RegionReplacement, why: str) -> None:
+    """Write down why the request waits, unless it does not any more: another Nexus may have begun with it, or ended it,
+    since this one looked, and nobody takes a note away from a request that is complete."""
+    if region_replacement_get(connection, request.id).state is RegionReplacementState.REQUESTED:
+        waiting_since(connection, request.id, why, world.now())
+
+
 def completed_without_swap(connection: Connection, world: World, request: RegionReplacement) -> bool:
     """R46, *liveness*: there is nothing to replace any more; the request is complete, and the lock given back. A
     request that a saga has by now is left to that."""
@@ -144,5 +152,5 @@ def completed_without_swap(connection: Connection, world: World, request: Region
         move(connection, REGION_REPLACEMENT, RegionEdge.VOLUME_DELETED, request.id, locks=world.locks)
     except Conflict:
         return False
-    waiting_no_more(connection, request.id)
+    request_ended(connection, request.id, request.volume_id)
     return True

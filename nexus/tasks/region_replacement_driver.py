@@ -13,18 +13,22 @@ needs no code: nothing has succeeded. Only what runs is driven (R27): its docume
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import Connection, select
 
 from nexus.db import Conflict, DatabaseError, schema
 from nexus.db.schema import RegionReplacementState, RepairNotificationType
+from nexus.replacement.driving import ANOTHER_REPAIRS
 from nexus.replacement.machine import move
-from nexus.replacement.notes import waiting_no_more
+from nexus.replacement.notes import waiting_no_more, waiting_since
 from nexus.replacement.owners import CONSTRUCTED, owner_of
 from nexus.replacement.region import (
     REGION_REPLACEMENT,
     PantryStep,
     RegionEdge,
     RegionReplacement,
+    region_replacement_get,
     region_replacements_in,
     step_newest,
 )
@@ -71,7 +75,7 @@ class RegionReplacementDriver:
         world = self._world
         if await world.database.transact(lambda c: marked_done(c, request)):
             return
-        if await world.database.read(lambda c: _is_driven_by_another(c, request)):
+        if await world.database.transact(lambda c: _is_driven_by_another(c, request, world.now())):
             return
         params = region_replacement_drive.Params(request_id=request.id, volume_id=request.volume_id)
         await self._executor.start(REGION_REPLACEMENT_DRIVE, params)
@@ -116,9 +120,13 @@ def was_notified(connection: Connection, request: RegionReplacement) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
-def _is_driven_by_another(connection: Connection, request: RegionReplacement) -> bool:
+def _is_driven_by_another(connection: Connection, request: RegionReplacement, now: datetime) -> bool:
     """*Optimisation*: an older request has the volume repaired, this one's new region with it; its saga would find that
-    there is nothing to do."""
+    there is nothing to do, and say so."""
     if owner_of(connection, request.volume_id).situation in CONSTRUCTED:
         return False
-    return drives_at_a_pantry(connection, request.volume_id) != request.id
+    if drives_at_a_pantry(connection, request.volume_id) == request.id:
+        return False
+    if region_replacement_get(connection, request.id).state is RegionReplacementState.RUNNING:
+        waiting_since(connection, request.id, ANOTHER_REPAIRS, now)
+    return True

@@ -36,7 +36,10 @@ def generation_of(request: VolumeConstructionRequest) -> int:
 
 def rest_proved(connection: Connection, volume_id: str, generation: int, now: datetime) -> None:
     """The copies were compared while the document had this generation, and held the same. If it was handed out
-    meanwhile that is worth nothing, and :func:`at_rest` will say so."""
+    meanwhile that is worth nothing, and :func:`at_rest` will say so. Of a volume that is gone by now nothing is written
+    down, for nobody would take it away."""
+    if volume_get(connection, volume_id) is None:
+        return
     connection.execute(delete(_REST).where(_REST.c.volume_id == volume_id))
     connection.execute(insert(_REST).values(volume_id=volume_id, generation=generation, time_proved=now))
 

@@ -165,12 +165,13 @@ class Plant:
         return found
 
     async def require_empty(self) -> None:
-        """*Nothing is left*: no region, volume, usage, lock, charge, and nothing at any agent."""
+        """*Nothing is left*: no region, volume, usage, lock, charge, nobody who waits, and nothing at any agent."""
         left = [
             f"{self.count(table)} rows in {table.name}"
             for table in (
                 *(schema.region, schema.region_snapshot, schema.volume, schema.volume_resource_usage),
-                *(schema.volume_repair, schema.virtual_provisioning_resource),
+                *(schema.volume_repair, schema.volume_repair_queue, schema.virtual_provisioning_resource),
+                *(schema.replacement_waiting, schema.survivor_decision, schema.volume_at_rest),
             )
             if self.count(table)
         ]

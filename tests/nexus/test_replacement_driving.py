@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 import pytest
@@ -15,21 +15,26 @@ from nexus.replacement.driving import (
     LAST_VMM,
     NEXT,
     SILENT_MAX,
+    UNLIKE_PAUSE_MAX,
+    UNLIKE_PAUSE_MIN,
     Answer,
     Check,
     PantrySaid,
     Prepared,
     VmmFacts,
+    asked_again_from,
     check_vmm,
     is_done,
     next_asked,
 )
 from nexus.replacement.health import Health
-from nexus.replacement.owners import Situation
+from nexus.replacement.owners import Owner, Situation
 from nexus.replacement.survivors import NEEDS_DECISION, NO_GOOD_COPY, Facts, Standing, refusal
+from nexus.volumes import Address
 
 SHORT = timedelta(seconds=10)
 VMM, OTHER = "vmm", "another vmm"
+UNDER_WAY = Address.of("::1", 5000)
 
 
 @pytest.mark.parametrize(
@@ -76,22 +81,25 @@ def facts(**changed: object) -> Facts:
     given: dict[str, object] = {
         "old": Standing.GONE,
         "survivors": ("b", "c"),
-        "situation": Situation.DETACHED,
-        "others_under_way": False,
+        "owner": Owner(Situation.DETACHED),
+        "others_under_way": (),
         "at_rest": False,
     }
+    if "situation" in changed:
+        changed["owner"] = Owner(changed.pop("situation"))  # type: ignore[arg-type]
     return Facts(**(given | changed))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("old", list(Standing))
 def test_with_two_good_copies_a_third_may_go(old: Standing) -> None:
     assert refusal(facts(old=old)) is None
-    assert refusal(facts(old=old, others_under_way=True)) is None
+    assert refusal(facts(old=old, others_under_way=(UNDER_WAY,))) is None
 
 
 def test_an_upstairs_is_given_one_new_copy_at_a_time() -> None:
     for situation in (Situation.RUNNING, Situation.UNSETTLED, Situation.MIGRATING, Situation.IMPORTING):
-        assert "one new copy at a time" in str(refusal(facts(situation=situation, others_under_way=True)))
+        waits = str(refusal(facts(situation=situation, others_under_way=(UNDER_WAY,))))
+        assert "one new copy at a time" in waits and "the copy at [::1]:5000 repaired first" in waits
         assert refusal(facts(situation=situation)) is None
 
 
@@ -114,3 +122,14 @@ def test_a_good_copy_is_not_taken_from_the_last_other_one() -> None:
 
 def test_without_a_good_copy_nothing_is_done() -> None:
     assert refusal(facts(survivors=(), at_rest=True)) == NO_GOOD_COPY
+
+
+def test_the_pause_between_comparisons_of_unlike_copies_doubles_and_has_an_end() -> None:
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    asked, pauses = since - timedelta(seconds=20), []
+    for _ in range(10):
+        again = asked_again_from(since, asked)
+        pauses.append(again - max(asked, since))
+        asked = again
+    assert pauses[:4] == [UNLIKE_PAUSE_MIN * each for each in (1, 1, 2, 4)]
+    assert pauses == sorted(pauses) and pauses[-1] == UNLIKE_PAUSE_MAX

@@ -80,6 +80,17 @@ def test_single_upstairs_health_replace() -> None:
     assert single_upstairs_health(upstairs(REPLACED, ACTIVE, ACTIVE)) is Health.REDUCED_REDUNDANCY
 
 
+def test_what_is_lost_for_good_is_not_asked_for() -> None:
+    """W54: the third is lost, and its turn comes when the first is good."""
+    lost = [Address.parse("[fd00::1]:3")]
+    assert single_upstairs_health(upstairs(ACTIVE, ACTIVE, AWAY), lost) is Health.HEALTHY
+    assert single_upstairs_health(upstairs(ACTIVE, ACTIVE, LIVE_REPAIR), lost) is Health.HEALTHY
+    assert single_upstairs_health(upstairs(REPLACED, ACTIVE, AWAY), lost) is Health.REDUCED_REDUNDANCY
+    assert single_upstairs_health(upstairs(LIVE_REPAIR, ACTIVE, AWAY), lost) is Health.DOWNSTAIRS_DEGRADED
+    going_on = upstairs(ACTIVE, ACTIVE, AWAY, live_repair_in_progress=True)
+    assert single_upstairs_health(going_on, lost) is Health.DOWNSTAIRS_DEGRADED
+
+
 def test_single_upstairs_health_reconciliation() -> None:
     going_on = upstairs(NEW, NEW, NEW, state="go_active", reconcile_in_progress=True)
     assert single_upstairs_health(going_on) is Health.DOWNSTAIRS_DEGRADED
