@@ -139,7 +139,7 @@ def find_deleted_volume_regions(connection: Connection, among: Collection[str] |
     if among is not None and not among:
         return FreedRegions((), ())
     if among is None:
-        owned = _REGION.c.volume_id.in_(select(_VOLUME.c.id).where(_VOLUME.c.time_deleted.is_not(None)))
+        owned: ColumnElement[bool] = _REGION.c.volume_id.in_(select(_VOLUME.c.id).where(_VOLUME.c.time_deleted.is_not(None)))
     else:
         owner = exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_not(None))
         owned = and_(_REGION.c.id.in_(among), owner)
