@@ -18,11 +18,19 @@ from typing import Any
 from sqlalchemy import event
 
 from nexus.db import Database
+from nexus.db.schema import METADATA
 
 STEPS_AT_ONCE = 100
 """How often SQLite is asked to say that it is still at work: the grain of the count."""
 _TABLES = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+(\w+)")
-_SCAN = re.compile(r"^SCAN (?P<what>\w+)(?: USING (?:COVERING )?INDEX (?P<index>\w+))?")
+_SCAN = re.compile(r"^SCAN (?P<what>(?!CONSTANT)\w+)(?: USING (?:COVERING )?INDEX (?P<index>\w+))?")
+_PARTIAL = frozenset(
+    index.name
+    for table in METADATA.tables.values()
+    for index in table.indexes
+    if index.dialect_options["sqlite"]["where"] is not None
+)
+"""Indexes of a part of a table: to go through one costs what it finds."""
 READS = "SELECT"
 
 
@@ -90,8 +98,8 @@ class Asked:
         return sum(found[volume_id] for found in self.touches.values())
 
     def scans(self) -> dict[str, set[str]]:
-        """The tables and indexes that some statement goes through from one end to the other, each with the statements.
-        A part of a table that has an index of its own is named by that index."""
+        """The tables that some statement goes through from one end to the other, each with the statements. A part of a
+        table that has an index of its own is named by both, as *table.index*."""
         found: dict[str, set[str]] = {}
 
         def body(connection: Any) -> None:
@@ -100,7 +108,9 @@ class Asked:
                 for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", values):
                     scan = _SCAN.match(row[3])
                     if scan is not None:
-                        found.setdefault(scan["index"] or scan["what"], set()).add(statement)
+                        partial = scan["index"] in _PARTIAL
+                        name = f"{scan['what']}.{scan['index']}" if partial else scan["what"]
+                        found.setdefault(name, set()).add(statement)
 
         self.on = False
         self._database.transact_blocking(body)

@@ -15,17 +15,16 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import httpx2
 import trio
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from bench.asked import Asked
 from bench.control_plane import NEXUS_ID, InstantAgents, world_of
@@ -33,6 +32,7 @@ from bench.crowd import EXTENTS, Crowd, Family
 from crucible_emu.client.agent import REGIONS
 from nexus.db import Database, schema
 from nexus.db.sagas import Leases, SagaStore
+from nexus.db.schema import RegionSnapshotReplacementState
 from nexus.objects.hardware import physical_disk_expunge
 from nexus.saga import Executor
 from nexus.sagas import ALL_SAGAS
@@ -44,6 +44,8 @@ ACTIVATIONS_MAX = 30
 DIGEST = "0" * 64
 SEED = 2
 """Not the crowd's, or sagas would have the ids of its volumes."""
+SIZES = (10, 100)
+"""Families that are looked at beside the one that is asked for, to see that each volume costs the same in all."""
 TASKS = (
     "region_snapshot_replacement_start",
     "region_snapshot_replacement_garbage_collection",
@@ -110,11 +112,19 @@ async def replaced(place: Place, family: Family) -> int:
             await place.tasks[name].activate()
         for saga_id in place.executor.in_hand:
             await place.executor.wait(saga_id)
-        state = schema.region_snapshot_replacement.c.replacement_state
-        states = await database.read(lambda c: list(c.execute(select(state)).scalars()))
-        if states and set(states) == {"complete"}:
+        if await database.read(_is_complete):
             return number
-    raise Incomplete(f"the request is {states} after {ACTIVATIONS_MAX} activations of every task")
+    raise Incomplete(f"the request is not complete after {ACTIVATIONS_MAX} activations of every task")
+
+
+def _is_complete(connection: Connection) -> bool:
+    request = schema.region_snapshot_replacement.c
+    of_state = {
+        state: connection.execute(select(request.id).where(request.replacement_state == state)).first()
+        for state in RegionSnapshotReplacementState
+    }
+    complete = of_state.pop(RegionSnapshotReplacementState.COMPLETE)
+    return complete is not None and not any(of_state.values())
 
 
 # -- counted ----------------------------------------------------------------------------------------------------------
@@ -154,7 +164,11 @@ def strangers_of(database: Database, family: Family) -> set[str]:
         concerned = set(connection.execute(of_snapshot.where(snapshot.volume_id == family.snapshot_volume_id)).one())
         concerned |= {family.snapshot_volume_id, *family.volume_ids}
         volumes = set(connection.execute(select(schema.volume.c.id)).scalars())
-        disks = {row.disk_id for row in connection.execute(select(disk)) if row.volume_id not in concerned}
+        disks = {
+            row.disk_id
+            for row in connection.execute(select(disk.disk_id, disk.volume_id))
+            if row.volume_id not in concerned
+        }
         return (volumes | disks) - concerned
 
     return database.transact_blocking(body)
@@ -187,8 +201,12 @@ def counted(*, dependents: int, unrelated: int) -> Counted:
             strangers=sum(asked.met[each] for each in strangers),
             statements=asked.statements,
             steps=asked.steps,
-            scans={name: sorted(found) for name, found in sorted(asked.scans().items()) if name not in SMALL},
+            scans={name: sorted(found) for name, found in sorted(asked.scans().items()) if not _is_small(name)},
         )
+
+
+def _is_small(scanned: str) -> bool:
+    return scanned.partition(".")[0] in SMALL
 
 
 def build(database: Database, dependents: int, unrelated: int) -> Family:
@@ -201,3 +219,80 @@ def build(database: Database, dependents: int, unrelated: int) -> Family:
 
 
 # -- timed ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Of one replacement, per affected volume: seconds on the clock, and of this process's CPU."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def timed(kept: Path, family: Family) -> Timed:
+    """One replacement on a copy of the database ``kept``, as a Nexus has it: in a file, with threads."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=kept.parent) as directory:
+        copy = Path(directory) / "nexus.db"
+        shutil.copyfile(kept, copy)
+
+        async def main(database: Database) -> Timed:
+            async with nexus_over(database) as place:
+                began, cpu = time.perf_counter(), time.process_time()
+                await replaced(place, family)
+                many = len(family.volume_ids)
+                return Timed((time.perf_counter() - began) / many, (time.process_time() - cpu) / many)
+
+        with Database.open(f"sqlite:///{copy}") as database:
+            return trio.run(main, database)
+
+
+def run(dependents: int, unrelated: int, rounds: int) -> dict[str, Any]:
+    """Counts for a few sizes of family alone, and for ``dependents`` beside ``unrelated`` volumes; then times."""
+    sizes = [each for each in SIZES if each < dependents]
+    alone = [counted(dependents=each, unrelated=0) for each in (*sizes, dependents)]
+    beside = counted(dependents=dependents, unrelated=unrelated)
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        places = [(Path(directory) / f"{each}.db", each) for each in (0, unrelated)]
+        families = []
+        for path, each in places:
+            with Database.open(f"sqlite:///{path}") as database:
+                families.append(build(database, dependents, each))
+        turns = [[timed(path, family) for (path, _), family in zip(places, families)] for _ in range(rounds)]
+    seconds = [statistics.median(turn[place].seconds for turn in turns) for place in (0, 1)]
+    cpu = [statistics.median(turn[place].cpu_seconds for turn in turns) for place in (0, 1)]
+    ratios = {
+        "seconds": statistics.median(there.seconds / here.seconds for here, there in turns),
+        "cpu_seconds": statistics.median(there.cpu_seconds / here.cpu_seconds for here, there in turns),
+        "steps": beside.steps / alone[-1].steps,
+    }
+    return {
+        "counted": [each.figures() for each in (*alone, beside)],
+        "rounds": rounds,
+        "per_volume": {"seconds": seconds, "cpu_seconds": cpu},
+        "ratio": ratios,
+    }
+
+
+def summary(found: dict[str, Any]) -> list[str]:
+    """The figures in lines for a person."""
+    lines = []
+    for each in found["counted"]:
+        per = each["per_volume"]
+        lines.append(
+            f"{each['dependents']:,} volumes beside {each['unrelated']:,}: each row read {_told(each['reads'])} times "
+            f"and written {_told(each['writes'])}, named by {_told(each['named'])} statements; "
+            f"{per['statements']:.0f} statements and {per['steps']:,.0f} steps for each; "
+            f"others met {each['strangers']} times; gone through: {', '.join(each['scans']) or 'nothing'}"
+        )
+    seconds, cpu, ratio = found["per_volume"]["seconds"], found["per_volume"]["cpu_seconds"], found["ratio"]
+    lines.append(
+        f"for each volume {seconds[0] * 1000:.1f} ms alone, {seconds[1] * 1000:.1f} ms beside them "
+        f"({ratio['seconds']:.2f}); of CPU {cpu[0] * 1000:.1f} and {cpu[1] * 1000:.1f} ms "
+        f"({ratio['cpu_seconds']:.2f}); steps {ratio['steps']:.2f}; medians of {found['rounds']} rounds"
+    )
+    return lines
+
+
+def _told(span: tuple[int, int]) -> str:
+    least, most = span
+    return str(least) if least == most else f"{least} to {most}"
