@@ -144,7 +144,8 @@ class _LockBack:
 def _records(connection: Connection) -> Iterator[Held]:
     for table, states in AT_REST.items():
         held = select(table.c.id, table.c.replacement_state, table.c[HOLDER]).where(table.c[HOLDER].is_not(None))
-        for identity, state, holder in connection.execute(held.order_by(table.c.id)):
+        # Put in order here: SQLite would go through the whole table for the sake of an order.
+        for identity, state, holder in sorted(connection.execute(held).all(), key=lambda row: row.id):
             behind = _ended(connection, holder)
             if behind is not None:
                 back = _Back(table, identity, state, holder, *states[state])

@@ -45,6 +45,7 @@ _REGION = schema.region
 _SNAPSHOT = schema.region_snapshot
 _DATASET = schema.crucible_dataset
 _USAGE = schema.volume_resource_usage
+_DELETED = select(_VOLUME.c.id).where(_VOLUME.c.time_deleted.is_not(None))
 
 
 def soft_delete_volume(connection: Connection, volume_id: str, now: datetime) -> CrucibleResources:
@@ -139,7 +140,9 @@ def find_deleted_volume_regions(connection: Connection, among: Collection[str] |
     if among is not None and not among:
         return FreedRegions((), ())
     if among is None:
-        owned: ColumnElement[bool] = _REGION.c.volume_id.in_(select(_VOLUME.c.id).where(_VOLUME.c.time_deleted.is_not(None)))
+        owned: ColumnElement[bool] = _REGION.c.volume_id.in_(
+            select(_VOLUME.c.id).where(_VOLUME.c.time_deleted.is_not(None))
+        )
     else:
         owner = exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_not(None))
         owned = and_(_REGION.c.id.in_(among), owner)
@@ -196,11 +199,14 @@ def deletions_to_finish(connection: Connection) -> list[str]:
     """The soft-deleted volumes for which something can be done now, in the order of their ids: to delete such a volume
     again finishes what a dead saga left (W24). Other soft-deleted volumes wait for snapshots or clones to go."""
     query = select(_VOLUME.c.id, _VOLUME.c.resources_to_clean_up).where(_VOLUME.c.time_deleted.is_not(None))
-    freed_owners = select(_REGION.c.volume_id).where(~_REGION.c.read_only, ~_has_snapshot())
-    owners = set(connection.execute(freed_owners.distinct()).scalars())
+    ours = _REGION.c.volume_id.in_(_DELETED)
+    freed_owners = select(_REGION.c.volume_id).where(ours, ~_REGION.c.read_only, ~_has_snapshot())
+    owners = set(connection.execute(freed_owners).scalars())
+    # Put in order here: SQLite would go through all volumes for the sake of an order.
+    rows = sorted(connection.execute(query).all(), key=lambda row: row.id)
     return [
         row.id
-        for row in connection.execute(query.order_by(_VOLUME.c.id)).all()
+        for row in rows
         if row.id in owners
         or not _owns_regions(connection, row.id)
         or freed.left_to_destroy(connection, freed.parse(row.resources_to_clean_up))
