@@ -9,11 +9,12 @@ from functools import cache
 from random import Random
 
 import pytest
+import trio
 from sqlalchemy import Connection, select
 
 from bench.asked import Asked
 from bench.crowd import Crowd
-from bench.replacement import Counted, counted, summary
+from bench.replacement import Counted, build, counted, nexus_over, summary
 from nexus.db import Database, schema
 from nexus.replacement import affected
 from nexus.replacement.read_only import target_of
@@ -22,6 +23,22 @@ from nexus.volumes.resolution import Resource, drop_usage, resources_used_by
 from nexus.volumes.search import every_volume
 
 FEW, MANY, CROWD = 8, 32, 160
+PLENTY = (
+    schema.disk,
+    schema.disk_type_crucible,
+    schema.image,
+    schema.region,
+    schema.region_replacement,
+    schema.region_snapshot,
+    schema.region_snapshot_replacement,
+    schema.region_snapshot_replacement_step,
+    schema.saga_event,
+    schema.snapshot,
+    schema.virtual_provisioning_resource,
+    schema.volume,
+    schema.volume_resource_usage,
+)
+"""Tables that grow with what users have, or with what was done since the beginning."""
 
 
 @cache
@@ -50,6 +67,24 @@ def test_a_volume_that_is_not_affected_is_never_read() -> None:
     assert (beside.reads, beside.writes, beside.named) == (alone.reads, alone.writes, alone.named)
     assert beside.steps <= 1.05 * alone.steps
     assert beside.activations == alone.activations
+
+
+def test_no_background_task_goes_through_what_users_have() -> None:
+    """Each is activated again and again while a replacement is under way, and most of the time when there is none. A
+    disk in the hand of a saga has no index (the lease reaper)."""
+
+    async def main(database: Database) -> None:
+        async with nexus_over(database) as place:
+            for task in place.tasks.values():
+                await task.activate()
+
+    with Database.open("sqlite://", inline=True, random=Random(1)) as database:
+        build(database, 2, 20)
+        asked = Asked(database, ())
+        trio.run(main, database)
+        found = asked.scans()
+    assert {each.name for each in PLENTY} & set(found) <= {"disk"}
+    assert len(found.get("disk", ())) <= 1
 
 
 def test_figures_are_told_to_a_person() -> None:
