@@ -15,6 +15,8 @@ second to second and moves all disks of a round together, so ratios are steady w
 
 ``crowd``          a database with thousands of disks and snapshots in it
 ``control_plane``  what a disk's creation and deletion cost beside them
+``replacement``    what it costs to replace a copy of a snapshot that many disks were made of
+``asked``          what a database was asked meanwhile: rows, plans and steps
 
 The bench of disks is a client like any other: it reaches this project through its command and its socket only. That of
 the control plane counts what a database looks at, which no client sees, so it calls sagas.

@@ -221,6 +221,27 @@ def control_plane(
         json.write_text(dumps(found, indent=2) + "\n")
 
 
+@app.command()
+def replacement(
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file as well.")] = None,
+    dependents: Annotated[int, typer.Option(min=1, help="How many disks were made of the snapshot.")] = 1_000,
+    unrelated: Annotated[int, typer.Option(min=0, help="How many volumes there are beside them.")] = 10_000,
+    turns: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds; times are their medians.")] = 3,
+) -> None:
+    """Replace a lost copy of a snapshot in every disk made of it: does each cost the same, whatever else there is?"""
+    from bench import replacement as replacing
+
+    try:
+        found = replacing.run(dependents, unrelated, turns)
+    except replacing.Incomplete as problem:
+        typer.echo(f"bench: {problem}", err=True)
+        raise typer.Exit(1) from None
+    for line in [*replacing.summary(found), report.conditions(os.getloadavg()[0], os.cpu_count() or 1)]:
+        typer.echo(line)
+    if json is not None:
+        json.write_text(dumps(found, indent=2) + "\n")
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, leave)
     app()

@@ -43,7 +43,7 @@ from nexus.sagas.disk_create import Params as DiskCreate
 from nexus.sagas.volume_delete import VOLUME_DELETE
 from nexus.sagas.volume_delete import Params as VolumeDelete
 from nexus.services import Agents, Connections, Hosts, Pantries, World
-from nexus.volumes import TryLocks
+from nexus.volumes import FairLocks
 
 __all__ = ["DatabaseError", "measure", "run", "summary"]
 
@@ -178,11 +178,16 @@ async def plane(url: str, *, disks: int, snapshots: int) -> AsyncIterator[Plane]
         random = Random(disks)
         await Leases(database, LEASE_S).register(NEXUS_ID)
         async with Connections(transport=InstantAgents()) as connections, trio.open_nursery() as nursery:
-            yield Plane(database, _executor(nursery, database, connections, random), random)
+            world = world_of(database, connections, random)
+            sagas = [DISK_CREATE, VOLUME_DELETE]
+            executor = Executor(nursery, SagaStore(database), sagas, world, NEXUS_ID, new_id=world.new_id)
+            yield Plane(database, executor, random)
             nursery.cancel_scope.cancel()
 
 
-def _executor(nursery: trio.Nursery, database: Database, connections: Connections, random: Random) -> Executor:
+def world_of(database: Database, connections: Connections, random: Random) -> World:
+    """What sagas are given, with ids drawn by ``random``, the same on each run."""
+
     def now() -> datetime:
         return datetime.now(UTC)
 
@@ -190,17 +195,16 @@ def _executor(nursery: trio.Nursery, database: Database, connections: Connection
         return str(UUID(bytes=random.randbytes(16), version=4))
 
     persistence = Persistence()
-    world = World(
+    return World(
         database,
         Agents(database, connections, persistence, now),
         Pantries(database, connections, persistence),
         Hosts(database, connections, persistence),
-        TryLocks(),
+        FairLocks(),
         now,
         new_id,
         random.randbytes,
     )
-    return Executor(nursery, SagaStore(database), [DISK_CREATE, VOLUME_DELETE], world, NEXUS_ID, new_id=new_id)
 
 
 async def measure(urls: tuple[str, str], *, disks: int, snapshots: int, rounds: int) -> dict[str, Any]:

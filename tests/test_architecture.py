@@ -66,7 +66,7 @@ NEXUS_COMMANDS_MAY_KNOW = NEXUS_MAY_KNOW | {"crucible_emu.cli"}
 NEXUS_EXPLORER_MAY_KNOW = NEXUS_MAY_KNOW | {"crucible_emu.sim"}
 """The explorer runs Trio as simulations do."""
 
-COUNTING = {"bench.control_plane", "bench.crowd"}
+COUNTING = {"bench.asked", "bench.control_plane", "bench.crowd", "bench.replacement"}
 """The parts of the bench that count what happens inside; the rest of it are clients."""
 
 DECIDING = tuple(

@@ -55,7 +55,17 @@ def _make_room_for_replacements(connection: Connection) -> None:
     METADATA.create_all(connection, [queue, *(METADATA.tables[name] for name in made)], checkfirst=False)
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(2, "room for replacements", _make_room_for_replacements),)
+def _index_only_what_is_destroyed(connection: Connection) -> None:
+    """The index of all region snapshots by whether they are being destroyed made SQLite go through all that are not."""
+    connection.execute(text("DROP INDEX region_snapshot_by_deleting"))
+    indexes = METADATA.tables["region_snapshot"].indexes
+    next(each for each in indexes if each.name == "region_snapshot_deleting").create(connection)
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(2, "room for replacements", _make_room_for_replacements),
+    Migration(3, "an index of the region snapshots that are being destroyed alone", _index_only_what_is_destroyed),
+)
 """From version 1, the first, on: ``Migration(2, "what for", function of a connection)``, and so on."""
 
 FIRST_VERSION = 1

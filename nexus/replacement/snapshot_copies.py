@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, exists, select
+from sqlalchemy import Connection, Row, select
 
 from nexus.db import NotFound, schema
 from nexus.db.schema.hardware import DiskPolicy
@@ -25,9 +25,9 @@ from nexus.replacement.read_only import snapshot_of_target
 from nexus.verification import Copy
 from nexus.volumes import Address, ReadOnlyRegion, RegionSnapshot
 from nexus.volumes.freed import Dataset
-from nexus.volumes.resolution import Resource, same_resource
+from nexus.volumes.resolution import Resource, is_used
 
-_REGION, _SNAPSHOT, _USAGE = schema.region, schema.region_snapshot, schema.volume_resource_usage
+_REGION, _SNAPSHOT = schema.region, schema.region_snapshot
 _DATASET, _POOL, _DISK = schema.crucible_dataset, schema.zpool, schema.physical_disk
 
 
@@ -84,7 +84,7 @@ def copies_of(connection: Connection, snapshot: Snapshot) -> list[SnapshotCopy]:
 def _copy(
     connection: Connection, resource: Resource, row: Row[tuple[object, ...]], address: Address | None
 ) -> SnapshotCopy:
-    used = connection.execute(select(exists().where(same_resource(resource)))).scalar_one()
+    used = is_used(connection, resource)
     dataset = Dataset(row.dataset_id, row.ip, row.port)
     return SnapshotCopy(resource, dataset, address, row.disk_policy == DiskPolicy.IN_SERVICE, used)
 

@@ -66,7 +66,7 @@ from nexus.volumes import (
     volume_create,
 )
 from nexus.volumes.freed import Dataset, FreedRegion
-from nexus.volumes.resolution import count_usages
+from nexus.volumes.resolution import is_used
 
 UNPROVED = "unproved"
 """The kind of failure of a clone that is not what it should be."""
@@ -194,7 +194,7 @@ def is_somebodys(connection: Connection, region_id: str) -> bool:
     """*Safety*: whether a volume names the clone. While S did, an image or disk may have been made of S: it has the
     clone from then on, and takes it with it when it is deleted. Only who has the clone can pass it on, so one that is
     nobody's stays so."""
-    return count_usages(connection, ReadOnlyRegion(region_id)) > 0
+    return is_used(connection, ReadOnlyRegion(region_id))
 
 
 async def destroy_new_region(saga: Context[Params]) -> None:

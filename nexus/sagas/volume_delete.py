@@ -190,8 +190,7 @@ async def _find_freed_regions(world: World, volume_id: str, resources: CrucibleR
 
     def body(connection: Connection) -> list[str]:
         owned = connection.execute(select(_REGION.c.id).where(_REGION.c.volume_id == volume_id)).scalars()
-        ours = below | set(owned)
-        return [each.region_id for each in find_deleted_volume_regions(connection).regions if each.region_id in ours]
+        return [each.region_id for each in find_deleted_volume_regions(connection, below | set(owned)).regions]
 
     return await world.database.read(body)
 

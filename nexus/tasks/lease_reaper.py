@@ -142,16 +142,15 @@ class _LockBack:
 
 
 _IN_HAND = {
-    table: select(table.c.id, table.c.replacement_state, table.c[HOLDER])
-    .where(table.c[HOLDER].is_not(None))
-    .order_by(table.c.id)
+    table: select(table.c.id, table.c.replacement_state, table.c[HOLDER]).where(table.c[HOLDER].is_not(None))
     for table in AT_REST
 }
 
 
 def _records(connection: Connection) -> Iterator[Held]:
     for table, states in AT_REST.items():
-        for identity, state, holder in connection.execute(_IN_HAND[table]):
+        # Put in order here: SQLite would go through the whole table for the sake of an order.
+        for identity, state, holder in sorted(connection.execute(_IN_HAND[table]).all(), key=lambda row: row.id):
             behind = _ended(connection, holder)
             if behind is not None:
                 back = _Back(table, identity, state, holder, *states[state])

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from nexus.db import Conflict, NotFound, schema
 from nexus.volumes.recorded import Address
-from nexus.volumes.resolution import RegionSnapshot, count_usages
+from nexus.volumes.resolution import RegionSnapshot, is_used
 
 _REGION = schema.region
 _SNAPSHOT = schema.region_snapshot
@@ -73,7 +73,7 @@ def region_snapshot_give_up(connection: Connection, snapshot: RegionSnapshot) ->
     may give to another as soon as it is told to stop it (R12, R13, *safety*). The row stays until the agent has it no
     more (W43). Of one that was never written, or is being deleted, it is done. Raises :class:`~nexus.db.Conflict`
     while a volume counts on it."""
-    if count_usages(connection, snapshot):
+    if is_used(connection, snapshot):
         raise Conflict(f"the {snapshot} is still used")
     connection.execute(
         update(_SNAPSHOT)

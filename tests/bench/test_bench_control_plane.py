@@ -12,7 +12,7 @@ from nexus.volumes import invariants
 
 def test_a_crowd_holds_every_invariant() -> None:
     with Database.open("sqlite://", inline=True) as database:
-        Crowd(database).build(disks=40, snapshots=60)
+        Crowd(database).build(disks=40, snapshots=60, deleted=10, dependents=5)
         assert database.transact_blocking(lambda c: [str(each) for each in invariants.check(c, at_rest=True)]) == []
 
 

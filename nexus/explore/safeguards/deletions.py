@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -62,14 +63,15 @@ def _told_once(original: Any) -> Any:
 def _with_ownerless(original: Any) -> Any:
     """Takes a region whose owner has no row for freed."""
 
-    def found(connection: Connection) -> FreedRegions:
-        before: FreedRegions = original(connection)
+    def found(connection: Connection, among: Collection[str] | None = None) -> FreedRegions:
+        before: FreedRegions = original(connection, among)
         query = (
             select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id)
             .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
             .where(_REGION.c.volume_id.not_in(select(_VOLUME.c.id)), ~_REGION.c.read_only)
         )
         rows = connection.execute(query.order_by(_REGION.c.id)).all()
+        rows = [row for row in rows if among is None or row[3] in among]
         more = tuple(FreedRegion(Dataset(*row[:3]), row[3]) for row in rows if not has_snapshots(connection, row[3]))
         return FreedRegions(before.regions + more, before.volumes)
 
