@@ -75,6 +75,7 @@ def _memory(rack: Rack) -> Iterator[str]:
         yield f"pantry {ip} {sorted(pantry.held)}"
     for ip, host in rack.switchboard.hosts.items():
         yield f"host {ip} {sorted((name, guest.state.value) for name, guest in host.guests.items())}"
+    yield f"wrong orders {rack.fabric.wrong_orders}"
     for thing in sorted(rack.things.values(), key=lambda each: each.name):
         yield f"{thing.name} {thing.living} {thing.sure} {sorted(thing.contents)} {sorted(thing.either)}"
 
