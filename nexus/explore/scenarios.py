@@ -282,7 +282,7 @@ _REPLACEMENTS = (
         "lose-region",
         "disk",
         lambda process: _after(process, _lose),
-        ("delete-disk", "snapshot-disk", *RACK, *REPLACEMENT_TASKS),
+        ("delete-disk", "snapshot-disk", "expunge-successor", *RACK, *REPLACEMENT_TASKS),
         REGION,
         stride=VARIATION,
     ),
