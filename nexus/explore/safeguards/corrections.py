@@ -70,6 +70,9 @@ CORRECTIONS: tuple[Removal, ...] = (
         originals.without_index("one_record_per_volume_and_region", "one_record_per_volume_and_snapshot"),
         "a resource is counted twice, and never counted down to none",
         ("replace-snapshot",),
+        covered="a reference is inserted only for a volume that has just been made, or after a look in the same"
+        " transaction; and what is dropped or moved must be exactly one row (R14). The index is for code that is wrong:"
+        " test_rows_that_may_or_may_not_stand_together",
     ),
     Removal(
         "W37",
@@ -78,6 +81,8 @@ CORRECTIONS: tuple[Removal, ...] = (
         (originals.any_step, originals.without_index("region_snapshot_replacement_step_active_unique")),
         "an old step hides the one that is under way, and another is made beside it",
         ("replace-snapshot",),
+        covered="the step under way holds the volume's lock under its own id, so that another is refused that. What the"
+        " original answers is in test_old_step_does_not_hide_the_one_that_is_under_way",
     ),
     Removal(
         "W38",
@@ -109,7 +114,10 @@ CORRECTIONS: tuple[Removal, ...] = (
     Removal(
         "W40",
         "a soft-deleted volume goes with its last region, clones included",
-        ("nexus.sagas.volume_delete:_forget_regions", "nexus.tasks.resume_volume_deletion:ResumeVolumeDeletion.activate"),
+        (
+            "nexus.sagas.volume_delete:_forget_regions",
+            "nexus.tasks.resume_volume_deletion:ResumeVolumeDeletion.activate",
+        ),
         (originals.owners_of_written_ones, idle),
         "the row of a snapshot's volume that owned a clone stays for ever; with W24 out as well, whose task finds it",
         ("replace-snapshot",),
@@ -131,6 +139,10 @@ CORRECTIONS: tuple[Removal, ...] = (
         originals.row_first,
         "a region seems to be free of snapshots, and its agent refuses to delete it",
         ("create-snapshot", "create-snapshot-of-guest"),
+        covered="nobody can delete the disk meanwhile: it is in maintenance, or kept by its instance, until the"
+        " snapshot is whole; and an undo after that deletes the snapshot's volume first, which takes the snapshots away in the"
+        " right order. Replacements are kept out by the volume's lock. The order is in"
+        " test_rows_of_region_snapshots_go_last",
     ),
     Removal(
         "W44",
@@ -172,6 +184,9 @@ CORRECTIONS: tuple[Removal, ...] = (
         (originals.whatever_is_there, originals.deleted_or_not),
         "a saga goes on with a volume that is deleted",
         ("create-image", "create-disk"),
+        covered="ids of volumes are drawn by sagas, and who makes or copies a volume asks first, in the same"
+        " transaction, whether it is there or its source deleted (R26, R43); a disk that is given to an Upstairs cannot"
+        " be deleted. What is refused is in test_a_dead_or_different_volume_is_not_taken_for_ones_own",
     ),
     Removal(
         "W51",
@@ -180,6 +195,9 @@ CORRECTIONS: tuple[Removal, ...] = (
         originals.both_are_well,
         "a set has one member twice, and two good copies",
         ("replace-snapshot",),
+        covered="one successor for two members takes two requests of one snapshot at once, which its lock forbids"
+        " (R3, R4), and a clone that both name, while each saga draws its own (W35). What is refused is in"
+        " test_a_target_swap_is_refused_when_both_or_neither_are_there",
     ),
     Removal(
         "W52",
@@ -188,6 +206,8 @@ CORRECTIONS: tuple[Removal, ...] = (
         originals.going_as_well,
         "a request for what nobody reads",
         ("lose-sled",),
+        covered="such a request finds nothing to replace, waits until the row of its target is gone, and ends then"
+        " (edge 11); it costs work. What is asked for is in test_target_that_is_being_destroyed_is_not_asked_for",
     ),
     Removal(
         "W53",
@@ -196,6 +216,9 @@ CORRECTIONS: tuple[Removal, ...] = (
         answers(None),
         "a region that is never asked for again",
         ("replace-region",),
+        covered="the node before deletes the stash, and has destroyed the region or failed; it leaves only one under"
+        " snapshots, to who takes the last of these away (R15, R47). What must not be left is in"
+        " test_W53_a_request_does_not_end_while_its_region_is_there",
     ),
     Removal(
         "W55",

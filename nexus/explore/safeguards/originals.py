@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, select, text, update
 
 from nexus.db import NotFound, schema
 from nexus.placement import regions_hard_delete
-from nexus.replacement.read_only import ReadOnlyReplacement
+from nexus.replacement.read_only import ReadOnlyReplacement, target_was_requested
 from nexus.replacement.step import ACTIVE
 from nexus.services.gone import on_expunged_disk
 from nexus.volumes import (
@@ -94,7 +94,8 @@ def going_as_well(original: Any) -> Any:
         known = list(original(connection))
         snapshots = select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
         going = snapshots.where(on_expunged_disk(_SNAPSHOT.c.dataset_id), _SNAPSHOT.c.deleting)
-        return known + [RegionSnapshot(*row) for row in connection.execute(going)]
+        more = [RegionSnapshot(*row) for row in connection.execute(going)]
+        return known + [each for each in more if not target_was_requested(connection, each)]
 
     return lost
 
