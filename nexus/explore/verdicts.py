@@ -57,6 +57,7 @@ async def nothing_left(rack: Rack) -> list[str]:
         count: int = rack.run(lambda c, one=query: c.execute(one).scalar_one())
         if count:
             found.append(f"left: {count} rows in {table.name}")
+    found += [f"wrong order: {each}" for each in rack.fabric.wrong_orders]
     found += await rack.database.read(lambda c: list(_unexpected(c)))
     found += await rack.database.read(open_requests)
     for sled in rack.fabric.sleds:

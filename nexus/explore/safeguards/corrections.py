@@ -140,8 +140,8 @@ CORRECTIONS: tuple[Removal, ...] = (
         "a region seems to be free of snapshots, and its agent refuses to delete it",
         ("create-snapshot", "create-snapshot-of-guest"),
         covered="nobody can delete the disk meanwhile: it is in maintenance, or kept by its instance, until the"
-        " snapshot is whole; and an undo after that deletes the snapshot's volume first, which takes the snapshots away in the"
-        " right order. Replacements are kept out by the volume's lock. The order is in"
+        " snapshot is whole; and an undo after that deletes the snapshot's volume first, which takes the snapshots away"
+        " in the right order. Replacements are kept out by the volume's lock. The order is in"
         " test_rows_of_region_snapshots_go_last",
     ),
     Removal(

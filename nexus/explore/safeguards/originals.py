@@ -16,6 +16,7 @@ from nexus.db import NotFound, schema
 from nexus.placement import regions_hard_delete
 from nexus.replacement.read_only import ReadOnlyReplacement, target_was_requested
 from nexus.replacement.step import ACTIVE
+from nexus.sagas.region_replacement_start import new_region_id
 from nexus.services.gone import on_expunged_disk
 from nexus.volumes import (
     Address,
@@ -144,6 +145,7 @@ async def _stash_written(saga: Any, stash_id: str | None) -> None:
 # -- regions ----------------------------------------------------------------------------------------------------------
 
 _before: dict[str, set[Row[Any]]] = {}
+"""By saga, as the real one has it among its outputs."""
 
 
 def _rows(connection: Connection, volume_id: str) -> set[Row[Any]]:
@@ -155,7 +157,7 @@ def noting_what_was_there(original: Any) -> Any:
 
     async def allocate(saga: Any) -> Any:
         rows = await saga.world.database.read(lambda c: _rows(c, saga.params.volume_id))
-        _before.setdefault(saga.saga_id, rows)
+        _before[saga.saga_id] = {row for row in rows if row.id != new_region_id(saga.saga_id)}
         return await original(saga)
 
     return allocate
