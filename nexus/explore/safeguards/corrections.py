@@ -69,7 +69,7 @@ CORRECTIONS: tuple[Removal, ...] = (
         ("nexus.explore.rack:Stock.fill",),
         originals.without_index("one_record_per_volume_and_region", "one_record_per_volume_and_snapshot"),
         "a resource is counted twice, and never counted down to none",
-        ("replace-snapshot",),
+        ("create-read-only-disk",),
         covered="a reference is inserted only for a volume that has just been made, or after a look in the same"
         " transaction; and what is dropped or moved must be exactly one row (R14). The index is for code that is wrong:"
         " test_rows_that_may_or_may_not_stand_together",
@@ -80,7 +80,7 @@ CORRECTIONS: tuple[Removal, ...] = (
         ("nexus.replacement.step:active_step", "nexus.explore.rack:Stock.fill"),
         (originals.any_step, originals.without_index("region_snapshot_replacement_step_active_unique")),
         "an old step hides the one that is under way, and another is made beside it",
-        ("replace-snapshot",),
+        ("replace-read-only-region",),
         covered="the step under way holds the volume's lock under its own id, so that another is refused that. What the"
         " original answers is in test_old_step_does_not_hide_the_one_that_is_under_way",
     ),
@@ -183,7 +183,7 @@ CORRECTIONS: tuple[Removal, ...] = (
         ("nexus.volumes.rows:volume_create", "nexus.volumes.checkout!require_live"),
         (originals.whatever_is_there, originals.deleted_or_not),
         "a saga goes on with a volume that is deleted",
-        ("create-image", "create-disk"),
+        ("create-read-only-disk", "create-disk"),
         covered="ids of volumes are drawn by sagas, and who makes or copies a volume asks first, in the same"
         " transaction, whether it is there or its source deleted (R26, R43); a disk that is given to an Upstairs cannot"
         " be deleted. What is refused is in test_a_dead_or_different_volume_is_not_taken_for_ones_own",
@@ -194,7 +194,7 @@ CORRECTIONS: tuple[Removal, ...] = (
         ("nexus.volumes.replacing:_decided",),
         originals.both_are_well,
         "a set has one member twice, and two good copies",
-        ("replace-snapshot",),
+        ("replace-read-only-region",),
         covered="one successor for two members takes two requests of one snapshot at once, which its lock forbids"
         " (R3, R4), and a clone that both name, while each saga draws its own (W35). What is refused is in"
         " test_a_target_swap_is_refused_when_both_or_neither_are_there",
@@ -215,7 +215,7 @@ CORRECTIONS: tuple[Removal, ...] = (
         ("nexus.sagas.region_replacement_finish:require_old_region_left",),
         answers(None),
         "a region that is never asked for again",
-        ("replace-region",),
+        ("lose-region",),
         covered="the node before deletes the stash, and has destroyed the region or failed; it leaves only one under"
         " snapshots, to who takes the last of these away (R15, R47). What must not be left is in"
         " test_W53_a_request_does_not_end_while_its_region_is_there",
