@@ -66,7 +66,7 @@ CORRECTIONS: tuple[Removal, ...] = (
     Removal(
         "W36",
         "the database refuses a second reference of one volume to one resource",
-        ("nexus.explore.rack:Stock.fill",),
+        ("nexus.db.database:Database.fill",),
         originals.without_index("one_record_per_volume_and_region", "one_record_per_volume_and_snapshot"),
         "a resource is counted twice, and never counted down to none",
         ("create-read-only-disk",),
@@ -77,7 +77,7 @@ CORRECTIONS: tuple[Removal, ...] = (
     Removal(
         "W37",
         "a volume's active step is looked for, not any of its steps; and it has one",
-        ("nexus.replacement.step:active_step", "nexus.explore.rack:Stock.fill"),
+        ("nexus.replacement.step:active_step", "nexus.db.database:Database.fill"),
         (originals.any_step, originals.without_index("region_snapshot_replacement_step_active_unique")),
         "an old step hides the one that is under way, and another is made beside it",
         ("replace-read-only-region",),
