@@ -52,7 +52,7 @@ class LightAgent:
             if state is State.CREATED:
                 self._fill(found)
         elif found.wish != wish:
-            raise ServiceError(409, f"region {wish.id} exists with other parameters")
+            raise self._fabric.refuse(409, f"region {wish.id} exists with other parameters")
         self._sled.answer(self._url)
         return _region(found)
 
@@ -64,7 +64,7 @@ class LightAgent:
         await self._asked()
         found = self._known(region_id)
         if found.snapshots:
-            raise ServiceError(400, f"region {region_id} has snapshots: delete them first")
+            raise self._fabric.refuse(400, f"region {region_id} has snapshots: delete them first")
         if found.state not in (State.DESTROYED, State.TOMBSTONED):
             found.state = State.TOMBSTONED if self._sled.trouble.slow_s else State.DESTROYED
             found.ready_s = self._later()
@@ -91,7 +91,7 @@ class LightAgent:
         region = self._known(region_id)
         served = region.served.get(name)
         if served is not None and served.state is not State.DESTROYED:
-            raise ServiceError(400, f"snapshot {name} of region {region_id} is served: stop that first")
+            raise self._fabric.refuse(400, f"snapshot {name} of region {region_id} is served: stop that first")
         region.snapshots.pop(name, None)
         self._sled.answer(self._url)
 

@@ -90,6 +90,9 @@ class Fabric:
     def __init__(self, sleds: int) -> None:
         self.sleds = [Sled(number, f"fd00::{number + 1:x}") for number in range(sleds)]
         self.sessions = 0
+        self.wrong_orders: list[str] = []
+        """What a service was asked for in the wrong order, and had to refuse: a Nexus that knows what it does never
+        asks for it."""
         self.now_s: Callable[[], float] = lambda: 0.0
 
     def __getstate__(self) -> dict[str, object]:
@@ -97,7 +100,13 @@ class Fabric:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
+        self.wrong_orders = []
         self.now_s = lambda: 0.0
+
+    def refuse(self, status: int, sentence: str) -> ServiceError:
+        """The answer to a wrong order, which is noted."""
+        self.wrong_orders.append(sentence)
+        return ServiceError(status, sentence)
 
     def sled_at(self, ip: str) -> Sled | None:
         return next((each for each in self.sleds if each.ip == ip), None)

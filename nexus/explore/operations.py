@@ -11,10 +11,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
+from sqlalchemy import select
 
+from nexus.db import schema
 from nexus.explore import users
 from nexus.explore.processes import Process
 from nexus.explore.rack import Rack
+from nexus.replacement.survivors import UNDER_REPAIR
 
 Operation = Callable[[Process], Awaitable[object]]
 
@@ -59,6 +62,14 @@ async def _expunge_another(process: Process) -> None:
 async def _expunge_pantry(process: Process) -> None:
     """The sled of the first pantry, on which somebody may be attached."""
     await process.rack.lose_sled(0)
+
+
+async def _expunge_successor(process: Process) -> None:
+    """The sled of a region that has just taken the place of another, and is not repaired yet."""
+    request = schema.region_replacement
+    query = select(request.c.new_region_id).where(request.c.replacement_state.in_(sorted(UNDER_REPAIR)))
+    for region_id in process.rack.run(lambda c: list(c.execute(query.order_by(request.c.id)).scalars())):
+        await process.rack.lose_sled(process.rack.sled_of_region(region_id))
 
 
 def spare_sled(rack: Rack) -> int:
@@ -159,6 +170,7 @@ USERS: dict[str, Operation] = {
 MISFORTUNES: dict[str, Operation] = {
     "expunge-another": _expunge_another,
     "expunge-pantry": _expunge_pantry,
+    "expunge-successor": _expunge_successor,
     "slow-agents": _slow_agents,
     "silent-agents": _silent_agents,
     "lost-answers": _lose_answers,

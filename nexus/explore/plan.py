@@ -17,7 +17,7 @@ from random import Random
 from nexus.explore.cases import BEFORE_EFFECT, Case, Interference, Moment
 from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ERROR, SECOND_NEXUS, WITHOUT_RIVAL
 from nexus.explore.run import run_case
-from nexus.explore.scenarios import SCENARIOS, Scenario
+from nexus.explore.scenarios import ALONE, SCENARIOS, Scenario
 from nexus.saga.dag import Dag
 from nexus.sagas import ALL_SAGAS
 
@@ -112,7 +112,8 @@ def pairs(scenario: Scenario, per_moment: int, seed: int) -> Iterator[Case]:
 def chance(count: int, seed: int, scenarios: Sequence[Scenario], most: int = 4) -> Iterator[Case]:
     """``count`` cases of up to ``most`` interferences. The nth depends on ``seed`` and n alone."""
     singles: dict[str, list[Case]] = {}
-    for number in range(count):
+    scenarios = [each for each in scenarios if each.sagas != ALONE]
+    for number in range(count if scenarios else 0):
         random = Random(f"{seed}/{number}")
         scenario = random.choice(scenarios)
         if scenario.name not in singles:

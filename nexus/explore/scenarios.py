@@ -8,16 +8,22 @@ which nodes of which sagas there are.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import trio
+from sqlalchemy import delete, insert, update
 
+from nexus.db import schema
 from nexus.explore import users, verdicts
 from nexus.explore.processes import Process, run_saga
 from nexus.replacement.read_only import read_only_replacement_request
+from nexus.replacement.region import RequestResult
+from nexus.saga import SagaFailed
 from nexus.sagas import volume_verify
 from nexus.volumes import ReadOnlyRegion, RegionSnapshot
+from nexus.volumes.repair_lock import OVERTAKEN_MAX
 
 Story = Callable[[Process], Awaitable[Any]]
 
@@ -276,7 +282,7 @@ _REPLACEMENTS = (
         "lose-region",
         "disk",
         lambda process: _after(process, _lose),
-        ("delete-disk", "snapshot-disk", *RACK, *REPLACEMENT_TASKS),
+        ("delete-disk", "snapshot-disk", "expunge-successor", *RACK, *REPLACEMENT_TASKS),
         REGION,
         stride=VARIATION,
     ),
@@ -323,4 +329,75 @@ _REPLACEMENTS = (
         stride=VARIATION,
     ),
 )
-SCENARIOS = {each.name: each for each in (*_SCENARIOS, *_REPLACEMENTS)}
+
+# -- stories that no interference makes -------------------------------------------------------------------------------
+
+ALONE = ("no saga",)
+"""Of a scenario that is one case: its story is the interference."""
+
+
+class Starved(Exception):
+    """Somebody asked again and again, and others came first each time."""
+
+
+async def _asked_while_busy(process: Process) -> None:
+    """A user takes one snapshot of the disk after another. An operator wants a region of it replaced, and asks while
+    each of them is being taken. Raises :class:`Starved`."""
+    sleds = process.rack.fabric.sleds
+    for sled in sleds:
+        sled.trouble.slow_s = 5.0
+    for number in range(OVERTAKEN_MAX + 2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_snapshot_if_it_may_be, process, f"snapshot-{number}")
+            await trio.sleep(1.0)
+            asked = await users.replace_first_region(process, "disk")
+        if asked is RequestResult.MADE:
+            break
+    else:
+        raise Starved(f"a replacement was asked for {number + 1} times, and a snapshot came first each time")
+    for sled in sleds:
+        sled.trouble.slow_s = 0.0
+    await _until_replaced(process)
+
+
+async def _snapshot_if_it_may_be(process: Process, name: str) -> None:
+    with suppress(SagaFailed):
+        await users.create_snapshot(process, name, "disk")
+
+
+async def _beside_a_stranger(process: Process) -> None:
+    """There is a volume that has nothing to do with it, with a document that nobody can read: whoever looks through all
+    volumes fails."""
+    rack, stranger, now = process.rack, process.rack.id(), process.rack.now()
+    row = {"id": stranger, "data": "no document", "time_created": now, "time_modified": now}
+    rack.run(lambda c: c.execute(insert(schema.volume).values(**row)) and None)
+    try:
+        await _after(process, _ask_for_snapshot)
+        await process.activate("region_replacement")
+    finally:
+        rack.run(lambda c: c.execute(delete(schema.volume).where(schema.volume.c.id == stranger)) and None)
+
+
+async def _lose_without_port(process: Process) -> None:
+    """Nobody ever wrote down where the lost region listened."""
+    rack, region = process.rack, schema.region
+    lost = users.first_region(rack, rack.things["disk"].volume_id).region_id
+    rack.run(lambda c: c.execute(update(region).where(region.c.id == lost).values(port=None)) and None)
+    await _lose(process)
+
+
+_CORNERS = (
+    Scenario("busy-disk", "disk", _asked_while_busy, (), ALONE),
+    Scenario("stranger", "copy", _beside_a_stranger, (), ALONE),
+    Scenario("lose-region-without-port", "disk", lambda process: _after(process, _lose_without_port), (), ALONE),
+    Scenario(
+        "replace-older-snapshot",
+        "copy",
+        lambda process: _after(process, _ask_for_snapshot),
+        ("snapshot-disk",),
+        ("region-snapshot-replacement-step-garbage-collect",),
+        lambda process: users.write(process, "disk", 3),
+        stride=VARIATION,
+    ),
+)
+SCENARIOS = {each.name: each for each in (*_SCENARIOS, *_REPLACEMENTS, *_CORNERS)}

@@ -134,9 +134,10 @@ class LightPantry:
             held = self.held[volume_id] = Attached(request, job_id, LightVolume(self._fabric, request))
             self._start(self._activate, volume_id, held)
         elif held.request != request:
-            raise ServiceError(400, f"the volume {volume_id} is attached with another volume construction request")
+            sentence = f"the volume {volume_id} is attached with another volume construction request"
+            raise self._fabric.refuse(400, sentence)
         elif held.job_id != job_id:
-            raise ServiceError(400, f"the volume {volume_id} is being activated by another job")
+            raise self._fabric.refuse(400, f"the volume {volume_id} is being activated by another job")
         return held
 
     async def _activate(self, volume_id: str, held: Attached) -> None:

@@ -53,6 +53,7 @@ def _world(rack: Rack, processes: Processes) -> tuple[Any, ...]:
         len(rack.nursery.child_tasks),
         rack.mute,
         rack.fabric.sessions,
+        len(rack.fabric.wrong_orders),
         [_sled(each) for each in rack.fabric.sleds],
         [replace(each, own=dict(each.own), beneath=dict(each.beneath), either=dict(each.either)) for each in things],
         dict(rack.switchboard.handed_out.known),

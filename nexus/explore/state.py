@@ -93,6 +93,7 @@ def _memory(rack: Rack) -> Iterator[str]:
         for name, guest in sorted(host.guests.items()):
             disks = [(disk_id, _volume(volume)) for disk_id, volume in sorted(guest.disks.items())]
             yield f"host {ip} {name} {guest.state.value} {disks}"
+    yield f"wrong orders {rack.fabric.wrong_orders}"
     for thing in sorted(rack.things.values(), key=lambda each: each.name):
         yield f"{thing.name} {thing.living} {thing.sure} {sorted(thing.contents)} {sorted(thing.either)}"
 

@@ -25,7 +25,7 @@ from nexus.objects.instances import (
 )
 from nexus.objects.sources import Blank, FromImage, FromSnapshot
 from nexus.placement import AllocatedRegion, regions_of
-from nexus.replacement.region import region_replacement_request
+from nexus.replacement.region import RequestResult, region_replacement_request
 from nexus.saga.identities import derived
 from nexus.sagas import (
     disk_create,
@@ -298,10 +298,11 @@ def first_region(rack: Rack, volume_id: str) -> AllocatedRegion:
     return min(found, key=lambda each: rack.sled_of_region(each.region_id))
 
 
-async def replace_first_region(process: Process, disk: str) -> None:
-    """An operator wants the first region of the disk replaced."""
+async def replace_first_region(process: Process, disk: str) -> RequestResult:
+    """An operator wants the first region of the disk replaced; what came of it."""
     rack = process.rack
     region = first_region(rack, rack.things[disk].volume_id)
-    await rack.database.transact(
-        lambda c: region_replacement_request(c, rack.world.locks, region.region_id, rack.now()) and None
+    _, result = await rack.database.transact(
+        lambda c: region_replacement_request(c, rack.world.locks, region.region_id, rack.now())
     )
+    return result

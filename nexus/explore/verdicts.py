@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, union
 
 from crucible_emu.agent.documents import State
 from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest, VolumeRequest
@@ -42,6 +42,8 @@ async def at_rest(rack: Rack) -> list[str]:
     found = [str(each) for each in await check(rack.world, between_looks_s=0)]
     found += await rack.database.read(lambda c: list(_unexpected(c)))
     found += await rack.database.read(open_requests)
+    found += await rack.database.read(lambda c: list(_steps_for_stashes(c)))
+    found += [f"wrong order: {each}" for each in rack.fabric.wrong_orders]
     found += await rack.database.read(lambda c: list(_told(c, rack)))
     found += await rack.database.read(lambda c: list(_bytes(c, rack)))
     found += await rack.database.read(lambda c: list(_guests(c, rack)))
@@ -56,6 +58,7 @@ async def nothing_left(rack: Rack) -> list[str]:
         count: int = rack.run(lambda c, one=query: c.execute(one).scalar_one())
         if count:
             found.append(f"left: {count} rows in {table.name}")
+    found += [f"wrong order: {each}" for each in rack.fabric.wrong_orders]
     found += await rack.database.read(lambda c: list(_unexpected(c)))
     found += await rack.database.read(open_requests)
     for sled in rack.fabric.sleds:
@@ -101,6 +104,16 @@ def _open_requests(connection: Connection) -> Iterator[str]:
         query = select(table.c.id, table.c.replacement_state).where(table.c.replacement_state != ends)
         for row in connection.execute(query.order_by(table.c.id)):
             yield f"not ended: {table.name} {row.id} is {row.replacement_state}{_why(connection, row.id)}"
+
+
+def _steps_for_stashes(connection: Connection) -> Iterator[str]:
+    """*Liveness*: a stash holds what is about to go, and is not mended. Each step for one makes another stash; that
+    this ends is chance."""
+    step, request = schema.region_snapshot_replacement_step, schema.region_snapshot_replacement
+    stashes = union(select(step.c.old_snapshot_volume_id), select(request.c.old_snapshot_volume_id)).subquery()
+    wrong = select(step.c.id, step.c.volume_id).where(step.c.volume_id.in_(select(stashes)))
+    for row in connection.execute(wrong.order_by(step.c.id)):
+        yield f"step {row.id} was made for {row.volume_id}, which is a stash"
 
 
 def _why(connection: Connection, request_id: str) -> str:

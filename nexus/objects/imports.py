@@ -101,10 +101,16 @@ async def attach_anew(world: World, disk_id: str) -> None:
     disk = await world.database.read(lambda c: require_disk(c, disk_id))
     if disk.pantry is None:
         raise ActionFailed(f"disk {disk_id} has no pantry", CONFLICT)
-    await world.pantries.detach(disk.pantry, disk_id)
+    await let_go_first(world, disk.pantry, disk_id)
     with told_to_users():
         volume = await world.database.transact(lambda c: volume_checkout(c, disk.volume_id, Pantry(), world.now()))
     await world.pantries.attach(disk.pantry, disk_id, volume.request)
+
+
+async def let_go_first(world: World, pantry: Address, disk_id: str) -> None:
+    """W47, *safety*: before a disk is attached the pantry gives up what an earlier run of the same node attached, for
+    it refuses a second document for one disk. Raises :class:`~nexus.saga.ActionFailed`."""
+    await world.pantries.detach(pantry, disk_id)
 
 
 async def require_attached(world: World, disk_id: str) -> Address:

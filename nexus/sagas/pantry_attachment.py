@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 
 from nexus.db.schema import DiskState
 from nexus.objects.disks import Disk, Move, disk_get, disk_in_hand, disk_move, disk_move_on, require_disk
+from nexus.objects.imports import let_go_first
 from nexus.objects.refusals import UNAVAILABLE, told_to_users
 from nexus.saga import ActionFailed, Context, Node
 from nexus.services import World
@@ -57,7 +58,7 @@ def taken_to_a_pantry(disk_of: DiskOf) -> tuple[Node, Node, Node, Node]:
             return
         world: World = saga.world
         disk = await world.database.read(lambda c: require_disk(c, disk_of(saga)))
-        await world.pantries.detach(pantry_of(saga), disk.id)
+        await let_go_first(world, pantry_of(saga), disk.id)
         with told_to_users():
             volume = await world.database.transact(lambda c: volume_checkout(c, disk.volume_id, Pantry(), world.now()))
         await world.pantries.attach(pantry_of(saga), disk.id, volume.request)

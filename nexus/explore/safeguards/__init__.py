@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from nexus.explore.removal import Removal
+from nexus.explore.safeguards.corrections import CORRECTIONS
 from nexus.explore.safeguards.deletions import DELETIONS
 from nexus.explore.safeguards.replacements import REPLACEMENTS
 
@@ -18,5 +19,5 @@ def _order(removal: Removal) -> tuple[str, int]:
     return letter, int(number)
 
 
-REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS, key=_order))
+REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS + CORRECTIONS, key=_order))
 """What can be taken out."""

@@ -22,6 +22,10 @@ async def does_nothing(saga: Any) -> None:
     """Does nothing."""
 
 
+async def does_nothing_at_all(*args: Any) -> None:
+    """Does nothing, whatever it is given."""
+
+
 def without_results(name: str) -> Callable[[Any], Any]:
     """The set of results without those that begin so."""
     return lambda original: frozenset(each for each in original if not each.name.startswith(name))

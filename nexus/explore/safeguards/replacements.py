@@ -238,12 +238,9 @@ REPLACEMENTS: tuple[Removal, ...] = (
         "a swap that was made is recognised, also when the volume is deleted since",
         ("nexus.sagas.region_replacement_start:done_before",),
         answers(False),
-        "the Nexus dies after the swap, the disk is deleted, and the swap is not brought to its end",
+        "the Nexus dies after the swap, and who goes on takes it for one that never was",
         ("replace-region",),
-        (
-            f"replace-region: {REGION_START}#REPLACE_REGION_IN_VOLUME@after-effect=delete-disk;"
-            f" {REGION_START}#REPLACE_REGION_IN_VOLUME@after-effect=crash",
-        ),
+        (f"replace-region: {REGION_START}#REPLACE_REGION_IN_VOLUME@after-effect=crash",),
     ),
     Removal(
         "W54",
