@@ -11,6 +11,7 @@ import re
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards.deletions import DELETIONS
 from nexus.explore.safeguards.replacements import REPLACEMENTS
+from nexus.explore.safeguards.requests import REQUESTS
 
 
 def _order(removal: Removal) -> tuple[str, int]:
@@ -18,5 +19,5 @@ def _order(removal: Removal) -> tuple[str, int]:
     return letter, int(number)
 
 
-REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS, key=_order))
+REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS + REQUESTS, key=_order))
 """What can be taken out."""
