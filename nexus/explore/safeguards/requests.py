@@ -77,11 +77,6 @@ def _the_next_one(original: Any) -> Any:
     return new_region_id
 
 
-def _also_where_both_are(original: Any) -> Any:
-    """The swap is made also in a volume that names the new target already."""
-    return lambda *, old, new, swap: None if old and new else original(old=old, new=new, swap=swap)
-
-
 # -- documents --------------------------------------------------------------------------------------------------------
 
 
@@ -282,20 +277,19 @@ REQUESTS: tuple[Removal, ...] = (
         answers(LockResult.TAKEN),
         "both sagas count the copies and get the same new region, and redundancy is lost",
         ("replace-copies",),
-        covered="each saga knows its new region by an id of its own (W35), and no swap puts one target into a set twice"
-        " (W51); without all three the set has one copy twice, see below",
+        covered="each saga knows its new region by an id of its own (W35), so two of them make two; without both the"
+        " unwinding of one destroys the other's, see below",
     ),
     Removal(
-        "R3, W35, W51",
-        "two copies of one snapshot do not get one successor: by the lock, by its id, and by the swap",
+        "R3, W35",
+        "two copies of one snapshot do not get one successor: by the lock, and by its id",
         (
             "nexus.replacement.read_only:snapshot_locked",
             "nexus.sagas.region_snapshot_replacement_start:get_alloc_region_params",
             "nexus.sagas.region_snapshot_replacement_start:new_region_id",
-            "nexus.volumes.replacing:_decided",
         ),
-        (answers(LockResult.TAKEN), _and_how_many_there_are, _the_next_one, _also_where_both_are),
-        "both sagas count the copies and get the same new region, and redundancy is lost",
+        (answers(LockResult.TAKEN), _and_how_many_there_are, _the_next_one),
+        "both sagas count the copies and get the same new region, and the one that unwinds destroys it",
         ("replace-snapshot",),
         (f"replace-snapshot: {START}#ALLOC_NEW_REGION@before-node=replace-copies",),
     ),
@@ -475,7 +469,7 @@ REQUESTS: tuple[Removal, ...] = (
         "the process that is asked is the one that was looked at",
         ("nexus.sagas.region_replacement_drive:require_same_vmm",),
         answers(None),
-        "the guest stops meanwhile: nobody is asked, or who was asked is written down wrongly",
+        "the guest stops meanwhile, and a process is to be asked that is not there",
         ("lose-region-of-guest",),
         (f"lose-region-of-guest: {DRIVE}#PREPARE@after-record=stop-guest",),
     ),
