@@ -26,3 +26,13 @@ def seeded_scheduling(seed: int) -> Iterator[None]:
     finally:
         _run._r.setstate(state)
         _run._ALLOW_DETERMINISTIC_SCHEDULING = allowed  # type: ignore[misc]
+
+
+def scheduling_state() -> object:
+    """How far the shuffle has come, for :func:`set_scheduling_state`."""
+    return _run._r.getstate()
+
+
+def set_scheduling_state(state: object) -> None:
+    """Go on from there, within :func:`seeded_scheduling`."""
+    _run._r.setstate(state)  # type: ignore[arg-type]

@@ -18,8 +18,9 @@ from crucible_emu.errors import UsageError
 from nexus.cli.session import AsJson
 from nexus.cli.showing import print_json
 from nexus.explore import campaign, matrix, plan
-from nexus.explore.campaign import PROCESSES, Report, Result
+from nexus.explore.campaign import PROCESSES, Report
 from nexus.explore.cases import Case, parse
+from nexus.explore.results import Result
 from nexus.explore.scenarios import SCENARIOS
 from nexus.explore.table import cases_of, safeguards_table
 from nexus.explore.without import UnknownSafeguard, removals

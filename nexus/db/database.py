@@ -24,11 +24,11 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import trio
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from crucible_emu.logs import get_logger
-from nexus.db.engines import TALLY, Backend, Tally, Trouble, in_line, meaning_of, open_backend
+from nexus.db.engines import Backend, Lanes, Tally, Trouble, in_line, meaning_of, open_backend
 from nexus.db.errors import Contention, OutcomeUnknown, Unreachable
 from nexus.db.migrations import make_in_memory, migrate
 
@@ -103,7 +103,7 @@ class Database:
         """
         backend = open_backend(url, connections)
         try:
-            (make_in_memory if backend.in_memory else migrate)(backend.writer)
+            (make_in_memory if backend.in_memory else migrate)(backend.writer.engine)
         except (OperationalError, InterfaceError) as error:
             backend.close()
             raise Unreachable(f"the database cannot be opened: {error.orig}") from error
@@ -129,10 +129,16 @@ class Database:
         """``sqlite`` or ``postgresql``."""
         return self._backend.dialect
 
-    @property
-    def engines(self) -> tuple[Engine, ...]:
-        """What makes the connections, for who watches them."""
-        return tuple({id(each): each for each in (self._backend.writer, self._backend.reader)}.values())
+    def image(self) -> bytes:
+        """All that is in a database in memory."""
+        return self.transact_blocking(lambda connection: bytes(_driver(connection).serialize()))
+
+    def fill(self, image: bytes) -> None:
+        """Put ``image`` in the place of all that is in a database in memory."""
+        # Into a new connection: one that was used has statements in store that know where tables were.
+        self._backend.close()
+        with self._backend.writer.lend(Tally()) as lane:
+            _driver(lane.connection).deserialize(image)
 
     def statistics(self) -> Statistics:
         return Statistics(**self._counts)
@@ -208,17 +214,18 @@ class Database:
     def _read(self, body: Body[T], number: int) -> _Attempt[T]:
         return self._attempt(self._backend.reader, body, None, number)
 
-    def _attempt(self, engine: Engine, body: Body[T], after_body: Body[None] | None, number: int) -> _Attempt[T]:
+    def _attempt(self, lanes: Lanes, body: Body[T], after_body: Body[None] | None, number: int) -> _Attempt[T]:
         """Run ``body`` for the ``number``-th time; this is what happens in the thread."""
         attempt: _Attempt[T] = _Attempt(Tally())
         lost_often = number > ATTEMPTS_BESIDE_OTHERS and self.dialect == "postgresql"
         committing = False
         try:
             with (
-                engine.connect().execution_options(**{TALLY: attempt.tally}) as connection,
-                in_line(connection) if lost_often else nullcontext(),
-                connection.begin() as begun,
+                lanes.lend(attempt.tally) as lane,
+                in_line(lane.connection) if lost_often else nullcontext(),
+                lane.connection.begin() as begun,
             ):
+                connection = lane.connection
                 attempt.value = body(connection)
                 if after_body is not None:
                     after_body(connection)
@@ -235,6 +242,10 @@ class Database:
         return attempt
 
 
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
 class _Doomed(Exception):
     """The body swallowed an error after which the database commits nothing."""
 
@@ -244,7 +255,7 @@ def _refuse_doomed(connection: Connection, tally: Tally) -> None:
     if tally.trouble is not None:
         raise _Doomed
     if connection.dialect.name == "postgresql":
-        status = connection.connection.dbapi_connection.info.transaction_status.name  # type: ignore[union-attr]
+        status = _driver(connection).info.transaction_status.name
         if status == "INERROR":
             raise RuntimeError("a transaction's body swallowed an error of the database: nothing can be committed")
 

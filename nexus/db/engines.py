@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from types import TracebackType
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, QueuePool, StaticPool, create_engine, event, make_url
@@ -24,7 +25,7 @@ READERS = 4
 SQLITE_CACHE_KIBIBYTES = 65_536
 CONNECT_SECONDS = 10
 STATEMENT_MILLISECONDS_MAX = 60_000
-TALLY = "nexus_tally"
+LANE = "nexus_lane"
 
 SQLITE_BUSY, SQLITE_LOCKED, SQLITE_PRIMARY = 5, 6, 0xFF
 SERIALIZATION_FAILURE, DEADLOCK, CANCELED, UNIQUE_VIOLATION = "40001", "40P01", "57014", "23505"
@@ -50,13 +51,64 @@ class Tally:
     trouble: Trouble | None = None
 
 
+@dataclass(slots=True)
+class Lane:
+    """A connection, and the tally of the attempt that has it: for as long as a ``with`` lasts."""
+
+    lanes: Lanes
+    connection: Connection
+    tally: Tally
+
+    def __enter__(self) -> Lane:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lanes.take_back(self)
+
+
+class Lanes:
+    """The connections to one engine, each lent to one attempt at a time. With ``keep`` one that came back is lent
+    again: to take it out of SQLAlchemy's pool and put it back costs 17 µs, to begin and to commit on SQLite 6 µs."""
+
+    def __init__(self, engine: Engine, *, keep: bool) -> None:
+        self.engine = engine
+        self._keep = keep
+        self._idle: list[Lane] = []
+
+    def lend(self, tally: Tally) -> Lane:
+        """One that nobody has. There are as many as are asked for at a time."""
+        try:
+            lane = self._idle.pop()
+            lane.tally = tally
+        except IndexError:
+            lane = Lane(self, self.engine.connect(), tally)
+            lane.connection.execution_options(**{LANE: lane})
+        return lane
+
+    def take_back(self, lane: Lane) -> None:
+        """*Safety*: what is lent again has nothing left of who had it."""
+        connection = lane.connection
+        if self._keep and not (connection.closed or connection.invalidated or connection.in_transaction()):
+            self._idle.append(lane)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Nothing is lent."""
+        while self._idle:
+            self._idle.pop().connection.close()
+        self.engine.dispose()
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """An opened database. ``writers`` and ``readers``: how many transactions may be under way at a time. ``shared``:
     readers have no connection of their own. ``in_memory``: what is in it is gone when it is closed."""
 
-    writer: Engine
-    reader: Engine
+    writer: Lanes
+    reader: Lanes
     writers: int
     readers: int
     shared: bool = False
@@ -64,11 +116,11 @@ class Backend:
 
     @property
     def dialect(self) -> str:
-        return self.writer.dialect.name
+        return self.writer.engine.dialect.name
 
     def close(self) -> None:
-        self.reader.dispose()
-        self.writer.dispose()
+        self.reader.close()
+        self.writer.close()
 
 
 def open_backend(url: str | URL, connections: int) -> Backend:
@@ -105,13 +157,14 @@ def _sqlite(url: URL) -> Backend:
     arguments: dict[str, Any] = {"check_same_thread": False, "timeout": BUSY_SECONDS}
     writer = create_engine(url, poolclass=StaticPool, connect_args=arguments, hide_parameters=True)
     _configure_sqlite(writer, "BEGIN IMMEDIATE")
+    lanes = Lanes(writer, keep=True)
     if in_memory:
-        return Backend(writer, writer, 1, 1, shared=True, in_memory=True)
+        return Backend(lanes, lanes, 1, 1, shared=True, in_memory=True)
     reader = create_engine(
         url, poolclass=QueuePool, pool_size=READERS, max_overflow=0, connect_args=arguments, hide_parameters=True
     )
     _configure_sqlite(reader, "BEGIN", "PRAGMA query_only = ON")
-    return Backend(writer, reader, 1, READERS)
+    return Backend(lanes, Lanes(reader, keep=True), 1, READERS)
 
 
 def _configure_sqlite(engine: Engine, begin: str, *more: str) -> None:
@@ -130,12 +183,11 @@ def _configure_sqlite(engine: Engine, begin: str, *more: str) -> None:
         ):
             connection.execute(pragma).close()
 
-    @event.listens_for(engine, "begin")
-    def start(connection: Connection) -> None:
+    def start(connection: Any) -> None:
         # Past SQLAlchemy, which takes five times as long for it as SQLite.
-        driver: Any = connection.connection.driver_connection
-        driver.execute(begin).close()
+        connection.driver_connection.execute(begin).close()
 
+    engine.dialect.do_begin = start  # type: ignore[assignment]  # a listener costs each statement: see _observe
     _observe(engine)
 
 
@@ -163,7 +215,9 @@ def _postgresql(url: URL, connections: int) -> Backend:
         hide_parameters=True,
     )
     _observe(engine)
-    return Backend(engine, engine.execution_options(postgresql_readonly=True), connections, connections, shared=True)
+    readonly = engine.execution_options(postgresql_readonly=True)
+    # Not kept: both are out of one pool, and beside a question over the network the way through it counts for nothing.
+    return Backend(Lanes(engine, keep=False), Lanes(readonly, keep=False), connections, connections, shared=True)
 
 
 @contextmanager
@@ -199,25 +253,40 @@ def _ask_outside(connection: Connection, statement: str) -> bool:
 
 
 def _observe(engine: Engine) -> None:
-    """Tell the attempt that is under way what its statements did, even where its body swallows an error."""
+    """Tell the attempt that is under way what its statements did, even where its body swallows an error.
 
-    @event.listens_for(engine, "after_cursor_execute")
-    def count(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        tally: Tally | None = connection.get_execution_options().get(TALLY)
-        if tally is not None:
-            tally.statements += 1
-            if cursor.rowcount > 0 and not statement.startswith("SELECT"):
-                tally.rows_written += cursor.rowcount
+    Listeners of the dialect, none of the engine: as soon as an engine has a listener of its own, each statement looks
+    for those of six kinds (17.5 µs for a short one, else 13.7)."""
+
+    @event.listens_for(engine, "do_execute")
+    def execute(cursor: Any, statement: str, values: Any, context: Any) -> bool:
+        context.dialect.do_execute(cursor, statement, values, context)
+        _count(cursor, statement, context)
+        return True
+
+    @event.listens_for(engine, "do_executemany")
+    def execute_many(cursor: Any, statement: str, values: Any, context: Any) -> bool:
+        context.dialect.do_executemany(cursor, statement, values, context)
+        _count(cursor, statement, context)
+        return True
 
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:
         _withhold_values(context)
         if context.connection is None:
             return
-        tally: Tally | None = context.connection.get_execution_options().get(TALLY)
-        if tally is not None and tally.trouble is None:
+        lane: Lane | None = context.connection.get_execution_options().get(LANE)
+        if lane is not None and lane.tally.trouble is None:
             found = Trouble.LOST_CONNECTION if context.is_disconnect else meaning_of(context.original_exception)
-            tally.trouble = found if found in (Trouble.LOST_RACE, Trouble.LOST_CONNECTION) else None
+            lane.tally.trouble = found if found in (Trouble.LOST_RACE, Trouble.LOST_CONNECTION) else None
+
+
+def _count(cursor: Any, statement: str, context: Any) -> None:
+    lane: Lane | None = context.execution_options.get(LANE)
+    if lane is not None:
+        lane.tally.statements += 1
+        if cursor.rowcount > 0 and not statement.startswith("SELECT"):
+            lane.tally.rows_written += cursor.rowcount
 
 
 def _withhold_values(context: ExceptionContext) -> None:

@@ -7,7 +7,9 @@ are left out one by one as long as something is still wrong. What many cases fin
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -18,24 +20,17 @@ from multiprocessing import get_context
 from blake3 import blake3
 
 from nexus.explore.cases import Case, parse
-from nexus.explore.run import run_case
+from nexus.explore.results import Result
+from nexus.explore.run import run_case, run_cases
 from nexus.explore.without import removed
 
-CHUNK_CASES = 16
+CHUNK_CASES = 400
+"""What is forked has its beginning in common, which each chunk runs anew."""
+CHUNK_CASES_TO_FIRST = 16
+"""Where the first finding is wanted."""
 PROCESSES = 2
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ADDRESS = re.compile(r"\[[0-9a-f:]+\]:\d+")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of one case, in words that travel between processes. ``fired``: all its interferences happened."""
-
-    case: str
-    violations: tuple[str, ...]
-    story: tuple[str, ...]
-    trace: str
-    fired: bool
 
 
 @dataclass
@@ -70,18 +65,13 @@ class Report:
 
 def result_of(text: str) -> Result:
     """Run one case."""
-    case = parse(text)
-    outcome = run_case(case)
-    return Result(
-        text,
-        tuple(outcome.violations),
-        tuple(outcome.story),
-        outcome.trace,
-        outcome.fired == len(case.interferences),
-    )
+    return run_case(parse(text)).result()
 
 
 def _chunk(texts: Sequence[str]) -> list[Result]:
+    """Cases of one scenario."""
+    if len(texts) > 1 and hasattr(os, "fork") and threading.active_count() == 1:
+        return run_cases([parse(text) for text in texts])
     return [result_of(text) for text in texts]
 
 
@@ -102,15 +92,20 @@ def run(
     progress: Callable[[Result], None] = lambda result: None,
 ) -> Report:
     """Run all cases. ``without``: the safeguard that is taken out; then ``stop_at_first`` finding is usual."""
+    texts = [str(case) for case in cases]
+    done: dict[str, Result] = {}
+    for results in _results(texts, processes, without, CHUNK_CASES_TO_FIRST if stop_at_first else CHUNK_CASES):
+        for result in results:
+            done[result.case] = result
+            progress(result)
+        if stop_at_first and any(each.violations for each in results):
+            break
     report, digest = Report(), blake3()
-    for result in _results([str(case) for case in cases], processes, without):
+    for result in (done[text] for text in texts if text in done):
         report.runs += 1
         report.results.append(result)
         report.unfired += not result.fired
         digest.update(f"{result.case}\n{result.trace}\n".encode())
-        progress(result)
-        if result.violations and stop_at_first:
-            break
     report.trace_blake3 = digest.hexdigest()
     with ExitStack() as stack:
         if without is not None:
@@ -119,26 +114,35 @@ def run(
     return report
 
 
-def _results(texts: list[str], processes: int, without: str | None) -> Iterator[Result]:
+def _results(texts: list[str], processes: int, without: str | None, chunk_cases: int) -> Iterator[list[Result]]:
+    chunks = list(chunks_of(texts, chunk_cases))
     if processes <= 1:
         with ExitStack() as stack:
             if without is not None:
                 stack.enter_context(removed(without))
-            yield from map(result_of, texts)
+            yield from map(_chunk, chunks)
         return
-    chunks = [texts[at : at + CHUNK_CASES] for at in range(0, len(texts), CHUNK_CASES)]
     # Not forked: a child would have the database and the loop of its parent.
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (without,)) as pool:
         under_way = [pool.submit(_chunk, chunk) for chunk in islice(chunks, 2 * processes)]
         ahead = iter(chunks[2 * processes :])
         try:
             while under_way:
-                yield from under_way.pop(0).result()
+                yield under_way.pop(0).result()
                 following = next(ahead, None)
                 if following is not None:
                     under_way.append(pool.submit(_chunk, following))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def chunks_of(texts: Iterable[str], cases: int) -> Iterator[list[str]]:
+    """Cases by scenario, so many at a time: those of one scenario have much in common."""
+    by_scenario: dict[str, list[str]] = {}
+    for text in texts:
+        by_scenario.setdefault(text.partition(":")[0], []).append(text)
+    for found in by_scenario.values():
+        yield from (found[at : at + cases] for at in range(0, len(found), cases))
 
 
 def findings_of(bad: Iterable[Result]) -> list[Finding]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from crucible_emu.errors import UsageError
-from nexus.explore.campaign import Result
 from nexus.explore.cases import parse
+from nexus.explore.results import Result
 
 STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 2em; color: #222 }

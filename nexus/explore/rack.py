@@ -87,26 +87,7 @@ class Stock:
 
     def __init__(self) -> None:
         self.database = Database.open("sqlite://", inline=True, random=Random(0))
-        self.empty = self.rows()
-
-    def rows(self) -> bytes:
-        pooled = self.database.engines[0].raw_connection()
-        try:
-            driver: Any = pooled.driver_connection
-            return bytes(driver.serialize())
-        finally:
-            pooled.close()
-
-    def fill(self, rows: bytes) -> None:
-        # Into a new connection: one that was used has statements in store that know where tables were.
-        engine = self.database.engines[0]
-        engine.dispose()
-        pooled = engine.raw_connection()
-        try:
-            driver: Any = pooled.driver_connection
-            driver.deserialize(rows)
-        finally:
-            pooled.close()
+        self.empty = self.database.image()
 
 
 _stock: list[Stock] = []
@@ -145,7 +126,7 @@ class Rack:
         self.database = stock().database
         self.nursery = nursery
         memory = None if image is None else pickle.loads(image.memory)
-        stock().fill(stock().empty if image is None else image.rows)
+        self.database.fill(stock().empty if image is None else image.rows)
         self.things: dict[str, Thing] = {} if memory is None else memory["things"]
         self.fabric: Fabric = Fabric(SLEDS) if memory is None else memory["fabric"]
         self._ids: int = 0 if memory is None else memory["ids"]
@@ -172,6 +153,16 @@ class Rack:
     def id(self) -> str:
         self._ids += 1
         return str(UUID(int=self._ids << 64 | 0x8000_0000_0000_0000, version=4))
+
+    @property
+    def drawn(self) -> Any:
+        """How far ids, ticks and chance are used up; may be set back where nothing came of it."""
+        return self._ids, self._ticks, self._random.getstate()
+
+    @drawn.setter
+    def drawn(self, value: Any) -> None:
+        self._ids, self._ticks, state = value
+        self._random.setstate(state)
 
     def _world(self) -> World:
         connections: Any = self.switchboard
@@ -244,7 +235,7 @@ class Rack:
             "silo_id": self.silo_id,
             "project_id": self.project_id,
         }
-        return Image(stock().rows(), pickle.dumps(memory))
+        return Image(self.database.image(), pickle.dumps(memory))
 
     # -- misfortune ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ until a round changes nothing: that is *rest*, and everything must be as it shou
 after rest nothing may be left.
 
 What it guarantees: a run depends on its case alone. It runs under the clock of :class:`trio.testing.MockClock`, with
-Trio's shuffling seeded, without threads, sockets and files; two runs of a case leave the same trace.
+Trio's shuffling seeded, without threads, sockets and files; two runs of a case leave the same trace. An operation that
+changed nothing leaves nothing but a line in the story: what it drew of ids and chance is put back. So such a case and
+the one without the operation are the same run, which :mod:`nexus.explore.branches` makes use of.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import gc
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +30,14 @@ from sqlalchemy import Connection, select
 from crucible_emu.sim.trio_seed import seeded_scheduling
 from nexus.db import DatabaseError, schema
 from nexus.explore import operations, users, verdicts
+from nexus.explore.branches import Branches
 from nexus.explore.cases import BEFORE_EFFECT, POINTS, Case, Moment
 from nexus.explore.operations import MISFORTUNES, USERS, Operation, task_operations
 from nexus.explore.processes import Process, Processes
 from nexus.explore.rack import Image, Rack
+from nexus.explore.results import Result
 from nexus.explore.scenarios import SCENARIOS, SETUPS, Scenario
+from nexus.explore.standing import Standing
 from nexus.explore.state import digest_of
 from nexus.replacement.notes import survivor_decide, waiting_of
 from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaState, SagaStuck
@@ -55,32 +60,33 @@ PROPER = (ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, Gone, Serv
 @dataclass
 class Outcome:
     """What came of a run. ``story``: who did what, in order. ``passed``: every moment that the sagas came by.
-    ``fired``: how many of the interferences happened. ``state``: the digest of the state at rest."""
+    ``happened``: the operations of the case that were done. ``state``: the digest of the state at rest."""
 
     case: Case
     violations: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
     passed: list[Moment] = field(default_factory=list)
-    fired: int = 0
+    happened: list[str] = field(default_factory=list)
     state: str = ""
 
-    @property
-    def trace(self) -> str:
-        """BLAKE3 of all that happened, and of the state at rest."""
-        lines = [str(self.case), *self.story, *map(str, self.passed), *self.violations, self.state]
-        return blake3("\n".join(lines).encode()).hexdigest()
+    def result(self) -> Result:
+        """It in words that travel between processes."""
+        course = blake3("\n".join([*map(str, self.passed), self.state]).encode()).hexdigest()
+        fired = len(self.happened) == len(self.case.interferences)
+        return Result(str(self.case), tuple(self.violations), tuple(self.story), course, fired)
 
 
 class Interferer:
     """Stands at the hooks of the first Nexus and does what the case says there."""
 
-    def __init__(self, outcome: Outcome) -> None:
-        self.outcome = outcome
-        self.left = list(outcome.case.interferences)
+    def __init__(self, outcome: Outcome, branches: Branches | None) -> None:
+        self.outcome, self._branches = outcome, branches
+        self._left = list(outcome.case.interferences)
         self.names: dict[str, str] = {}
         self.order: dict[str, int] = {}
         self._seen: Counter[str] = Counter()
-        self.act: Callable[[str, str, str], Awaitable[None]] | None = None
+        self.act: Callable[[str, str], Awaitable[bool]] | None = None
+        """Does an operation, beside the saga of an id; whether anything is different now."""
         self.armed = False
 
     def moment(self, saga_id: str, label: str, point: str) -> Moment:
@@ -90,12 +96,14 @@ class Interferer:
             self.order[saga_id] = self._seen[name]
         return Moment(name, label, point, self.order[saga_id])
 
-    def due(self, moment: Moment) -> list[str]:
-        """The operations that happen now, which are those that come next."""
-        found = []
-        while self.left and self.left[0].moment == moment:
-            found.append(self.left.pop(0).operation)
-        return found
+    def due(self, moment: Moment) -> Iterator[str]:
+        """The operations that happen now, which are those that come next; with branches, in a process for each."""
+        if self._branches is not None:
+            while (operation := self._branches.part(moment, self.outcome.story)) is not None:
+                self.outcome.case = self._branches.case
+                yield operation
+        while self._left and self._left[0].moment == moment:
+            yield self._left.pop(0).operation
 
     async def hook(self, point: Point, saga_id: str, label: str) -> None:
         if not self.armed:
@@ -107,9 +115,12 @@ class Interferer:
 
     async def _happen(self, moment: Moment, operation: str, saga_id: str) -> None:
         assert self.act is not None
-        self.outcome.fired += 1
+        place = len(self.outcome.story)
+        self.outcome.happened.append(operation)
         self.outcome.story.append(f"at {moment}: {operation}")
-        await self.act(operation, saga_id, moment.saga)
+        changed = await self.act(operation, saga_id)
+        if not changed and self._branches is not None:
+            self._branches.nothing_changed(self.outcome.story[place:])
 
     async def perform(self, work: Any, vertex: Any, context: Any) -> Any:
         """Stands in the executor between the record of a node's start and its action."""
@@ -119,11 +130,11 @@ class Interferer:
         self.outcome.passed.append(moment)
         for operation in self.due(moment):
             if operation == operations.ERROR:
-                self.outcome.fired += 1
+                self.outcome.happened.append(operation)
                 self.outcome.story.append(f"at {moment}: its action fails")
                 raise ActionFailed("injected by the explorer", "injected")
             if operation == operations.TWICE:
-                self.outcome.fired += 1
+                self.outcome.happened.append(operation)
                 self.outcome.story.append(f"at {moment}: its action runs twice")
                 await work(context)
             else:
@@ -134,11 +145,11 @@ class Interferer:
 class Run:
     """One run, from the image to the verdict."""
 
-    def __init__(self, case: Case, image: Image) -> None:
+    def __init__(self, case: Case, image: Image, branches: Branches | None = None) -> None:
         self.scenario: Scenario = SCENARIOS[case.scenario]
         self.outcome = Outcome(case)
-        self._image = image
-        self._interferer = Interferer(self.outcome)
+        self._image, self._branches = image, branches
+        self._interferer = Interferer(self.outcome, branches)
         self.rack: Rack
         self.processes: Processes
 
@@ -156,6 +167,9 @@ class Run:
             await self._attempt("the sagas of the story", self._settle)
             self._interferer.armed = False
             await self._end()
+            if self._branches is not None:
+                # Here, and not after the loop: a child's loop shares with its parent's what wakes it at its very end.
+                self._branches.end(self.outcome.result())
             nursery.cancel_scope.cancel()
 
     def _note_names(self) -> None:
@@ -195,8 +209,9 @@ class Run:
 
     # -- what happens at a moment -------------------------------------------------------------------------------------
 
-    async def _act(self, operation: str, saga_id: str, saga: str) -> None:
+    async def _act(self, operation: str, saga_id: str) -> bool:
         first = self.processes.known[0]
+        before = Standing.of(self.rack, self.processes)
         match operation:
             case operations.CRASH | operations.CRASH_RESTART:
                 first.die()
@@ -208,7 +223,8 @@ class Run:
             case _:
                 done = await self._attempt(operation, lambda: table(first)[operation](first))
                 self.outcome.story.append(f"{operation}: {'done' if done else 'refused'}")
-        await self._settle_others(saga_id)
+        await self._settle_others()
+        return before.changed(self.rack, self.processes)
 
     async def _take_over(self, first: Process) -> None:
         await self.processes.leases.retire(first.name)
@@ -223,7 +239,7 @@ class Run:
         second = await self.processes.start()
         await second.executor.run(recipe, recipe.params.model_validate(record.params | fresh))
 
-    async def _settle_others(self, saga_id: str) -> None:
+    async def _settle_others(self) -> None:
         for process in self.processes.known:
             if process.alive and process is not self.processes.known[0]:
                 await process.settle()
@@ -241,11 +257,15 @@ class Run:
         self.outcome.state = digest_of(self.rack)
         known = _judged.get(self.outcome.state)
         if known is None:
-            before = len(self.outcome.violations)
+            said, found_before = len(self.outcome.story), len(self.outcome.violations)
             await self._judge_and_delete(process)
-            _judged[self.outcome.state] = tuple(self.outcome.violations[before:])
+            _judged[self.outcome.state] = (
+                tuple(self.outcome.story[said:]),
+                tuple(self.outcome.violations[found_before:]),
+            )
         else:
-            self.outcome.violations += known
+            self.outcome.story += known[0]
+            self.outcome.violations += known[1]
 
     async def _judge_and_delete(self, process: Process) -> None:
         """What a state at rest is worth: whether everything is as it must be, and can be deleted."""
@@ -267,7 +287,7 @@ class Run:
     async def _recover(self, found: list[Process]) -> None:
         """Find a Nexus that lives, and have it go on with what dead ones left."""
         first = self.processes.known[0]
-        restart = any(each.operation == operations.CRASH_RESTART for each in self.outcome.case.interferences)
+        restart = operations.CRASH_RESTART in self.outcome.happened
         if not first.alive and restart:
             self.processes.known.remove(first)
             found.append(await self.processes.start(name=first.name))
@@ -312,8 +332,7 @@ class Run:
         """What an operator does where an undo failed: have it tried again. That it failed is no finding only where an
         agent said so."""
         for record in await self.processes.store.page(limit=100, state=SagaState.STUCK):
-            refused = any(each.operation == operations.REFUSED for each in self.outcome.case.interferences)
-            if not refused:
+            if operations.REFUSED not in self.outcome.happened:
                 self.outcome.violations.append(f"saga {record.name} is stuck, and no agent refused anything")
             await process.executor.resume(record.id)
         await process.settle()
@@ -336,8 +355,8 @@ def table(process: Process) -> dict[str, Operation]:
     return USERS | MISFORTUNES | task_operations(list(process.tasks))
 
 
-_judged: dict[str, tuple[str, ...]] = {}
-"""What was found in each state at rest."""
+_judged: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+"""What was told and found in each state at rest."""
 _images: dict[str, Image] = {}
 
 
@@ -366,6 +385,19 @@ def run_case(case: Case) -> Outcome:
     with _collecting_later():
         _in_a_loop(run.go)
     return run.outcome
+
+
+def run_cases(cases: Sequence[Case]) -> list[Result]:
+    """What comes of cases of one scenario, in their order: as of :func:`run_case`, and faster, for what cases have in
+    common runs once (:mod:`nexus.explore.branches`)."""
+    scenario = SCENARIOS[cases[0].scenario]
+    # What is compiled here is compiled in all branches.
+    run_case(Case(scenario.name))
+    branches = Branches(cases, _judged)
+    run = Run(branches.case, image_of(scenario.setup), branches)
+    with _collecting_later(), branches.unharmed():
+        _in_a_loop(run.go)
+    return [branches.results[case] for case in cases]
 
 
 def prepare() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from blake3 import blake3
+from sqlalchemy import Connection
 
 from crucible_emu.agent.documents import State
 from nexus.db import schema
@@ -48,16 +49,14 @@ _QUERIES = list(_queries())
 def digest_of(rack: Rack) -> str:
     """BLAKE3 of all that counts."""
     hasher = blake3()
-    pooled = rack.database.engines[0].raw_connection()
-    try:
-        driver: Any = pooled.driver_connection
-        for name, query in _QUERIES:
-            hasher.update(f"{name}{driver.execute(query).fetchall()}".encode())
-    finally:
-        pooled.close()
-    for line in _memory(rack):
+    for line in (*rack.run(_rows), *_memory(rack)):
         hasher.update(line.encode())
     return hasher.hexdigest()
+
+
+def _rows(connection: Connection) -> list[str]:
+    driver: Any = connection.connection.driver_connection
+    return [f"{name}{driver.execute(query).fetchall()}" for name, query in _QUERIES]
 
 
 def _memory(rack: Rack) -> Iterator[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from nexus.db import Conflict, schema
 from nexus.db.schema import DiskPolicy, PhysicalDiskState, SledPolicy, SledState
@@ -60,25 +60,27 @@ class AllocatedRegion:
     read_only: bool
 
 
+_REGIONS_OF = (
+    select(
+        _REGION.c.id,
+        _REGION.c.dataset_id,
+        _DATASET.c.pool_id,
+        _POOL.c.sled_id,
+        _DATASET.c.ip,
+        _DATASET.c.port,
+        _REGION.c.port,
+        _REGION.c.read_only,
+    )
+    .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+    .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
+    .where(_REGION.c.volume_id == bindparam("volume"))
+    .order_by(_REGION.c.id)
+)
+
+
 def regions_of(connection: Connection, volume_id: str) -> list[AllocatedRegion]:
     """The regions that the volume owns (read-only ones: that were made for it), in the order of their ids."""
-    query = (
-        select(
-            _REGION.c.id,
-            _REGION.c.dataset_id,
-            _DATASET.c.pool_id,
-            _POOL.c.sled_id,
-            _DATASET.c.ip,
-            _DATASET.c.port,
-            _REGION.c.port,
-            _REGION.c.read_only,
-        )
-        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
-        .where(_REGION.c.volume_id == volume_id)
-        .order_by(_REGION.c.id)
-    )
-    return [AllocatedRegion(*row) for row in connection.execute(query)]
+    return [AllocatedRegion(*row) for row in connection.execute(_REGIONS_OF, {"volume": volume_id})]
 
 
 def regions_allocate(connection: Connection, wanted: Allocation, now: datetime) -> list[AllocatedRegion]:

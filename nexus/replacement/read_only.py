@@ -19,7 +19,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, insert, select
 
 from nexus.db import Conflict, NotFound, schema
 from nexus.db.schema import ReadOnlyTargetType, RegionSnapshotReplacementState
@@ -134,7 +134,7 @@ def snapshot_of_target(connection: Connection, target: Resource) -> Snapshot:
     :class:`~nexus.db.Conflict`."""
     match target:
         case RegionSnapshot():
-            row = connection.execute(select(_SNAPSHOT.c.region_id).where(_is_snapshot(target))).one_or_none()
+            row = connection.execute(_PLACE_OF_SNAPSHOT, _key(target)).one_or_none()
             if row is None:
                 raise NotFound("region_snapshot", str(target))
             found = snapshot_get(connection, target.snapshot_id)
@@ -154,9 +154,15 @@ def snapshot_of_target(connection: Connection, target: Resource) -> Snapshot:
             return found
 
 
+_BY_ID = select(_REQUEST).where(_REQUEST.c.id == bindparam("request"))
+_OLDEST_FIRST = select(_REQUEST).order_by(_REQUEST.c.request_time, _REQUEST.c.id)
+_IN = _OLDEST_FIRST.where(_REQUEST.c.replacement_state.in_(bindparam("states", expanding=True)))
+_AT_REST_IN = _IN.where(_REQUEST.c.operating_saga_id.is_(None))
+
+
 def read_only_replacement_get(connection: Connection, request_id: str) -> ReadOnlyReplacement:
     """The request. Raises :class:`~nexus.db.NotFound`."""
-    row = connection.execute(select(_REQUEST).where(_REQUEST.c.id == request_id)).one_or_none()
+    row = connection.execute(_BY_ID, {"request": request_id}).one_or_none()
     if row is None:
         raise NotFound("region_snapshot_replacement", request_id)
     return _of(row)
@@ -166,10 +172,8 @@ def read_only_replacements_in(
     connection: Connection, states: Collection[RegionSnapshotReplacementState], *, at_rest: bool = False
 ) -> list[ReadOnlyReplacement]:
     """The requests in these states, oldest first; with ``at_rest`` those that no saga has."""
-    query = select(_REQUEST).where(_REQUEST.c.replacement_state.in_(sorted(states)))
-    if at_rest:
-        query = query.where(_REQUEST.c.operating_saga_id.is_(None))
-    return [_of(row) for row in connection.execute(query.order_by(_REQUEST.c.request_time, _REQUEST.c.id))]
+    query = _AT_REST_IN if at_rest else _IN
+    return [_of(row) for row in connection.execute(query, {"states": sorted(states)})]
 
 
 def target_was_requested(connection: Connection, target: Resource) -> bool:
@@ -216,6 +220,18 @@ def require_nothing_left(connection: Connection, request_id: str) -> None:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
+_PLACE_OF_SNAPSHOT = select(_SNAPSHOT.c.snapshot_addr, _SNAPSHOT.c.deleting).where(
+    _SNAPSHOT.c.dataset_id == bindparam("dataset"),
+    _SNAPSHOT.c.region_id == bindparam("region"),
+    _SNAPSHOT.c.snapshot_id == bindparam("snapshot"),
+)
+_PLACE_OF_REGION = (
+    select(_DATASET.c.ip, _REGION.c.port, _REGION.c.deleting)
+    .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+    .where(_REGION.c.id == bindparam("region"))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     deleting: bool
@@ -225,27 +241,17 @@ class _Found:
 def _address_of(connection: Connection, target: Resource) -> _Found | None:
     match target:
         case RegionSnapshot():
-            query = select(_SNAPSHOT.c.snapshot_addr, _SNAPSHOT.c.deleting).where(_is_snapshot(target))
-            found = connection.execute(query).one_or_none()
+            found = connection.execute(_PLACE_OF_SNAPSHOT, _key(target)).one_or_none()
             return None if found is None else _Found(found.deleting, Address.parse(found.snapshot_addr))
         case ReadOnlyRegion(region_id):
-            row = connection.execute(
-                select(_DATASET.c.ip, _REGION.c.port, _REGION.c.deleting)
-                .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-                .where(_REGION.c.id == region_id)
-            ).one_or_none()
+            row = connection.execute(_PLACE_OF_REGION, {"region": region_id}).one_or_none()
             if row is None:
                 return None
             return _Found(row.deleting, None if row.port is None else Address.of(row.ip, row.port))
 
 
-def _is_snapshot(target: RegionSnapshot) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = (
-        (_SNAPSHOT.c.dataset_id == target.dataset_id)
-        & (_SNAPSHOT.c.region_id == target.region_id)
-        & (_SNAPSHOT.c.snapshot_id == target.snapshot_id)
-    )
-    return condition
+def _key(target: RegionSnapshot) -> dict[str, str]:
+    return {"dataset": target.dataset_id, "region": target.region_id, "snapshot": target.snapshot_id}
 
 
 def _of_target(target: Resource) -> ColumnElement[bool]:

@@ -23,7 +23,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, func, insert, select
 
 from nexus.db import Conflict, NotFound, schema
 from nexus.db.schema import RegionReplacementState, RegionReplacementStepType
@@ -158,9 +158,16 @@ def _may_join(connection: Connection, volume_id: str) -> bool:
     }
 
 
+_BY_ID = select(_REQUEST).where(_REQUEST.c.id == bindparam("request"))
+_OLDEST_FIRST = select(_REQUEST).order_by(_REQUEST.c.request_time, _REQUEST.c.id)
+_IN = _OLDEST_FIRST.where(_REQUEST.c.replacement_state.in_(bindparam("states", expanding=True)))
+_AT_REST_IN = _IN.where(_REQUEST.c.operating_saga_id.is_(None))
+_OPEN_FOR = _OLDEST_FIRST.where(_REQUEST.c.volume_id == bindparam("volume"), _REQUEST.c.replacement_state != "complete")
+
+
 def region_replacement_get(connection: Connection, request_id: str) -> RegionReplacement:
     """The request. Raises :class:`~nexus.db.NotFound`."""
-    row = connection.execute(select(_REQUEST).where(_REQUEST.c.id == request_id)).one_or_none()
+    row = connection.execute(_BY_ID, {"request": request_id}).one_or_none()
     if row is None:
         raise NotFound("region_replacement", request_id)
     return _of(row)
@@ -170,16 +177,13 @@ def region_replacements_in(
     connection: Connection, states: Collection[RegionReplacementState], *, at_rest: bool = False
 ) -> list[RegionReplacement]:
     """The requests in these states, oldest first; with ``at_rest`` those that no saga has."""
-    query = select(_REQUEST).where(_REQUEST.c.replacement_state.in_(sorted(states)))
-    if at_rest:
-        query = query.where(_REQUEST.c.operating_saga_id.is_(None))
-    return [_of(row) for row in connection.execute(query.order_by(_REQUEST.c.request_time, _REQUEST.c.id))]
+    query = _AT_REST_IN if at_rest else _IN
+    return [_of(row) for row in connection.execute(query, {"states": sorted(states)})]
 
 
 def region_replacements_of_volume(connection: Connection, volume_id: str) -> list[RegionReplacement]:
     """The requests that are open for the volume, oldest first; more than one only when they share its lock."""
-    query = select(_REQUEST).where(_REQUEST.c.volume_id == volume_id, _REQUEST.c.replacement_state != "complete")
-    return [_of(row) for row in connection.execute(query.order_by(_REQUEST.c.request_time, _REQUEST.c.id))]
+    return [_of(row) for row in connection.execute(_OPEN_FOR, {"volume": volume_id})]
 
 
 def region_was_requested(connection: Connection, region_id: str) -> bool:
@@ -235,10 +239,17 @@ def step_record(connection: Connection, request_id: str, step: DriveStep, now: d
     insert_if_absent(connection, _STEP, values | {"replacement_id": request_id, "step_time": now})
 
 
+_STEP_NEWEST = (
+    select(_STEP)
+    .where(_STEP.c.replacement_id == bindparam("request"))
+    .order_by(_STEP.c.step_time.desc(), _STEP.c.step_type)
+    .limit(1)
+)
+
+
 def step_newest(connection: Connection, request_id: str) -> tuple[DriveStep, datetime] | None:
     """Who was asked last, and when."""
-    query = select(_STEP).where(_STEP.c.replacement_id == request_id)
-    row = connection.execute(query.order_by(_STEP.c.step_time.desc(), _STEP.c.step_type).limit(1)).one_or_none()
+    row = connection.execute(_STEP_NEWEST, {"request": request_id}).one_or_none()
     if row is None:
         return None
     if row.step_type == RegionReplacementStepType.PROPOLIS:

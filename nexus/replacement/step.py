@@ -19,7 +19,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, func, insert, select
 
 from nexus.db import NotFound, schema
 from nexus.db.schema import RegionSnapshotReplacementStepState
@@ -127,6 +127,14 @@ def step_get(connection: Connection, step_id: str) -> Step:
     return _of(row)
 
 
+_IN = (
+    select(_STEP)
+    .where(_STEP.c.replacement_state.in_(bindparam("states", expanding=True)))
+    .order_by(_STEP.c.request_time, _STEP.c.id)
+)
+_OF_REQUEST_IN = _IN.where(_STEP.c.request_id == bindparam("request"))
+
+
 def steps_in(
     connection: Connection,
     states: Collection[RegionSnapshotReplacementStepState],
@@ -134,10 +142,9 @@ def steps_in(
     request_id: str | None = None,
 ) -> list[Step]:
     """The steps in these states, of one request or of all, oldest first."""
-    query = select(_STEP).where(_STEP.c.replacement_state.in_(sorted(states)))
-    if request_id is not None:
-        query = query.where(_STEP.c.request_id == request_id)
-    return [_of(row) for row in connection.execute(query.order_by(_STEP.c.request_time, _STEP.c.id))]
+    query = _IN if request_id is None else _OF_REQUEST_IN
+    asked = {"states": sorted(states)} | ({} if request_id is None else {"request": request_id})
+    return [_of(row) for row in connection.execute(query, asked)]
 
 
 def steps_in_progress(connection: Connection, request_id: str) -> int:

@@ -7,7 +7,7 @@ holds.
 
 from __future__ import annotations
 
-from sqlalchemy import Column, ColumnElement, Connection, select
+from sqlalchemy import Column, ColumnElement, Connection, bindparam, select
 
 from nexus.db import schema
 from nexus.db.schema.hardware import DiskPolicy, SledPolicy
@@ -17,14 +17,17 @@ _DATASET, _POOL, _DISK = schema.crucible_dataset, schema.zpool, schema.physical_
 _SLED, _PANTRY = schema.sled, schema.pantry
 
 
+_POLICY_OF_DATASET = (
+    select(_DISK.c.disk_policy)
+    .join(_POOL, _POOL.c.physical_disk_id == _DISK.c.id)
+    .join(_DATASET, _DATASET.c.pool_id == _POOL.c.id)
+    .where(_DATASET.c.id == bindparam("dataset"))
+)
+
+
 def dataset_gone(connection: Connection, dataset_id: str) -> bool:
     """Whether the dataset's agent will never answer: its physical disk is not in service, or it is forgotten."""
-    policy = connection.execute(
-        select(_DISK.c.disk_policy)
-        .join(_POOL, _POOL.c.physical_disk_id == _DISK.c.id)
-        .join(_DATASET, _DATASET.c.pool_id == _POOL.c.id)
-        .where(_DATASET.c.id == dataset_id)
-    ).scalar_one_or_none()
+    policy = connection.execute(_POLICY_OF_DATASET, {"dataset": dataset_id}).scalar_one_or_none()
     return policy != DiskPolicy.IN_SERVICE
 
 
@@ -52,19 +55,21 @@ def sled_gone(connection: Connection, sled_id: str) -> bool:
     return policy is None or policy == SledPolicy.EXPUNGED
 
 
+_PANTRY_AT = (
+    select(_PANTRY.c.id)
+    .join(_SLED, _SLED.c.id == _PANTRY.c.sled_id)
+    .where(
+        _PANTRY.c.ip == bindparam("ip"),
+        _PANTRY.c.port == bindparam("port"),
+        _PANTRY.c.time_deleted.is_(None),
+        _SLED.c.sled_policy != SledPolicy.EXPUNGED,
+    )
+)
+
+
 def pantry_gone(connection: Connection, address: Address) -> bool:
     """Whether the pantry that was at ``address`` will never answer: it is not listed any more."""
-    listed = connection.execute(
-        select(_PANTRY.c.id)
-        .join(_SLED, _SLED.c.id == _PANTRY.c.sled_id)
-        .where(
-            _PANTRY.c.ip == address.ip,
-            _PANTRY.c.port == address.port,
-            _PANTRY.c.time_deleted.is_(None),
-            _SLED.c.sled_policy != SledPolicy.EXPUNGED,
-        )
-    ).first()
-    return listed is None
+    return connection.execute(_PANTRY_AT, {"ip": address.ip, "port": address.port}).first() is None
 
 
 def pantries_listed(connection: Connection) -> list[Address]:

@@ -141,10 +141,17 @@ class _LockBack:
         return True
 
 
+_IN_HAND = {
+    table: select(table.c.id, table.c.replacement_state, table.c[HOLDER])
+    .where(table.c[HOLDER].is_not(None))
+    .order_by(table.c.id)
+    for table in AT_REST
+}
+
+
 def _records(connection: Connection) -> Iterator[Held]:
     for table, states in AT_REST.items():
-        held = select(table.c.id, table.c.replacement_state, table.c[HOLDER]).where(table.c[HOLDER].is_not(None))
-        for identity, state, holder in connection.execute(held.order_by(table.c.id)):
+        for identity, state, holder in connection.execute(_IN_HAND[table]):
             behind = _ended(connection, holder)
             if behind is not None:
                 back = _Back(table, identity, state, holder, *states[state])

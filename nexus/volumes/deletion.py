@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, select, update
 
 from nexus.db import schema
 from nexus.volumes import freed, walks
@@ -107,10 +107,13 @@ def _dropped(connection: Connection, volume_id: str, targets: Collection[Address
     return last
 
 
+_HAS_SNAPSHOTS = select(exists().where(_SNAPSHOT.c.region_id == bindparam("region")))
+
+
 def has_snapshots(connection: Connection, region_id: str) -> bool:
     """Whether there is any row of a snapshot of the region, also of one that is being deleted: the agent may have it
     still, and then refuses to destroy the region (R15, *safety*)."""
-    return connection.execute(select(exists().where(_SNAPSHOT.c.region_id == region_id))).scalar_one()
+    return connection.execute(_HAS_SNAPSHOTS, {"region": region_id}).scalar_one()
 
 
 def volume_hard_delete(connection: Connection, volume_id: str) -> None:
@@ -186,8 +189,11 @@ def volume_hard_delete_when_done(connection: Connection, volume_id: str) -> bool
     return True
 
 
+_OWNS_REGIONS = select(exists().where(_REGION.c.volume_id == bindparam("volume")))
+
+
 def _owns_regions(connection: Connection, volume_id: str) -> bool:
-    return connection.execute(select(exists().where(_REGION.c.volume_id == volume_id))).scalar_one()
+    return connection.execute(_OWNS_REGIONS, {"volume": volume_id}).scalar_one()
 
 
 def deletions_to_finish(connection: Connection) -> list[str]:

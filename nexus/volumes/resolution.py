@@ -14,8 +14,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, exists, func, insert, select, update
 
 from nexus.db import schema
 from nexus.db.schema import UsageType
@@ -54,33 +55,42 @@ class RegionSnapshot:
 Resource = ReadOnlyRegion | RegionSnapshot
 
 
+def _region_at(read_only: bool, *more: ColumnElement[bool]) -> Select[Any]:
+    return (
+        select(_REGION.c.id)
+        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+        .where(
+            _DATASET.c.ip == bindparam("ip"),
+            _REGION.c.port == bindparam("port"),
+            _REGION.c.read_only == read_only,
+            ~_REGION.c.deleting,
+            *more,
+        )
+    )
+
+
+_READ_ONLY_REGION_AT = _region_at(True)
+_WRITABLE_REGION_AT = _region_at(
+    False, exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_(None))
+)
+_SNAPSHOT_AT = select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id).where(
+    _SNAPSHOT.c.snapshot_addr == bindparam("address"), ~_SNAPSHOT.c.deleting
+)
+
+
 def target_to_region(connection: Connection, address: Address, *, read_only: bool) -> str | None:
     """The region of one kind that listens there. A region whose port is not known listens nowhere; and a read/write
     region is nobody's, like one that is ``deleting``, unless its owner is there and not deleted: it is destroyed, or
     its making is undone, and its agent may have given its port to the next region before its row goes."""
-    owned = exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_(None))
-    found = connection.execute(
-        select(_REGION.c.id)
-        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .where(
-            _DATASET.c.ip == address.ip,
-            _REGION.c.port == address.port,
-            _REGION.c.read_only == read_only,
-            ~_REGION.c.deleting,
-            *(() if read_only else (owned,)),
-        )
-    ).scalars()
-    return found.one_or_none()
+    query = _READ_ONLY_REGION_AT if read_only else _WRITABLE_REGION_AT
+    found: str | None = connection.execute(query, {"ip": address.ip, "port": address.port}).scalar_one_or_none()
+    return found
 
 
 def read_only_target_to_resource(connection: Connection, address: Address) -> Resource | None:
     """What a read-only target is: a region snapshot, else a read-only region. ``None``: it was deleted, is being
     deleted, or its port is not known."""
-    row = connection.execute(
-        select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id).where(
-            _SNAPSHOT.c.snapshot_addr == str(address), ~_SNAPSHOT.c.deleting
-        )
-    ).one_or_none()
+    row = connection.execute(_SNAPSHOT_AT, {"address": str(address)}).one_or_none()
     if row is not None:
         return RegionSnapshot(*row)
     region_id = target_to_region(connection, address, read_only=True)
@@ -177,11 +187,12 @@ def volumes_using(connection: Connection, resource: Resource) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
+_USED_BY = select(_USAGE).where(_USAGE.c.volume_id == bindparam("volume"))
+
+
 def resources_used_by(connection: Connection, volume_id: str) -> list[Resource]:
     """What a volume counts on."""
-    return sorted_resources(
-        resource_of(row) for row in connection.execute(select(_USAGE).where(_USAGE.c.volume_id == volume_id)).mappings()
-    )
+    return sorted_resources(resource_of(row) for row in connection.execute(_USED_BY, {"volume": volume_id}).mappings())
 
 
 def resource_of(row: object) -> Resource:

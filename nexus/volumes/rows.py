@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest
 from nexus.db import Conflict, NotFound, schema
@@ -22,6 +22,10 @@ from nexus.volumes import recorded, walks
 from nexus.volumes.resolution import insert_usage, require_resource
 
 _VOLUME = schema.volume
+_INSERT = insert(_VOLUME)
+_BY_ID = select(_VOLUME).where(_VOLUME.c.id == bindparam("volume"))
+_WRITE = update(_VOLUME).where(_VOLUME.c.id == bindparam("volume"))
+_WHETHER_DELETED = select(_VOLUME.c.time_deleted).where(_VOLUME.c.id == bindparam("volume"))
 
 
 class Deletion(Enum):
@@ -48,7 +52,7 @@ class Volume:
 
 def volume_get(connection: Connection, volume_id: str) -> Volume | None:
     """The row, soft-deleted or not. Raises :class:`~nexus.volumes.recorded.MalformedVolume`."""
-    row = connection.execute(select(_VOLUME).where(_VOLUME.c.id == volume_id)).one_or_none()
+    row = connection.execute(_BY_ID, {"volume": volume_id}).one_or_none()
     if row is None:
         return None
     request = recorded.parse(row.data, f"volume {volume_id}")
@@ -57,7 +61,7 @@ def volume_get(connection: Connection, volume_id: str) -> Volume | None:
 
 def volume_state(connection: Connection, volume_id: str) -> Deletion:
     """Whether it is still there."""
-    row = connection.execute(select(_VOLUME.c.time_deleted).where(_VOLUME.c.id == volume_id)).one_or_none()
+    row = connection.execute(_WHETHER_DELETED, {"volume": volume_id}).one_or_none()
     if row is None:
         return Deletion.HARD_DELETED
     return Deletion.LIVE if row.time_deleted is None else Deletion.SOFT_DELETED
@@ -81,8 +85,7 @@ def require_live(connection: Connection, volume_id: str) -> Volume:
 
 def write_request(connection: Connection, volume_id: str, request: VolumeConstructionRequest, now: datetime) -> None:
     """Record a changed VCR. The usage rows are the caller's business, in the same transaction."""
-    values = {"data": recorded.write(request), "time_modified": now}
-    connection.execute(update(_VOLUME).where(_VOLUME.c.id == volume_id).values(**values))
+    connection.execute(_WRITE, {"volume": volume_id, "data": recorded.write(request), "time_modified": now})
 
 
 def volume_create(connection: Connection, volume_id: str, request: VolumeConstructionRequest, now: datetime) -> Volume:
@@ -103,7 +106,7 @@ def volume_create(connection: Connection, volume_id: str, request: VolumeConstru
         # *Safety* (I9): two places would share one usage row, and deletion would look for it twice.
         raise Conflict(f"volume {volume_id} would name one read-only target twice")
     text = recorded.write(request)
-    connection.execute(insert(_VOLUME).values(id=volume_id, data=text, time_created=now, time_modified=now))
+    connection.execute(_INSERT, {"id": volume_id, "data": text, "time_created": now, "time_modified": now})
     for address in targets:
         insert_usage(connection, volume_id, require_resource(connection, address))
     return Volume(volume_id, recorded.parse(text), None, None)
