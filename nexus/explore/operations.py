@@ -8,6 +8,7 @@ action fails, or runs twice. The others know only a rack and a Nexus.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -18,6 +19,7 @@ from nexus.explore import users
 from nexus.explore.processes import Process
 from nexus.explore.rack import Rack
 from nexus.replacement.survivors import UNDER_REPAIR
+from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaStuck
 
 Operation = Callable[[Process], Awaitable[object]]
 
@@ -143,6 +145,31 @@ async def _guest_writes(process: Process) -> None:
         await users.guest_writes(process.rack, "instance", disk.name, 3)
 
 
+async def _another_disk(process: Process) -> None:
+    """Somebody else makes disks, which get whatever ports are free, and writes to them."""
+    for name in ("stranger", "second-stranger"):
+        made = await users.create_disk(process, name)
+        await users.write(process, made.name, 3)
+
+
+async def _replace_copies(process: Process) -> None:
+    """An operator wants every copy of the snapshot replaced, and the tasks begin with that."""
+    await users.replace_copies(process, "snapshot")
+    for _ in range(2):
+        await process.activate("region_snapshot_replacement_start")
+
+
+async def _begin_deleting_copy(process: Process) -> None:
+    """A user deletes the copy, and that is under way while other things go on."""
+
+    async def delete() -> None:
+        # Whether it is refused its user will be told; what becomes of it is seen when everything has come to rest.
+        with suppress(ActionFailed, SagaFailed, SagaStuck, Fenced):
+            await users.delete(process, "copy")
+
+    process.rack.nursery.start_soon(delete)
+
+
 async def _task(name: str, process: Process) -> None:
     await process.activate(name)
 
@@ -157,6 +184,8 @@ USERS: dict[str, Operation] = {
     "copy-snapshot": lambda process: users.create_disk(process, "second-copy", "snapshot"),
     "snapshot-disk": lambda process: users.create_snapshot(process, "second-snapshot", "disk"),
     "snapshot-copy": lambda process: users.create_snapshot(process, "third-snapshot", "copy"),
+    "begin-deleting-copy": _begin_deleting_copy,
+    "another-disk": _another_disk,
     "make-image": lambda process: users.create_image(process, "second-image", "snapshot"),
     "attach-disk": lambda process: users.attach(process, "instance", "disk"),
     "attach-copy": lambda process: users.attach(process, "instance", "copy"),
@@ -178,6 +207,7 @@ MISFORTUNES: dict[str, Operation] = {
     "lost-notification": _mute,
     "time-passes": _time_passes,
     "replace-regions": _replace_regions,
+    "replace-copies": _replace_copies,
 }
 
 

@@ -18,8 +18,10 @@ from sqlalchemy import delete, insert, update
 from nexus.db import schema
 from nexus.explore import users, verdicts
 from nexus.explore.processes import Process, run_saga
+from nexus.placement import AllocatedRegion, regions_of
 from nexus.replacement.read_only import read_only_replacement_request
 from nexus.replacement.region import RequestResult
+from nexus.replacement.survivors import NEEDS_DECISION
 from nexus.saga import SagaFailed
 from nexus.sagas import volume_verify
 from nexus.volumes import ReadOnlyRegion, RegionSnapshot
@@ -120,6 +122,37 @@ async def _lose(process: Process) -> None:
     await rack.lose_sled(rack.sled_of_region(users.first_region(rack, rack.things["disk"].volume_id).region_id))
 
 
+async def _guest_with_copy(process: Process) -> None:
+    await _copy(process)
+    await users.create_instance(process, "instance")
+    await users.attach(process, "instance", "copy")
+
+
+async def _behind(process: Process) -> None:
+    """A disk of which the last copy has missed a write that was acknowledged, and nobody knows."""
+    await _disk(process)
+    await users.write(process, "disk", 7, missed_by=_sleds_of(process, "disk")[-1])
+
+
+def _sleds_of(process: Process, disk: str) -> list[int]:
+    """The sleds of the disk's copies, in the order of their numbers."""
+    rack = process.rack
+    owned: list[AllocatedRegion] = rack.run(regions_of, rack.things[disk].volume_id)
+    return sorted(rack.sled_of_region(each.region_id) for each in owned)
+
+
+async def _lose_two(process: Process) -> None:
+    """The two copies that have everything are lost. Nexus asks whether the third is to be believed; the operator, who
+    knows that it is not, gives the disk up."""
+    for sled in _sleds_of(process, "disk")[:2]:
+        await process.rack.lose_sled(sled)
+    for name in ("region_replacement", "region_replacement"):
+        await process.activate(name)
+    waiting = await process.rack.database.read(verdicts.open_requests)
+    if any(NEEDS_DECISION in each for each in waiting):
+        await users.delete(process, "disk")
+
+
 SETUPS: dict[str, Story] = {
     "nothing": _nothing,
     "disk": _disk,
@@ -127,6 +160,8 @@ SETUPS: dict[str, Story] = {
     "copy": _copy,
     "family": _family,
     "guest": _guest,
+    "behind": _behind,
+    "guest-with-copy": _guest_with_copy,
     "replaced": _replaced,
 }
 
@@ -279,6 +314,16 @@ _REPLACEMENTS = (
         REGION,
     ),
     Scenario(
+        "replace-region-of-guest",
+        "guest",
+        lambda process: _after(process, _ask_for_region),
+        ("another-disk", *GUEST, "lost-notification", "expunge-another"),
+        REGION,
+        _start,
+        stride=VARIATION,
+    ),
+    Scenario("lose-two-copies", "behind", _until_replaced, (), (), _lose_two),
+    Scenario(
         "lose-region",
         "disk",
         lambda process: _after(process, _lose),
@@ -311,6 +356,23 @@ _REPLACEMENTS = (
             *(*RACK, *REPLACEMENT_TASKS),
         ),
         READ_ONLY,
+    ),
+    Scenario(
+        "replace-snapshot-of-guest",
+        "guest-with-copy",
+        lambda process: _after(process, _ask_for_snapshot),
+        (*GUEST, "detach-copy", "delete-snapshot", "snapshot-copy", "expunge-another"),
+        READ_ONLY,
+        _start,
+        stride=VARIATION * VARIATION,
+    ),
+    Scenario(
+        "replace-copies",
+        "copy",
+        lambda process: _after(process, lambda one: users.replace_copies(one, "snapshot")),
+        ("delete-snapshot", "delete-copy", "expunge-another"),
+        READ_ONLY,
+        stride=VARIATION * VARIATION,
     ),
     Scenario(
         "replace-read-only-region",

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import Connection, select
+
+from nexus.db import schema
 from nexus.db.schema import DiskState
 from nexus.explore.processes import Process, run_saga
 from nexus.explore.rack import BLOCK_BYTES, DISK_BYTES, Rack, Thing, pattern
@@ -25,6 +28,7 @@ from nexus.objects.instances import (
 )
 from nexus.objects.sources import Blank, FromImage, FromSnapshot
 from nexus.placement import AllocatedRegion, regions_of
+from nexus.replacement.read_only import read_only_replacement_request
 from nexus.replacement.region import RequestResult, region_replacement_request
 from nexus.saga.identities import derived
 from nexus.sagas import (
@@ -39,7 +43,7 @@ from nexus.sagas import (
     snapshot_create,
     snapshot_delete,
 )
-from nexus.volumes import Pantry, volume_checkout
+from nexus.volumes import Pantry, RegionSnapshot, volume_checkout
 
 
 def named(name: str, what: str) -> str:
@@ -88,17 +92,22 @@ async def create_disk(process: Process, name: str, source: str | None = None, *,
     return await _made(process, thing, saga, params)
 
 
-async def write(process: Process, name: str, *blocks: int) -> None:
-    """Write blocks of a detached disk, by way of a pantry, as nobody may who is not its user."""
+async def write(process: Process, name: str, *blocks: int, missed_by: int | None = None) -> None:
+    """Write blocks of a detached disk, by way of a pantry, as nobody may who is not its user. ``missed_by``: a sled
+    that does not answer as long as that takes, so that its copy lacks what was acknowledged."""
     rack, thing = process.rack, process.rack.things[name]
     pantry = await rack.world.pantries.choose(thing.id)
     request = await rack.database.transact(lambda c: volume_checkout(c, thing.volume_id, Pantry(), rack.now()).request)
     await rack.world.pantries.attach(pantry, thing.id, request)
+    if missed_by is not None:
+        rack.fabric.sleds[missed_by].trouble.silent = True
     for block in blocks:
         data = pattern(name, block, len(thing.own))
         await rack.world.pantries.bulk_write(pantry, thing.id, block * BLOCK_BYTES, data)
         thing.own[block] = data
     await rack.world.pantries.detach(pantry, thing.id)
+    if missed_by is not None:
+        rack.fabric.sleds[missed_by].trouble.silent = False
 
 
 async def create_snapshot(process: Process, name: str, disk: str) -> Thing:
@@ -306,3 +315,17 @@ async def replace_first_region(process: Process, disk: str) -> RequestResult:
         lambda c: region_replacement_request(c, rack.world.locks, region.region_id, rack.now())
     )
     return result
+
+
+async def replace_copies(process: Process, snapshot: str) -> None:
+    """An operator wants every copy of the snapshot replaced that no request is open for."""
+    rack = process.rack
+    table, snapshot_id = schema.region_snapshot, rack.things[snapshot].id
+    which = (table.c.dataset_id, table.c.region_id, table.c.snapshot_id)
+    query = select(*which).where(table.c.snapshot_id == snapshot_id).order_by(*which)
+
+    def ask(connection: Connection) -> None:
+        for row in connection.execute(query).all():
+            read_only_replacement_request(connection, rack.world.locks, RegionSnapshot(*row), rack.now())
+
+    await rack.database.transact(ask)

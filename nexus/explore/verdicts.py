@@ -47,6 +47,7 @@ async def at_rest(rack: Rack) -> list[str]:
     found += await rack.database.read(lambda c: list(_told(c, rack)))
     found += await rack.database.read(lambda c: list(_bytes(c, rack)))
     found += await rack.database.read(lambda c: list(_guests(c, rack)))
+    found += await rack.database.read(lambda c: list(_pantries(c, rack)))
     return found
 
 
@@ -176,6 +177,32 @@ def _guests(connection: Connection, rack: Rack) -> Iterator[str]:
             for disk_id, volume in guest.disks.items():
                 if not volume.active:
                     yield f"guest: instance {row.id} runs, and its disk {disk_id} was taken from it"
+                elif (used := {each.address for one in volume.every_set() for each in one.members}) != (
+                    named := _named(connection, disk_id)
+                ):
+                    others = ", ".join(sorted(used - named))
+                    yield f"guest: instance {row.id} runs, and its disk {disk_id} uses {others}, not what it is made of"
+
+
+def _pantries(connection: Connection, rack: Rack) -> Iterator[str]:
+    """*Safety*: a pantry has a volume only as long as somebody imports into its disk. One that is forgotten there would
+    write to whatever gets the ports of its regions."""
+    crucible = schema.disk_type_crucible
+    imported = select(crucible.c.disk_id).where(crucible.c.pantry_address.is_not(None))
+    known = set(connection.execute(imported).scalars())
+    for sled in rack.fabric.sleds:
+        pantry = rack.switchboard.pantries.get(sled.ip)
+        if pantry is not None and sled.alive:
+            for name in sorted(pantry.held.keys() - known):
+                yield f"pantry: the one on sled {sled.number} has {name}, and nobody knows of it"
+
+
+def _named(connection: Connection, disk_id: str) -> set[str]:
+    """Every target in the document of the disk's volume."""
+    crucible, volume = schema.disk_type_crucible, schema.volume
+    query = select(volume.c.data).join(crucible, crucible.c.volume_id == volume.c.id)
+    data = connection.execute(query.where(crucible.c.disk_id == disk_id)).scalar_one()
+    return {target for each in _sets(recorded.parse(data)) for target in each.opts.target}
 
 
 def _state(connection: Connection, thing: Thing) -> DiskState:

@@ -113,13 +113,20 @@ def read_only_replacement_request(
         return open_one, RequestResult.OPEN_ALREADY
     before = connection.execute(select(func.count()).select_from(_REQUEST).where(mine)).scalar_one()
     request_id = derived(snapshot.volume_id, "replacement", *_words(old), str(before))
-    taken = locks.volume_repair_insert(connection, snapshot.volume_id, request_id, now)
-    if taken is LockResult.HELD_BY_ANOTHER:
+    if snapshot_locked(connection, locks, snapshot.volume_id, request_id, now) is LockResult.HELD_BY_ANOTHER:
         return request_id, RequestResult.LOCK_HELD
     wait_no_more(connection, request_id)
     values = {"id": request_id, "request_time": now, "replacement_state": READ_ONLY_REPLACEMENT.created}
     connection.execute(insert(_REQUEST).values(**values, **_columns(old)))
     return request_id, RequestResult.MADE
+
+
+def snapshot_locked(
+    connection: Connection, locks: RepairLocks, volume_id: str, request_id: str, now: datetime
+) -> LockResult:
+    """R3, *safety*: one request at a time for the copies of one snapshot. R4, *liveness*: whether the snapshot's volume
+    is there is not asked; copies of it have to be mended when it is gone."""
+    return locks.volume_repair_insert(connection, volume_id, request_id, now)
 
 
 def snapshot_of_target(connection: Connection, target: Resource) -> Snapshot:

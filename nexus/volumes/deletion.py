@@ -38,7 +38,7 @@ from nexus.volumes.resolution import (
     resources_used_by,
     target_to_region,
 )
-from nexus.volumes.rows import volume_get
+from nexus.volumes.rows import Volume, volume_get
 
 _VOLUME = schema.volume
 _REGION = schema.region
@@ -57,6 +57,13 @@ def soft_delete_volume(connection: Connection, volume_id: str, now: datetime) ->
         return CrucibleResources()
     if volume.deleted:
         return freed.parse(volume.resources_to_clean_up)
+    return soft_delete_as_read(connection, volume, now)
+
+
+def soft_delete_as_read(connection: Connection, volume: Volume, now: datetime) -> CrucibleResources:
+    """What its document counts on is let go of, and the row says what that set free. For who has read the volume in
+    this transaction."""
+    volume_id = volume.id
     regions = [
         region_id
         for region_id in (_owned(connection, volume_id, each) for each in walks.read_write_targets(volume.request))

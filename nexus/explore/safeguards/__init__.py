@@ -12,6 +12,7 @@ from nexus.explore.removal import Removal
 from nexus.explore.safeguards.corrections import CORRECTIONS
 from nexus.explore.safeguards.deletions import DELETIONS
 from nexus.explore.safeguards.replacements import REPLACEMENTS
+from nexus.explore.safeguards.requests import REQUESTS
 
 
 def _order(removal: Removal) -> tuple[str, int]:
@@ -19,5 +20,5 @@ def _order(removal: Removal) -> tuple[str, int]:
     return letter, int(number)
 
 
-REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS + CORRECTIONS, key=_order))
+REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS + CORRECTIONS + REQUESTS, key=_order))
 """What can be taken out."""
