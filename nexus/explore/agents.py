@@ -52,6 +52,7 @@ class LightAgent:
             if state is State.CREATED:
                 self._fill(found)
         elif found.wish != wish:
+            self._fabric.contradictions.append(f"agent {self._url} was asked for two regions {wish.id}")
             raise ServiceError(409, f"region {wish.id} exists with other parameters")
         self._sled.answer(self._url)
         return _region(found)

@@ -85,11 +85,13 @@ class Downstairs:
 
 
 class Fabric:
-    """All sleds. ``told`` is called with what an Upstairs tells Nexus; ``now_s`` is the clock."""
+    """All sleds. ``now_s`` is the clock. ``contradictions``: who was asked for two things under one name, in sentences;
+    services refuse the second, so that it may look like a misfortune and is none."""
 
     def __init__(self, sleds: int) -> None:
         self.sleds = [Sled(number, f"fd00::{number + 1:x}") for number in range(sleds)]
         self.sessions = 0
+        self.contradictions: list[str] = []
         self.now_s: Callable[[], float] = lambda: 0.0
 
     def __getstate__(self) -> dict[str, object]:
@@ -97,6 +99,7 @@ class Fabric:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
+        self.contradictions = []
         self.now_s = lambda: 0.0
 
     def sled_at(self, ip: str) -> Sled | None:

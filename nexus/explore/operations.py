@@ -8,13 +8,17 @@ action fails, or runs twice. The others know only a rack and a Nexus.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
 
+from nexus.db import DatabaseError
 from nexus.explore import users
 from nexus.explore.processes import Process
 from nexus.explore.rack import Rack
+from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaStuck
+from nexus.volumes import Address
 
 Operation = Callable[[Process], Awaitable[object]]
 
@@ -46,6 +50,17 @@ it is an operation of users.)"""
 AT_EFFECT_ONLY = frozenset({ERROR, TWICE})
 
 
+async def _delete_snapshot_meanwhile(process: Process) -> None:
+    """A user begins in half a second: between two transactions of a node, if there are two, and else after it."""
+
+    async def later() -> None:
+        await trio.sleep(0.5)
+        with suppress(ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, trio.TooSlowError):
+            await users.delete(process, "snapshot")
+
+    process.rack.nursery.start_soon(later)
+
+
 async def _delete_everything(process: Process) -> None:
     for thing in list(process.rack.things.values()):
         if thing.living and thing.kind != "instance":
@@ -59,6 +74,14 @@ async def _expunge_another(process: Process) -> None:
 async def _expunge_pantry(process: Process) -> None:
     """The sled of the first pantry, on which somebody may be attached."""
     await process.rack.lose_sled(0)
+
+
+async def _expunge_source(process: Process) -> None:
+    """Each sled from which a clone was made."""
+    fabric = process.rack.fabric
+    sources = {region.wish.source for sled in fabric.sleds for region in sled.regions.values()} - {None}
+    for ip in sorted({Address.parse(str(source)).ip for source in sources}):
+        await process.rack.lose_sled(next(sled.number for sled in fabric.sleds if sled.ip == ip))
 
 
 def spare_sled(rack: Rack) -> int:
@@ -141,12 +164,15 @@ USERS: dict[str, Operation] = {
     "delete-snapshot": lambda process: users.delete(process, "snapshot"),
     "delete-image": lambda process: users.delete(process, "image"),
     "delete-copy": lambda process: users.delete(process, "copy"),
+    "delete-snapshot-meanwhile": _delete_snapshot_meanwhile,
     "delete-everything": _delete_everything,
     "remove-parent": lambda process: users.remove_parent(process, "copy"),
     "copy-snapshot": lambda process: users.create_disk(process, "second-copy", "snapshot"),
     "snapshot-disk": lambda process: users.create_snapshot(process, "second-snapshot", "disk"),
     "snapshot-copy": lambda process: users.create_snapshot(process, "third-snapshot", "copy"),
     "make-image": lambda process: users.create_image(process, "second-image", "snapshot"),
+    "export-snapshot": lambda process: users.export(process, "export", "snapshot"),
+    "ask-for-the-wrong-kind": lambda process: users.replace_first_region(process, "snapshot"),
     "attach-disk": lambda process: users.attach(process, "instance", "disk"),
     "attach-copy": lambda process: users.attach(process, "instance", "copy"),
     "detach-disk": lambda process: users.detach(process, "instance", "disk"),
@@ -158,6 +184,7 @@ USERS: dict[str, Operation] = {
 }
 MISFORTUNES: dict[str, Operation] = {
     "expunge-another": _expunge_another,
+    "expunge-source": _expunge_source,
     "expunge-pantry": _expunge_pantry,
     "slow-agents": _slow_agents,
     "silent-agents": _silent_agents,

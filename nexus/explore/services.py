@@ -54,7 +54,9 @@ def received(text: str) -> VolumeConstructionRequest:
 def generations(request: VolumeConstructionRequest) -> dict[str, int]:
     """Of the region sets that are written to, by their ids."""
     parts = request.sub_volumes if isinstance(request, VolumeRequest) else ()
-    return {str(each.opts.id): each.gen for each in parts if isinstance(each, RegionRequest)}
+    return {
+        str(each.opts.id): each.gen for each in parts if isinstance(each, RegionRequest) and not each.opts.read_only
+    }
 
 
 class HandedOut:
@@ -134,8 +136,10 @@ class LightPantry:
             held = self.held[volume_id] = Attached(request, job_id, LightVolume(self._fabric, request))
             self._start(self._activate, volume_id, held)
         elif held.request != request:
+            self._fabric.contradictions.append(f"{self._url} was given two documents of volume {volume_id}")
             raise ServiceError(400, f"the volume {volume_id} is attached with another volume construction request")
         elif held.job_id != job_id:
+            self._fabric.contradictions.append(f"{self._url} was given two jobs for volume {volume_id}")
             raise ServiceError(400, f"the volume {volume_id} is being activated by another job")
         return held
 

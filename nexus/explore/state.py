@@ -20,6 +20,7 @@ from nexus.db import schema
 from nexus.db.schema.columns import Moment
 from nexus.explore.rack import Rack
 from nexus.explore.storage import Contents
+from nexus.explore.upstairs import targets_of
 
 _LEFT_OUT = {
     *("saga", "saga_event", "saga_lease", "nexus_instance", "schema_version", "upstairs_repair_notification"),
@@ -72,9 +73,10 @@ def _memory(rack: Rack) -> Iterator[str]:
             for name in sorted(region.served):
                 yield f"{name} {region.served[name].port} {region.served[name].state}"
     for ip, pantry in rack.switchboard.pantries.items():
-        yield f"pantry {ip} {sorted(pantry.held)}"
+        yield f"pantry {ip} {sorted((name, targets_of(held.request)) for name, held in pantry.held.items())}"
     for ip, host in rack.switchboard.hosts.items():
         yield f"host {ip} {sorted((name, guest.state.value) for name, guest in host.guests.items())}"
+    yield from rack.fabric.contradictions
     for thing in sorted(rack.things.values(), key=lambda each: each.name):
         yield f"{thing.name} {thing.living} {thing.sure} {sorted(thing.contents)} {sorted(thing.either)}"
 
