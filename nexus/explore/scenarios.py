@@ -114,6 +114,20 @@ async def _lose(process: Process) -> None:
     await rack.lose_sled(rack.sled_of_region(users.first_region(rack, rack.things["disk"].volume_id).region_id))
 
 
+class StillOpen(Exception):
+    """A request that nothing keeps from ending has not ended."""
+
+
+async def _lose_unheard(process: Process) -> None:
+    """The same, and what the guest's Upstairs tells of its repair is lost. Nobody stops the guest, which may run for
+    years: the request has to end while it does."""
+    process.rack.mute = 1
+    await _after(process, _lose)
+    left = await process.rack.database.read(verdicts.open_requests)
+    if left:
+        raise StillOpen(left[0])
+
+
 SETUPS: dict[str, Story] = {
     "nothing": _nothing,
     "disk": _disk,
@@ -249,7 +263,8 @@ _SCENARIOS = (
     ),
 )
 
-REGION = ("region-replacement-start", "region-replacement-drive", "region-replacement-finish")
+DRIVE = "region-replacement-drive"
+REGION = ("region-replacement-start", DRIVE, "region-replacement-finish")
 READ_ONLY = tuple(
     f"region-snapshot-replacement-{each}"
     for each in ("start", "garbage-collect", "step", "step-garbage-collect", "finish")
@@ -288,6 +303,7 @@ _REPLACEMENTS = (
         REGION,
         _start,
     ),
+    Scenario("lose-notification", "guest", _lose_unheard, ("stop-guest",), (DRIVE,), _start, stride=2 * VARIATION),
     Scenario(
         "lose-region-of-idle-guest",
         "guest",
