@@ -10,7 +10,9 @@ import re
 
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards.deletions import DELETIONS
+from nexus.explore.safeguards.documents import DOCUMENTS
 from nexus.explore.safeguards.replacements import REPLACEMENTS
+from nexus.explore.safeguards.weak_points import WEAK_POINTS
 
 
 def _order(removal: Removal) -> tuple[str, int]:
@@ -18,5 +20,5 @@ def _order(removal: Removal) -> tuple[str, int]:
     return letter, int(number)
 
 
-REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS, key=_order))
+REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS + DOCUMENTS + WEAK_POINTS, key=_order))
 """What can be taken out."""

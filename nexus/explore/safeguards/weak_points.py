@@ -1,0 +1,157 @@
+"""What was mended of the weak points that authors of the real one name (W1 to W24), and can be taken out.
+
+Of the others that are built, W1 is the explorer itself; W3 to W7, W22 and W23 are words, drawings and checks; W14 is
+how a question is put; W21 is the engine, by which everything here waits. W24 is among the deletions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from nexus.explore.removal import Removal
+from nexus.explore.safeguards.instead import answers
+from nexus.objects.refusals import CONFLICT
+from nexus.replacement.owners import Owner, Situation
+from nexus.replacement.read_only import ReadOnlyReplacement, target_of
+from nexus.saga import ActionFailed
+from nexus.services.refusals import REFUSED
+from nexus.volumes import Address, TryLocks
+from nexus.volumes.refusals import BrokenInvariant
+from nexus.volumes.resolution import Resource
+from nexus.volumes.search import find_volumes_referencing_socket_addr
+
+STEP = "region-snapshot-replacement-step"
+
+
+def _gone_is_an_error(original: Any) -> Any:
+    def found(connection: Connection, address: Address) -> Resource:
+        resource: Resource | None = original(connection, address)
+        if resource is None:
+            raise BrokenInvariant(f"there is nothing at {address}")
+        return resource
+
+    return found
+
+
+def _by_scan(original: Any) -> Any:
+    """Every document is read, those of deleted volumes as well."""
+
+    def found(connection: Connection, request: ReadOnlyReplacement) -> list[str]:
+        target = target_of(connection, request.old)
+        return [] if target is None else find_volumes_referencing_socket_addr(connection, target.address)
+
+    return found
+
+
+def _no_import(original: Any) -> Any:
+    """Nobody asks the pantry of an import."""
+
+    async def asked(world: Any, pantry: Address, disk_id: str, volume_id: str, target: Address) -> Any:
+        raise ActionFailed(f"disk {disk_id} is being imported", REFUSED)
+
+    return asked
+
+
+def _disks_alone(original: Any) -> Any:
+    """What could own a volume but a disk is an error."""
+
+    def owner(connection: Connection, volume_id: str) -> Owner:
+        found: Owner = original(connection, volume_id)
+        if found.situation in (Situation.DESTINATION, Situation.UNKNOWN):
+            raise ActionFailed(f"nobody knows what owns volume {volume_id}", CONFLICT)
+        return found
+
+    return owner
+
+
+WEAK_POINTS: tuple[Removal, ...] = (
+    Removal(
+        "W2",
+        "the lock goes to who has waited longest",
+        (
+            "nexus.volumes.repair_lock:FairLocks.volume_repair_insert",
+            "nexus.volumes.repair_lock:FairLocks.volume_repair_overtake",
+        ),
+        (lambda original: TryLocks.volume_repair_insert, lambda original: TryLocks.volume_repair_overtake),
+        "a replacement loses against one snapshot after the other, for ever",
+        covered="no story has a user who comes again and again without end:"
+        " `test_the_original_rule_lets_a_replacement_starve` has",
+    ),
+    Removal(
+        "W8",
+        "a region of the other kind is refused when it is asked for",
+        ("nexus.replacement.region:require_written_to",),
+        answers(None),
+        "a request that no saga can go on with",
+        (),
+        (
+            "replace-read-only-region: region-snapshot-replacement-finish#UPDATE_REQUEST_RECORD@after-record="
+            "ask-for-the-wrong-kind",
+        ),
+        covered="such a request ends at once, for its region is no member that the volume writes to (R46; with that"
+        " taken out as well it waits for ever). What is lost is the operator's answer:"
+        " `test_what_cannot_be_replaced_is_refused_in_words`",
+    ),
+    Removal(
+        "W9",
+        "a disk that is being imported is repaired by its pantry",
+        ("nexus.sagas.upstairs_repair:import_asked",),
+        _no_import,
+        "the request waits until the import ends",
+        ("import-disk",),
+        (
+            "import-disk: disk-create-importing#FINALIZE_DISK_RECORD@after-record=expunge-another;"
+            " disk-create-importing#FINALIZE_DISK_RECORD@after-record=crash",
+        ),
+    ),
+    Removal(
+        "W10",
+        "an instance that has told nothing for long is asked again",
+        ("nexus.replacement.driving:too_long_silent",),
+        answers(False),
+        "its notification was lost, it serves for years, and the request with the volume's lock lasts as long",
+        ("lose-notification",),
+        ("lose-notification",),
+    ),
+    Removal(
+        "W11",
+        "whose a volume is is one of the words of a table",
+        ("nexus.replacement.owners:owner_of",),
+        _disks_alone,
+        "the region of a volume that is no disk's is lost, and never replaced",
+        ("create-snapshot",),
+        ("create-snapshot: snapshot-create-detached#LOOK_AT_DISK@before-node=expunge-another",),
+    ),
+    Removal(
+        "W12",
+        "a volume is handed out for the migration that is recorded",
+        ("nexus.volumes.checkout:_not_this_migration",),
+        answers(None),
+        "a takeover by a process of which its instance does not know",
+        covered="guests of the light rack do not move: `test_who_may_check_out_what`",
+    ),
+    Removal(
+        "W13",
+        "a target that is gone with its reference does not keep a volume",
+        ("nexus.volumes.deletion!read_only_target_to_resource",),
+        _gone_is_an_error,
+        "a volume that nobody can delete",
+        (),
+        ("delete-disk", "delete-snapshot"),
+        covered="what a volume names has a reference, and what has a reference has a row (I1), so that only rows that"
+        " were lost bring it about: `test_a_target_whose_resource_and_usage_are_gone_does_not_keep_a_volume`",
+    ),
+    Removal(
+        "W20",
+        "who is affected is found by references",
+        ("nexus.replacement.affected:affected_volumes",),
+        _by_scan,
+        "every document is read for every request, every thirty seconds",
+        (),
+        ("replace-snapshot", f"replace-snapshot: {STEP}#REPLACE_SNAPSHOT_IN_VOLUME@after-effect=delete-copy"),
+        covered="it is an optimisation: a reading finds deleted volumes and stashes as well, which are left out (R10,"
+        " R19). That rows are found by an index: `test_what_is_looked_for_is_found_by_an_index_and_in_order`",
+    ),
+)
