@@ -47,3 +47,10 @@ def test_tests_that_are_pointed_to_are_there() -> None:
         there |= set(re.findall(r"def (test_\w+)", each.read_text()))
     named = {each for row in removals().values() for each in re.findall(r"`(test_\w+)`", row.covered)}
     assert named and named <= there
+
+
+def test_W8_who_asks_for_the_wrong_kind_is_told() -> None:
+    case = parse(removals()["W8"].predicted[0])
+    assert "ask-for-the-wrong-kind: refused" in run_case(case).story
+    with removed("W8"):
+        assert "ask-for-the-wrong-kind: done" in run_case(case).story

@@ -92,7 +92,7 @@ WEAK_POINTS: tuple[Removal, ...] = (
         ),
         covered="such a request ends at once, for its region is no member that the volume writes to (R46; with that"
         " taken out as well it waits for ever). What is lost is the operator's answer:"
-        " `test_what_cannot_be_replaced_is_refused_in_words`",
+        " `test_W8_who_asks_for_the_wrong_kind_is_told`",
     ),
     Removal(
         "W9",
