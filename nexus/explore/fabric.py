@@ -85,7 +85,7 @@ class Downstairs:
 
 
 class Fabric:
-    """All sleds. ``told`` is called with what an Upstairs tells Nexus; ``now_s`` is the clock."""
+    """All sleds. ``now_s`` is the clock."""
 
     def __init__(self, sleds: int) -> None:
         self.sleds = [Sled(number, f"fd00::{number + 1:x}") for number in range(sleds)]

@@ -14,12 +14,13 @@ from functools import partial
 import trio
 from sqlalchemy import select
 
-from nexus.db import schema
+from nexus.db import DatabaseError, schema
 from nexus.explore import users
 from nexus.explore.processes import Process
 from nexus.explore.rack import Rack
 from nexus.replacement.survivors import UNDER_REPAIR
 from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaStuck
+from nexus.volumes import Address
 
 Operation = Callable[[Process], Awaitable[object]]
 
@@ -51,6 +52,17 @@ it is an operation of users.)"""
 AT_EFFECT_ONLY = frozenset({ERROR, TWICE})
 
 
+async def _delete_snapshot_meanwhile(process: Process) -> None:
+    """A user begins in half a second: between two transactions of a node, if there are two, and else after it."""
+
+    async def later() -> None:
+        await trio.sleep(0.5)
+        with suppress(ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, trio.TooSlowError):
+            await users.delete(process, "snapshot")
+
+    process.rack.nursery.start_soon(later)
+
+
 async def _delete_everything(process: Process) -> None:
     for thing in list(process.rack.things.values()):
         if thing.living and thing.kind != "instance":
@@ -72,6 +84,14 @@ async def _expunge_successor(process: Process) -> None:
     query = select(request.c.new_region_id).where(request.c.replacement_state.in_(sorted(UNDER_REPAIR)))
     for region_id in process.rack.run(lambda c: list(c.execute(query.order_by(request.c.id)).scalars())):
         await process.rack.lose_sled(process.rack.sled_of_region(region_id))
+
+
+async def _expunge_source(process: Process) -> None:
+    """Each sled from which a clone was made."""
+    fabric = process.rack.fabric
+    sources = {region.wish.source for sled in fabric.sleds for region in sled.regions.values()} - {None}
+    for ip in sorted({Address.parse(str(source)).ip for source in sources}):
+        await process.rack.lose_sled(next(sled.number for sled in fabric.sleds if sled.ip == ip))
 
 
 def spare_sled(rack: Rack) -> int:
@@ -179,6 +199,7 @@ USERS: dict[str, Operation] = {
     "delete-snapshot": lambda process: users.delete(process, "snapshot"),
     "delete-image": lambda process: users.delete(process, "image"),
     "delete-copy": lambda process: users.delete(process, "copy"),
+    "delete-snapshot-meanwhile": _delete_snapshot_meanwhile,
     "delete-everything": _delete_everything,
     "remove-parent": lambda process: users.remove_parent(process, "copy"),
     "copy-snapshot": lambda process: users.create_disk(process, "second-copy", "snapshot"),
@@ -187,6 +208,8 @@ USERS: dict[str, Operation] = {
     "begin-deleting-copy": _begin_deleting_copy,
     "another-disk": _another_disk,
     "make-image": lambda process: users.create_image(process, "second-image", "snapshot"),
+    "export-snapshot": lambda process: users.export(process, "export", "snapshot"),
+    "ask-for-the-wrong-kind": lambda process: users.replace_first_region(process, "snapshot"),
     "attach-disk": lambda process: users.attach(process, "instance", "disk"),
     "attach-copy": lambda process: users.attach(process, "instance", "copy"),
     "detach-disk": lambda process: users.detach(process, "instance", "disk"),
@@ -198,6 +221,7 @@ USERS: dict[str, Operation] = {
 }
 MISFORTUNES: dict[str, Operation] = {
     "expunge-another": _expunge_another,
+    "expunge-source": _expunge_source,
     "expunge-pantry": _expunge_pantry,
     "expunge-successor": _expunge_successor,
     "slow-agents": _slow_agents,

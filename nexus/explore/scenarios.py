@@ -153,6 +153,20 @@ async def _lose_two(process: Process) -> None:
         await users.delete(process, "disk")
 
 
+class StillOpen(Exception):
+    """A request that nothing keeps from ending has not ended."""
+
+
+async def _lose_unheard(process: Process) -> None:
+    """The same, and what the guest's Upstairs tells of its repair is lost. Nobody stops the guest, which may run for
+    years: the request has to end while it does."""
+    process.rack.mute = 1
+    await _after(process, _lose)
+    left = await process.rack.database.read(verdicts.open_requests)
+    if left:
+        raise StillOpen(left[0])
+
+
 SETUPS: dict[str, Story] = {
     "nothing": _nothing,
     "disk": _disk,
@@ -290,7 +304,8 @@ _SCENARIOS = (
     ),
 )
 
-REGION = ("region-replacement-start", "region-replacement-drive", "region-replacement-finish")
+DRIVE = "region-replacement-drive"
+REGION = ("region-replacement-start", DRIVE, "region-replacement-finish")
 READ_ONLY = tuple(
     f"region-snapshot-replacement-{each}"
     for each in ("start", "garbage-collect", "step", "step-garbage-collect", "finish")
@@ -339,6 +354,7 @@ _REPLACEMENTS = (
         REGION,
         _start,
     ),
+    Scenario("lose-notification", "guest", _lose_unheard, ("stop-guest",), (DRIVE,), _start, stride=2 * VARIATION),
     Scenario(
         "lose-region-of-idle-guest",
         "guest",

@@ -54,7 +54,9 @@ def received(text: str) -> VolumeConstructionRequest:
 def generations(request: VolumeConstructionRequest) -> dict[str, int]:
     """Of the region sets that are written to, by their ids."""
     parts = request.sub_volumes if isinstance(request, VolumeRequest) else ()
-    return {str(each.opts.id): each.gen for each in parts if isinstance(each, RegionRequest)}
+    return {
+        str(each.opts.id): each.gen for each in parts if isinstance(each, RegionRequest) and not each.opts.read_only
+    }
 
 
 class HandedOut:

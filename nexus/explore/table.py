@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 from nexus.explore import campaign, plan
 from nexus.explore.campaign import Finding
 from nexus.explore.cases import Case, parse
 from nexus.explore.removal import Removal
 from nexus.explore.results import kind_of
+from nexus.explore.scenarios import SCENARIOS
 from nexus.explore.without import removals
 
 HEAD = """# Safeguards, taken out one by one
@@ -33,10 +33,14 @@ def safeguards_table(processes: int, every: int) -> tuple[str, list[str]]:
 
 
 def cases_of(removal: Removal) -> Iterator[Case]:
-    """What is predicted first, then everything of the scenarios."""
+    """What is predicted first, then everything of the scenarios. A row that names none says why nothing is found."""
     yield from map(parse, removal.predicted)
-    for each in plan.scenarios_named(removal.scenarios):
-        yield from plan.one(each)
+    yield from _of_scenarios(removal)
+
+
+def _of_scenarios(removal: Removal) -> Iterator[Case]:
+    for name in removal.scenarios:
+        yield from plan.one(SCENARIOS[name])
 
 
 def shortest(removal: Removal, processes: int, every: int) -> Finding | None:
@@ -46,10 +50,8 @@ def shortest(removal: Removal, processes: int, every: int) -> Finding | None:
     ).findings
     if predicted:
         return predicted[0]
-    cases = chain.from_iterable(plan.one(each) for each in plan.scenarios_named(removal.scenarios))
-    report = campaign.run(
-        plan.every_nth(cases, every), processes=processes, without=removal.safeguard, stop_at_first=True
-    )
+    cases = plan.every_nth(_of_scenarios(removal), every)
+    report = campaign.run(cases, processes=processes, without=removal.safeguard, stop_at_first=True)
     return report.findings[0] if report.findings else None
 
 

@@ -11,6 +11,7 @@ A volume is its sets and its parent. A new document is taken in the place of its
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -362,3 +363,19 @@ def members_of(fabric: Fabric, request: RegionRequest) -> list[Contents | None]:
     """The bytes behind each target of a set, for who proves that all are the same; nobody is taken over."""
     found = [fabric.downstairs(target) for target in request.opts.target]
     return [None if each is None else each.contents for each in found]
+
+
+def sets_of(request: VolumeConstructionRequest) -> Iterator[RegionRequest]:
+    """Every set of a document, what lies beneath last."""
+    if isinstance(request, RegionRequest):
+        yield request
+    elif isinstance(request, VolumeRequest):
+        for part in request.sub_volumes:
+            yield from sets_of(part)
+        if request.read_only_parent is not None:
+            yield from sets_of(request.read_only_parent)
+
+
+def targets_of(request: VolumeConstructionRequest) -> list[str]:
+    """Every address that a document names."""
+    return [target for each in sets_of(request) for target in each.opts.target]

@@ -8,11 +8,14 @@ finding. What a user must find in a disk is written down here at the moment in w
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select, update
 
+from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import schema
-from nexus.db.schema import DiskState
+from nexus.db.schema import DiskState, user_data_export
+from nexus.db.schema.user_visible import ExportedType, ExportState
 from nexus.explore.processes import Process, run_saga
 from nexus.explore.rack import BLOCK_BYTES, DISK_BYTES, Rack, Thing, pattern
 from nexus.explore.upstairs import Taken, Unavailable
@@ -42,8 +45,16 @@ from nexus.sagas import (
     remove_read_only_parent,
     snapshot_create,
     snapshot_delete,
+    volume_delete,
 )
-from nexus.volumes import Pantry, RegionSnapshot, volume_checkout
+from nexus.volumes import (
+    Address,
+    Pantry,
+    ReadOnlyCopy,
+    RegionSnapshot,
+    volume_checkout,
+    volume_checkout_randomize_ids,
+)
 
 
 def named(name: str, what: str) -> str:
@@ -154,8 +165,42 @@ async def create_image(process: Process, name: str, snapshot: str) -> Thing:
     return await _made(process, thing, image_create.IMAGE_CREATE, params)
 
 
+async def export(process: Process, name: str, source: str) -> Thing:
+    """A copy of a snapshot is attached to a pantry for its owner to download. No saga of ours makes exports: what is
+    there is what a step of a replacement finds."""
+    rack, origin = process.rack, process.rack.things[source]
+    name = unused(rack, name)
+    export_id, volume_id = named(name, "export"), named(name, "volume")
+    pantry = await rack.world.pantries.choose(export_id)
+
+    def body(connection: Connection) -> VolumeConstructionRequest:
+        copied = volume_checkout_randomize_ids(
+            connection, origin.volume_id, volume_id, ReadOnlyCopy(), rack.now(), lambda: UUID(rack.id())
+        )
+        where = {"pantry_ip": pantry.ip, "pantry_port": pantry.port, "volume_id": volume_id}
+        what = {"resource_id": origin.id, "resource_type": ExportedType.SNAPSHOT, "resource_deleted": False}
+        row = {"id": export_id, "state": ExportState.LIVE, "generation": 1} | where | what
+        connection.execute(insert(user_data_export).values(**row))
+        return copied.request
+
+    request = await rack.database.transact(body)
+    await rack.world.pantries.attach(pantry, volume_id, request)
+    thing = rack.things[name] = Thing("export", name, export_id, volume_id, beneath=dict(origin.contents))
+    return thing
+
+
+async def _end_export(process: Process, thing: Thing) -> None:
+    rack = process.rack
+    mine = user_data_export.c.id == thing.id
+    row = rack.run(lambda c: c.execute(select(user_data_export).where(mine)).one())
+    await rack.world.pantries.detach(Address.of(row.pantry_ip, row.pantry_port), thing.volume_id)
+    await run_saga(process, volume_delete.VOLUME_DELETE, volume_delete.Params(volume_id=thing.volume_id))
+    ended = update(user_data_export).where(mine).values(state=ExportState.DELETED)
+    await rack.database.transact(lambda c: c.execute(ended) and None)
+
+
 async def delete(process: Process, name: str) -> None:
-    """A disk, snapshot or image; of one that is not there it is done."""
+    """A disk, snapshot, image or export; of one that is not there it is done."""
     rack, thing = process.rack, process.rack.things.get(name)
     if thing is None or not thing.living:
         return
@@ -168,6 +213,8 @@ async def delete(process: Process, name: str) -> None:
             await run_saga(process, snapshot_delete.SNAPSHOT_DELETE, snapshot_delete.Params(snapshot_id=thing.id))
         case "image":
             await run_saga(process, image_delete.IMAGE_DELETE, image_delete.Params(image_id=thing.id))
+        case "export":
+            await _end_export(process, thing)
     thing.living, thing.sure = False, True
 
 

@@ -19,16 +19,18 @@ from nexus.checking import check
 from nexus.db import schema
 from nexus.db.schema import DiskState, VmmState
 from nexus.db.schema.sagas import StoredEventKind
+from nexus.db.schema.user_visible import ExportState
 from nexus.explore.fabric import Fabric
 from nexus.explore.rack import BLOCK_BYTES, DISK_BYTES, Rack, Thing
 from nexus.explore.services import generations
 from nexus.explore.storage import Contents
-from nexus.explore.upstairs import members_of
+from nexus.explore.upstairs import members_of, sets_of, targets_of
 from nexus.replacement.notes import waiting_of
 from nexus.saga.executor import UNEXPECTED
-from nexus.volumes import recorded
+from nexus.volumes import Address, recorded
 
 _TABLES = {"disk": schema.disk, "snapshot": schema.snapshot, "image": schema.image, "instance": schema.instance}
+_EXPORT = schema.user_data_export
 EMPTY = (
     *(schema.region, schema.region_snapshot, schema.volume, schema.volume_resource_usage, schema.volume_repair),
     *(schema.volume_repair_queue, schema.virtual_provisioning_resource),
@@ -48,6 +50,7 @@ async def at_rest(rack: Rack) -> list[str]:
     found += await rack.database.read(lambda c: list(_bytes(c, rack)))
     found += await rack.database.read(lambda c: list(_guests(c, rack)))
     found += await rack.database.read(lambda c: list(_pantries(c, rack)))
+    found += await rack.database.read(lambda c: list(_exports(c, rack)))
     return found
 
 
@@ -125,8 +128,9 @@ def _why(connection: Connection, request_id: str) -> str:
 def _told(connection: Connection, rack: Rack) -> Iterator[str]:
     """What users were told is so. Where the answer was lost, the database says what became of the thing."""
     for thing in rack.things.values():
-        table = _TABLES[thing.kind]
-        query = select(table.c.id).where(table.c.id == thing.id, table.c.time_deleted.is_(None))
+        table = _TABLES.get(thing.kind, _EXPORT)
+        living = _EXPORT.c.state == ExportState.LIVE if table is _EXPORT else table.c.time_deleted.is_(None)
+        query = select(table.c.id).where(table.c.id == thing.id, living)
         there = connection.execute(query).first() is not None
         if thing.sure and there is not thing.living:
             yield f"a user was told that {thing.name} is {'there' if thing.living else 'deleted'}, and that is not so"
@@ -185,11 +189,12 @@ def _guests(connection: Connection, rack: Rack) -> Iterator[str]:
 
 
 def _pantries(connection: Connection, rack: Rack) -> Iterator[str]:
-    """*Safety*: a pantry has a volume only as long as somebody imports into its disk. One that is forgotten there would
-    write to whatever gets the ports of its regions."""
+    """*Safety*: a pantry has a volume only as long as somebody imports into its disk, or reads an export. One that is
+    forgotten there would write to whatever gets the ports of its regions."""
     crucible = schema.disk_type_crucible
     imported = select(crucible.c.disk_id).where(crucible.c.pantry_address.is_not(None))
-    known = set(connection.execute(imported).scalars())
+    exported = select(_EXPORT.c.volume_id)
+    known = {*connection.execute(imported).scalars(), *connection.execute(exported).scalars()}
     for sled in rack.fabric.sleds:
         pantry = rack.switchboard.pantries.get(sled.ip)
         if pantry is not None and sled.alive:
@@ -202,7 +207,24 @@ def _named(connection: Connection, disk_id: str) -> set[str]:
     crucible, volume = schema.disk_type_crucible, schema.volume
     query = select(volume.c.data).join(crucible, crucible.c.volume_id == volume.c.id)
     data = connection.execute(query.where(crucible.c.disk_id == disk_id)).scalar_one()
-    return {target for each in _sets(recorded.parse(data)) for target in each.opts.target}
+    return set(targets_of(recorded.parse(data)))
+
+
+def _exports(connection: Connection, rack: Rack) -> Iterator[str]:
+    """*Safety* (R45): an export reads from what is recorded, and not from what is another's by now."""
+    query = select(_EXPORT.c.volume_id, _EXPORT.c.pantry_ip, schema.volume.c.data)
+    joined = query.join(schema.volume, schema.volume.c.id == _EXPORT.c.volume_id)
+    for row in connection.execute(joined.where(_EXPORT.c.state == ExportState.LIVE).order_by(_EXPORT.c.volume_id)):
+        sled, held = (
+            rack.fabric.sled_at(row.pantry_ip),
+            rack.switchboard.pantries[row.pantry_ip].held.get(row.volume_id),
+        )
+        if sled is None or not sled.alive or held is None:
+            continue
+        strange = set(targets_of(held.request)) - set(targets_of(recorded.parse(row.data)))
+        if strange:
+            where = ", ".join(sorted(strange))
+            yield f"export: a pantry reads volume {row.volume_id} from {where}, which it does not name"
 
 
 def _state(connection: Connection, thing: Thing) -> DiskState:
@@ -210,24 +232,17 @@ def _state(connection: Connection, thing: Thing) -> DiskState:
     return DiskState(connection.execute(query).scalar_one())
 
 
-def _sets(request: VolumeConstructionRequest) -> Iterator[RegionRequest]:
-    if isinstance(request, RegionRequest):
-        yield request
-    elif isinstance(request, VolumeRequest):
-        for part in request.sub_volumes:
-            yield from _sets(part)
-        if request.read_only_parent is not None:
-            yield from _sets(request.read_only_parent)
-
-
 def _copies(fabric: Fabric, request: VolumeConstructionRequest, name: str) -> Iterator[str]:
-    for part in _sets(request):
+    for part in sets_of(request):
         members = members_of(fabric, part)
         known = [each for each in members if each is not None]
         if len(known) < 3:
             gone = [target for target, each in zip(part.opts.target, members) if each is None]
             where = ", ".join(gone) or "(no target)"
             yield f"copies: {name} has {len(known)} copies of three; nobody answers at {where}"
+        sleds = [Address.parse(target).ip for target in part.opts.target]
+        if len(set(sleds)) < len(sleds):
+            yield f"copies: {name} has two copies on one sled"
         for extent in range(part.extent_count):
             if len({each.digest(extent) for each in known}) > 1:
                 yield f"copies: {name} has copies that differ in extent {extent}"

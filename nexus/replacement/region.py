@@ -121,8 +121,7 @@ def region_replacement_request(
     region = connection.execute(query).one_or_none()
     if region is None:
         raise NotFound("region", region_id)
-    if region.read_only:
-        raise Conflict(f"region {region_id} is read-only: ask for the replacement of a read-only target")
+    require_written_to(region_id, region.read_only)
     open_one = select(_REQUEST.c.id).where(
         _REQUEST.c.old_region_id == region_id, _REQUEST.c.replacement_state != "complete"
     )
@@ -148,6 +147,12 @@ def region_replacement_request(
         )
     )
     return request_id, RequestResult.MADE
+
+
+def require_written_to(region_id: str, read_only: bool) -> None:
+    """W8, *liveness*: no saga could go on with a request of the wrong kind. Raises :class:`~nexus.db.Conflict`."""
+    if read_only:
+        raise Conflict(f"region {region_id} is read-only: ask for the replacement of a read-only target")
 
 
 def _may_join(connection: Connection, volume_id: str) -> bool:

@@ -11,8 +11,10 @@ import re
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards.corrections import CORRECTIONS
 from nexus.explore.safeguards.deletions import DELETIONS
+from nexus.explore.safeguards.documents import DOCUMENTS
 from nexus.explore.safeguards.replacements import REPLACEMENTS
 from nexus.explore.safeguards.requests import REQUESTS
+from nexus.explore.safeguards.weak_points import WEAK_POINTS
 
 
 def _order(removal: Removal) -> tuple[str, int]:
@@ -20,5 +22,6 @@ def _order(removal: Removal) -> tuple[str, int]:
     return letter, int(number)
 
 
-REMOVALS: tuple[Removal, ...] = tuple(sorted(REPLACEMENTS + DELETIONS + CORRECTIONS + REQUESTS, key=_order))
+ROWS = REPLACEMENTS + DELETIONS + REQUESTS + DOCUMENTS + CORRECTIONS + WEAK_POINTS
+REMOVALS: tuple[Removal, ...] = tuple(sorted(ROWS, key=_order))
 """What can be taken out."""
