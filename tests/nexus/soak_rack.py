@@ -33,8 +33,10 @@ class Violation(Exception):
 class Caller:
     """Asks any Nexus; one that dies meanwhile is a silence, after which nobody knows what was done."""
 
-    def __init__(self, urls: list[str], token: str, random: Random, seen: Counter[str]) -> None:
-        self._urls, self._random, self._seen = urls, random, seen
+    def __init__(
+        self, urls: list[str], token: str, random: Random, seen: Counter[str], refused: frozenset[int] = REFUSED
+    ) -> None:
+        self._urls, self._random, self._seen, self._refused = urls, random, seen, refused
         self._http = httpx2.AsyncClient(
             headers={"authorization": f"Bearer {token}"}, timeout=ANSWER_S_MAX, trust_env=False
         )
@@ -50,9 +52,9 @@ class Caller:
             self._seen["silence"] += 1
             await trio.sleep(0.05)
             return 0, None
-        if not answer.is_success and answer.status_code not in REFUSED:
+        if not answer.is_success and answer.status_code not in self._refused:
             raise Violation(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
-        self._seen[f"{method} {path.split('/')[2]} {answer.status_code}"] += 1
+        self._seen[f"{method} {kind_of(path)} {answer.status_code}"] += 1
         return answer.status_code, answer.json() if answer.content else None
 
     async def items(self, kind: str) -> list[Json]:
@@ -68,6 +70,12 @@ class Caller:
             token = page.get("next_page")
             if token is None:
                 return found
+
+
+def kind_of(path: str) -> str:
+    """What is asked for: disks, say."""
+    parts = path.strip("/").split("/")
+    return next((each for each in parts if each not in ("v1", "emulator")), path)
 
 
 def instance_body(name: str) -> Json:
