@@ -25,7 +25,7 @@ from nexus.replacement.driving import (
     next_asked,
 )
 from nexus.replacement.health import Health
-from nexus.replacement.owners import Situation
+from nexus.replacement.owners import CONSTRUCTED, Situation
 from nexus.replacement.survivors import NEEDS_DECISION, NO_GOOD_COPY, Facts, Standing, refusal
 
 SHORT = timedelta(seconds=10)
@@ -90,7 +90,7 @@ def test_with_two_good_copies_a_third_may_go(old: Standing) -> None:
 
 
 def test_an_upstairs_is_given_one_new_copy_at_a_time() -> None:
-    for situation in (Situation.RUNNING, Situation.UNSETTLED, Situation.MIGRATING, Situation.IMPORTING):
+    for situation in CONSTRUCTED:
         assert "one new copy at a time" in str(refusal(facts(situation=situation, others_under_way=True)))
         assert refusal(facts(situation=situation)) is None
 
