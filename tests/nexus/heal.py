@@ -105,13 +105,28 @@ class Soak:
             f"the rack is there: {len(hardware.sleds)} sleds with {sum(len(s.disks) for s in hardware.sleds)} disks"
         )
         guests = [self._guest(number) for number in range(self.options.guests)]
-        async with trio.open_nursery() as looking:
-            looking.start_soon(self._looking)
-            await self._everything_goes_on(guests)
-            await self._comes_to_rest()
-            await self._holds(guests)
-            await self._is_gone()
-            looking.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as looking:
+                looking.start_soon(self._looking)
+                await self._everything_goes_on(guests)
+                await self._comes_to_rest()
+                await self._holds(guests)
+                await self._is_gone()
+                looking.cancel_scope.cancel()
+        except* Violation:
+            await self._tell_how_it_is()
+            raise
+
+    async def _tell_how_it_is(self) -> None:
+        """For whoever looks for the reason: requests, what they wait for, and sagas that have not ended."""
+        with trio.move_on_after(QUIET_S_MAX):
+            report = await self.hardware.insist("GET", "/emulator/v1/replacements/waiting")
+            for each in report["requests"]:
+                self.say(f"open: {json.dumps(each)}")
+            for each in await self.hardware.everything("/emulator/v1/sagas"):
+                if each["state"] not in ("done", "unwound"):
+                    saga = await self.hardware.insist("GET", f"/emulator/v1/sagas/{each['id']}")
+                    self.say(f"saga: {json.dumps(saga)[:3000]}")
 
     def _guest(self, number: int) -> Guest:
         random = Random(self.random.random())

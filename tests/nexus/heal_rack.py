@@ -38,6 +38,7 @@ REPLACED_S_MAX = 240.0
 """For one loss, while others die; a minute where nothing does is much."""
 LOOK_S = 0.5
 KILL_EVERY_S = (1.5, 5.0)
+TWO_AT_ONCE = 0.15
 KINDS = {"nexus": 4, "agent": 4, "pantry": 2, "host": 1}
 """Who dies how often: a host takes guests with it, who then have nothing to write to for a while."""
 MENDING = ("lookup_region_port", "resume_volume_deletion", "lost_instances", "saga_recovery", "lease_reaper")
@@ -217,8 +218,10 @@ async def killing(hardware: Hardware, random: Random, kills: Counter[str]) -> No
             services = await hardware.ask_rack("up")
         (kind,) = random.choices(list(KINDS), list(KINDS.values()))
         in_service = {place for sled in hardware.sleds for place in (sled.name, *(d.place for d in sled.disks))}
-        living = [each for each in services if each["pid"] and _is(each, kind, in_service)]
-        if living:
+        alike = [each for each in services if _is(each, kind, in_service)]
+        living = [each for each in alike if each["state"] == "ready" and each["pid"]]
+        # As fast as this machine brings them back; seldom two at once.
+        if living and (len(living) == len(alike) or random.random() < TWO_AT_ONCE):
             victim = random.choice(living)
             if kind == "host":
                 hardware.died_s[victim["sled"]] = trio.current_time()
