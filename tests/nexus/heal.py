@@ -50,7 +50,7 @@ from nexus.cli.rack_files import Wanted, write_files
 from nexus.db import schema
 
 ACTIVATE_S = 1.0
-BEGIN_DISKS = 6
+BEGIN_DISKS = 10
 SPARE_DISK_EVERY_S, SPARE_SLED_EVERY_S = 20.0, 45.0
 QUIET_S_MAX = 180.0
 FAILED = 500
@@ -84,11 +84,7 @@ class Soak:
     def __init__(self, hardware: Hardware, options: argparse.Namespace, told: Told) -> None:
         self.hardware, self.options, self.told = hardware, options, told
         self.random, self.things = Random(options.seed), Things()
-        self.began = time.monotonic()
-
-    def say(self, sentence: str) -> None:
-        if self.options.verbose:
-            print(f"{time.monotonic() - self.began:6.1f} s  {sentence}", file=sys.stderr, flush=True)
+        self.say = hardware.say
 
     def caller(self) -> Caller:
         """A user."""
@@ -155,7 +151,7 @@ class Soak:
                 for guest in guests:
                     working.start_soon(guest.run, goes_on)
                 random = Random(self.random.random())
-                working.start_soon(losing, self.hardware, random, self.told.expunges, goes_on, self.say)
+                working.start_soon(losing, self.hardware, random, self.told.expunges, goes_on)
             users.cancel_scope.cancel()
             dying.cancel_scope.cancel()
         self.say("nothing dies any more")
@@ -306,6 +302,11 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="tell what is lost and replaced on standard error")
     options = parser.parse_args()
     told, began = Told(), time.monotonic()
+
+    def say(sentence: str) -> None:
+        if options.verbose:
+            print(f"{time.monotonic() - began:6.1f} s  {sentence}", file=sys.stderr, flush=True)
+
     with ExitStack() as stack:
         options.database = stack.enter_context(postgres_server()).empty_url()
         home = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="heal-")))
@@ -313,7 +314,7 @@ def main() -> int:
         rack.directory.parent.mkdir(parents=True, exist_ok=True)
         spare_sleds = math.ceil(options.seconds / SPARE_SLED_EVERY_S)
         spare_disks = math.ceil(options.seconds / SPARE_DISK_EVERY_S)
-        hardware = Hardware(rack, spare_sleds, spare_disks + spare_sleds)
+        hardware = Hardware(rack, spare_sleds, spare_disks + spare_sleds, say)
         stack.callback(lambda: rack.command("rack", "down", check=False))
         rack_up(rack, hardware, options)
         try:

@@ -36,7 +36,7 @@ SPARE_SLEDS_MAX, SPARE_DISKS_MAX = 17, 37
 """With those in use the most that a rack file may have."""
 REPLACED_S_MAX = 240.0
 """For one loss, while others die; a minute where nothing does is much."""
-LOOK_S = 0.5
+LOOK_S, PATIENCE_S = 0.5, 15.0
 KILL_EVERY_S = (1.5, 5.0)
 TWO_AT_ONCE = 0.15
 KINDS = {"nexus": 4, "agent": 4, "pantry": 2, "host": 1}
@@ -68,8 +68,8 @@ class Hardware:
 
     caller: Caller
 
-    def __init__(self, rack: Rack, spare_sleds: int, spare_disks: int) -> None:
-        self.rack = rack
+    def __init__(self, rack: Rack, spare_sleds: int, spare_disks: int, say: Callable[[str], None]) -> None:
+        self.rack, self.say = rack, say
         self.sleds: list[Sled] = []
         self.spare_sleds = [f"sled{SLEDS + number}" for number in range(min(spare_sleds, SPARE_SLEDS_MAX))]
         self.spare_disks = [f"disk{number}" for number in range(SLEDS + min(spare_disks, SPARE_DISKS_MAX))]
@@ -129,7 +129,8 @@ class Hardware:
     async def _introduce(self, sled: Sled, *more: str) -> None:
         """Tell Nexus of a sled, and of disks that are new in it."""
         services = await self.ask_rack("status")
-        places = dict.fromkeys([sled.name, *more])
+        # What is in the sled's own place is told of once: when it is lost it is not to come again.
+        places = {*more, *(() if sled.id else (sled.name,))}
         agents = [each for each in services if each["kind"] == "agent" and each["sled"] in places]
         urls = {each["kind"]: each["url"] for each in services if each["sled"] == sled.name}
         body: Json = {
@@ -139,14 +140,11 @@ class Hardware:
             "agents": [
                 address_of(each["url"]).model_dump() | {"size_bytes": parse_size(DISK_SIZE), "serial": each["name"]}
                 for each in agents
-                if each["sled"] != sled.name or each["name"] not in {disk.serial for disk in sled.disks}
             ],
         }
         sled.id = (await self.insist("POST", "/emulator/v1/sleds", body))["id"]
         known = {each["serial"]: each["id"] for each in await self.everything("/emulator/v1/physical-disks")}
-        for each in agents:
-            if each["name"] not in {disk.serial for disk in sled.disks}:
-                sled.disks.append(PhysicalDisk(each["name"], each["sled"], known[each["name"]]))
+        sled.disks += [PhysicalDisk(each["name"], each["sled"], known[each["name"]]) for each in agents]
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -184,14 +182,18 @@ class Hardware:
 
     async def replaced(self, what: str) -> None:
         """Return when no request is open and nothing that is lost is without a successor."""
-        deadline = trio.current_time() + REPLACED_S_MAX
+        began = told = trio.current_time()
         while True:
             lost = (await self.insist("GET", "/emulator/v1/replacements/to-do"))["copies"]
             report = await self.insist("GET", "/emulator/v1/replacements/waiting")
             if not lost and not report["requests"]:
+                self.say(f"{what} is replaced after {trio.current_time() - began:.1f} s")
                 return
-            if trio.current_time() > deadline:
+            if trio.current_time() > began + REPLACED_S_MAX:
                 raise Violation(f"{what} is not replaced after {REPLACED_S_MAX:.0f} s: {_reasons(lost, report)}")
+            if trio.current_time() > told + PATIENCE_S:
+                told = trio.current_time()
+                self.say(f"{what} is not replaced yet: {_reasons(lost, report)}")
             await trio.sleep(LOOK_S)
 
 
@@ -238,9 +240,7 @@ def _is(service: Json, kind: str, in_service: set[str]) -> bool:
 # -- losses that do not -----------------------------------------------------------------------------------------------
 
 
-async def losing(
-    hardware: Hardware, random: Random, expunges: Counter[str], goes_on: Callable[[], bool], told: Callable[[str], None]
-) -> None:
+async def losing(hardware: Hardware, random: Random, expunges: Counter[str], goes_on: Callable[[], bool]) -> None:
     """One disk or sled after the other is lost for good, and replaced before the next."""
     number = 0
     while goes_on():
@@ -253,10 +253,8 @@ async def losing(
             expunges["disk"] += 1
         else:
             return  # the shelf is empty
-        began = trio.current_time()
-        told(f"{what} is expunged")
+        hardware.say(f"{what} is expunged")
         await hardware.replaced(what)
-        told(f"{what} is replaced after {trio.current_time() - began:.1f} s")
         await trio.sleep(random.uniform(0, 2))
 
 

@@ -14,14 +14,14 @@ from heal_guests import Things
 from heal_memory import Frozen, Memory, Window
 from soak_rack import MIB_BYTES, PROJECT, Caller, Json
 
-DISKS_MAX, SNAPSHOTS_MAX, IMAGES_MAX = 14, 8, 3
-DISKS_MIN = 6
+DISKS_MAX, SNAPSHOTS_MAX, IMAGES_MAX = 18, 8, 3
+DISKS_MIN = 8
 """Guests need something to write to."""
 BLOCK_SIZES = (512, 4096)
 REST_S = (0.1, 1.0)
 SETTLED_S = 45.0
 """For a saga whose Nexus died: another looks for such every ten seconds."""
-POLL_S = 0.3
+POLL_S = 1.0
 
 
 class User:
