@@ -34,8 +34,8 @@ SLED_EVERY = 3
 """Of so many losses one is a whole sled."""
 SPARE_SLEDS_MAX, SPARE_DISKS_MAX = 17, 37
 """With those in use the most that a rack file may have."""
-REPLACED_S_MAX = 240.0
-"""For one loss, while others die; a minute where nothing does is much."""
+REPLACED_S_MAX = 420.0
+"""For one loss, while others die. Longer than a guest may be silent about a repair before it is asked again (W10)."""
 LOOK_S, PATIENCE_S = 0.5, 15.0
 KILL_EVERY_S = (1.5, 5.0)
 TWO_AT_ONCE = 0.15
