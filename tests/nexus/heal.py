@@ -75,7 +75,13 @@ class Told:
     requests: dict[str, dict[str, int]] = field(default_factory=dict)
     verified: int = 0
     leaks: list[str] = field(default_factory=list)
+    io_errors: list[str] = field(default_factory=list)
     violation: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Nothing happened that must not."""
+        return self.violation is None and not self.io_errors
 
 
 class Soak:
@@ -83,7 +89,7 @@ class Soak:
 
     def __init__(self, hardware: Hardware, options: argparse.Namespace, told: Told) -> None:
         self.hardware, self.options, self.told = hardware, options, told
-        self.random, self.things = Random(options.seed), Things()
+        self.random, self.things = Random(options.seed), Things(io_errors=told.io_errors)
         self.say = hardware.say
 
     def caller(self) -> Caller:
@@ -322,7 +328,7 @@ def main() -> int:
         except* Violation as found:
             told.violation = str(first_of(found))
     print(json.dumps(line(told, time.monotonic() - began)))
-    return 0 if told.violation is None else 1
+    return 0 if told.ok else 1
 
 
 def first_of(found: BaseExceptionGroup[Violation]) -> BaseException:
@@ -334,9 +340,10 @@ def first_of(found: BaseExceptionGroup[Violation]) -> BaseException:
 
 def line(told: Told, seconds: float) -> Json:
     return {
-        "ok": told.violation is None,
+        "ok": told.ok,
         "violation": told.violation,
         "data_errors": told.guests.pop("data errors", 0),
+        "io_errors": told.io_errors,
         "leaks": told.leaks,
         "requests": told.requests,
         "kills": dict(sorted(told.kills.items())),

@@ -18,6 +18,7 @@ from heal_memory import Frozen, Memory, Tokens
 from heal_rack import Hardware, sockets_of
 from soak_rack import PROJECT, Caller, Json, Violation, instance_body
 
+from crucible_emu.client.failures import RequestFailed
 from crucible_emu.client.nbd import NbdDisk, opened
 
 STAY_S = (4.0, 25.0)
@@ -32,11 +33,13 @@ POLL_S = 0.2
 
 @dataclass(slots=True)
 class Things:
-    """What users made, by name, and the disks that a guest has, by id. Things stay known when they are deleted."""
+    """What users made, by name, and the disks that a guest has, by id. Things stay known when they are deleted.
+    ``io_errors``: requests of guests that failed although nobody killed their host."""
 
     disks: dict[str, Memory] = field(default_factory=dict)
     snapshots: dict[str, Frozen] = field(default_factory=dict)
     images: dict[str, Frozen] = field(default_factory=dict)
+    io_errors: list[str] = field(default_factory=list)
     in_use: set[str] = field(default_factory=set)
     tokens: Tokens = field(default_factory=Tokens)
 
@@ -170,9 +173,13 @@ class Guest:
                 await self._use(nbd, disk, memory, goes_on)
         except OSError as lost:
             memory.lost()
+            told = f"disk {disk['name']} on {sled}, which nobody killed: {lost!r}"
             # Who dies is written down before it is killed; and a socket stays for a moment when its host is dead.
             if came_in and self._hardware.died_s.get(sled, 0.0) < began - 1.0:
-                raise Violation(f"disk {disk['name']} on {sled}, which nobody killed: {lost!r}") from None
+                if not isinstance(lost, RequestFailed):
+                    raise Violation(told) from None
+                # It spoils the result, and the rest may be seen all the same.
+                self._things.io_errors.append(told)
             raise HostDied from None
         except trio.TooSlowError:
             raise Violation(f"disk {disk['name']} on {sled} has not answered for {ANSWER_S_MAX:.0f} s") from None
