@@ -123,6 +123,9 @@ LAST_PANTRY: dict[PantrySaid, Check] = {
 
 NEXT: dict[Situation, Prepared] = {
     Situation.RUNNING: Prepared.PROPOLIS,
+    # *Liveness*: its document was handed out with the lost copy in it, and it waits for all three; told of the new one
+    # it goes on. The real one waits for it to run, which it never does.
+    Situation.STARTING: Prepared.PROPOLIS,
     Situation.UNSETTLED: Prepared.NOBODY,
     # R30: the process that it moves to has the old document perhaps, and is asked when it is the only one.
     Situation.MIGRATING: Prepared.NOBODY,

@@ -29,6 +29,7 @@ class Situation(StrEnum):
     """Who has the volume."""
 
     RUNNING = "an instance runs with it"
+    STARTING = "an instance is starting with it"
     UNSETTLED = "an instance is about to run with it, or to stop"
     MIGRATING = "the instance that has it is migrating"
     IMPORTING = "a pantry has it for an import"
@@ -41,7 +42,9 @@ class Situation(StrEnum):
 
 SERVING = frozenset({VmmState.RUNNING, VmmState.REBOOTING})
 """A VM process in one of these states has its disks' Upstairs in service."""
-CONSTRUCTED = frozenset({Situation.RUNNING, Situation.UNSETTLED, Situation.MIGRATING, Situation.IMPORTING})
+CONSTRUCTED = frozenset(
+    {Situation.RUNNING, Situation.STARTING, Situation.UNSETTLED, Situation.MIGRATING, Situation.IMPORTING}
+)
 """Somebody has the volume's document, or is about to be given it."""
 IN_NOBODYS_HANDS = frozenset({Situation.STOPPED, Situation.DETACHED, Situation.DESTINATION})
 """Nobody has the document, or is about to be given it without asking for a later one."""
@@ -88,8 +91,11 @@ def _attached(connection: Connection, attached: Attachment, vmm: ActiveVmm | Non
     if attached.vmm_id is None:
         return Situation.STOPPED
     # What ran on a sled that is gone serves nothing, whatever its row says; somebody has to stop the instance.
-    serves = vmm is not None and vmm.state in SERVING and not sled_gone(connection, vmm.vmm.sled_id)
-    return Situation.RUNNING if serves else Situation.UNSETTLED
+    if vmm is None or sled_gone(connection, vmm.vmm.sled_id):
+        return Situation.UNSETTLED
+    if vmm.state in SERVING:
+        return Situation.RUNNING
+    return Situation.STARTING if vmm.state is VmmState.STARTING else Situation.UNSETTLED
 
 
 def _not_attached(connection: Connection, disk: Disk) -> Owner:

@@ -36,6 +36,7 @@ from nexus.objects.refusals import told_to_users
 from nexus.replacement.driving import (
     ANOTHER_REPAIRS,
     LAST_PANTRY,
+    NEXT,
     UNLIKE,
     Check,
     PantrySaid,
@@ -239,19 +240,24 @@ async def _let_go_before(saga: Context[Params]) -> None:
         log.info("a pantry does not let go", volume=saga.params.volume_id, reason=str(error))
 
 
-async def _ask_instance(saga: Context[Params], owner: Owner, target: Address) -> tuple[PropolisStep, Said]:
+async def _ask_instance(saga: Context[Params], owner: Owner, target: Address) -> tuple[PropolisStep | None, Said]:
+    """One that is starting is not written down (*liveness*): what it was told may go under with an attempt to start,
+    and it would be left alone as one that is at it. When it runs it is asked as one that never was."""
     require_same_vmm(owner, saga.output("PREPARE")["vmm_id"])
     assert owner.vmm is not None and owner.disk is not None
     said = await _said(
         upstairs_repair.instance_asked(_world(saga), owner.vmm, owner.disk.id, saga.params.volume_id, target)
     )
+    if owner.situation is Situation.STARTING:
+        return None, said
     return PropolisStep(owner.vmm.vmm.instance_id, owner.vmm.vmm.vmm_id), said
 
 
 def require_same_vmm(owner: Owner, vmm_id: str) -> None:
     """R31, *safety* of the breadcrumb: the process that is asked is the one that is written down; and R30: it does not
     move meanwhile. Raises :class:`~nexus.saga.ActionFailed`."""
-    if owner.situation is not Situation.RUNNING or owner.vmm is None or owner.vmm.vmm.vmm_id != vmm_id:
+    asked = NEXT[owner.situation] is Prepared.PROPOLIS
+    if not asked or owner.vmm is None or owner.vmm.vmm.vmm_id != vmm_id:
         raise ActionFailed(f"vmm {vmm_id} is not the one that has the volume any more: {owner.situation.value}")
 
 

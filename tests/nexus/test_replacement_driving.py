@@ -28,7 +28,7 @@ from nexus.replacement.driving import (
     next_asked,
 )
 from nexus.replacement.health import Health
-from nexus.replacement.owners import Owner, Situation
+from nexus.replacement.owners import CONSTRUCTED, Owner, Situation
 from nexus.replacement.survivors import NEEDS_DECISION, NO_GOOD_COPY, Facts, Standing, refusal
 from nexus.volumes import Address
 
@@ -97,7 +97,7 @@ def test_with_two_good_copies_a_third_may_go(old: Standing) -> None:
 
 
 def test_an_upstairs_is_given_one_new_copy_at_a_time() -> None:
-    for situation in (Situation.RUNNING, Situation.UNSETTLED, Situation.MIGRATING, Situation.IMPORTING):
+    for situation in CONSTRUCTED:
         waits = str(refusal(facts(situation=situation, others_under_way=(UNDER_WAY,))))
         assert "one new copy at a time" in waits and "the copy at [::1]:5000 repaired first" in waits
         assert refusal(facts(situation=situation)) is None

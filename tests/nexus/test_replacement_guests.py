@@ -33,8 +33,10 @@ from region_replacement_rig import (
 )
 from users_rig import HasVolume, delete_disk, finish_deletions
 
+from crucible_emu.client.failures import ServiceError
+from crucible_emu.host.states import InstanceState
 from nexus.db import Database, schema
-from nexus.db.schema import RepairNotificationType
+from nexus.db.schema import RepairNotificationType, VmmState
 from nexus.objects.disks import Move, disk_move
 from nexus.objects.instances import active_vmm
 from nexus.replacement import driving
@@ -154,6 +156,41 @@ async def test_an_instance_starts_during_the_repair(tmp_path: Path, in_memory: D
             assert await client.read(0, SIZE_BYTES) == PATTERN
         await stop(rack, instance_id)
         await require_whole(rack, disk)
+
+
+async def test_an_instance_that_starts_with_a_lost_copy_is_told_of_its_successor(
+    tmp_path: Path, in_memory: Database
+) -> None:
+    """The race: the document is handed out, then the copy is found lost. The Upstairs waits for all three copies, and
+    the replacement would wait for the Upstairs to be in service, until the start is given up after two minutes."""
+    async with plant(tmp_path, in_memory, sleds=5) as rack, replacing(rack) as nexus:
+        disk = await create(rack)
+        await filled(rack, disk)
+        instance_id = await make_instance(rack, disk)
+        await lose(rack, own_regions(rack, disk.volume_id)[0])
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(start, rack, instance_id)
+                while not await waits_for_copies(rack, instance_id):  # noqa: ASYNC110 - it is in another program
+                    await trio.sleep(0.05)
+                await nexus.detect()
+                await nexus.drive()
+        await nexus.to_complete()
+        async with guest(rack, instance_id, disk) as client:
+            assert await client.read(0, SIZE_BYTES) == PATTERN
+        await stop(rack, instance_id)
+        await require_whole(rack, disk)
+
+
+async def waits_for_copies(rack: Plant, instance_id: str) -> bool:
+    """Whether the instance is on a host and not in service yet."""
+    found = rack.run(active_vmm, instance_id)
+    if found is None or found.state is not VmmState.STARTING:
+        return False
+    try:
+        return (await rack.world.hosts.client(found.vmm).instance_get()).instance.state is InstanceState.STARTING
+    except ServiceError:
+        return False
 
 
 async def test_a_second_copy_lost_under_a_guest_waits_for_the_first(tmp_path: Path, in_memory: Database) -> None:
