@@ -37,5 +37,5 @@ FOUND = {
 @pytest.mark.parametrize("case", FOUND.values(), ids=FOUND.keys())
 def test_what_was_found_once_is_mended(case: str) -> None:
     outcome = run_case(parse(case))
-    assert outcome.fired == len(outcome.case.interferences)
+    assert outcome.result().fired == len(outcome.case.interferences)
     assert outcome.violations == [], "\n".join(outcome.story)
