@@ -47,6 +47,9 @@ from crucible_emu.upstairs.states import (
 )
 from crucible_emu.wire import messages as m
 
+CALLS_MISSED_MAX = 3
+"""As often may a replica that went away not be reached until a live repair of another begins without it: half a minute,
+by the pauses between calls."""
 REFUSALS_MAX = 2
 """After so many refused promotions in a row a replica counts as taken by another Upstairs."""
 
@@ -148,6 +151,7 @@ class UpstairsCore(Dispatcher):
         self.report(level, "connection ended", client=index, state=str(client.state), why=why)
         if client.state.phase is Phase.WAIT_FOR_PROMOTE:
             client.refusals += 1
+        client.calls_missed = 0 if client.state.phase is Phase.ACTIVE else client.calls_missed + 1
         was_reconciling = client.state.phase is Phase.RECONCILE
         self._come_to_rest(client)
         if client.state.mode is Mode.OFFLINE:
@@ -335,8 +339,16 @@ class UpstairsCore(Dispatcher):
             self.all_were_away()
             collation = collate([client.versions for client in ready if client.versions is not None])
             self._reconcile(collation, ClientEvent.ALL_NEED_REPAIR)
-        elif self.readers:
+        elif self.readers and not any(map(self._may_come_back, self.clients)):
             self._begin_live_repair(ready)
+
+    @staticmethod
+    def _may_come_back(client: Client) -> bool:
+        """*Liveness*: a repair gives up whoever is away. What guests have under way would fail then, for one replica of
+        three is left; where the one that is away comes back in a moment and is replayed to, nothing fails (not in the
+        original, §8.1). One that is not there call after call is not waited for."""
+        away = client.state.connecting and client.state.mode is Mode.OFFLINE
+        return away and client.calls_missed < CALLS_MISSED_MAX
 
     def _begin_live_repair(self, ready: list[Client]) -> None:
         for client in self.clients:

@@ -27,10 +27,12 @@ class Client:
 
     ``last_flush``: the id of the newest flush that it acknowledged since the set was made equal. ``knows_from``: jobs
     with lower ids were never sent over its connection. ``refusals``: how often in a row it closed the connection when
-    asked for the promotion. The other counters are those of §15.2.
+    asked for the promotion; ``calls_missed``: how often in a row it could not be reached since it went away. The other
+    counters are those of §15.2.
     """
 
     __slots__ = (
+        "calls_missed",
         "connected",
         "connection_id",
         "errors",
@@ -56,7 +58,7 @@ class Client:
         self.target = ""
         self.last_flush: int | None = None
         self.knows_from = 0
-        self.connected = self.replaced = self.ro_lr_skipped = self.refusals = 0
+        self.connected = self.replaced = self.ro_lr_skipped = self.refusals = self.calls_missed = 0
         self.live_repair_completed = self.live_repair_aborted = 0
         self.extents_repaired = self.extents_confirmed = 0
         self.index = index

@@ -10,6 +10,7 @@ from upstairs_rig import Rig
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.upstairs import dispatcher
+from crucible_emu.upstairs.core import CALLS_MISSED_MAX
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import Mode, Phase, UpstairsState
@@ -317,14 +318,41 @@ def test_a_replica_that_fails_any_step_is_faulted_and_the_healthy_ones_get_every
     assert len(rig.core.jobs) == 0
 
 
-def test_a_replica_that_is_away_when_a_live_repair_begins_gives_up_its_jobs() -> None:
+def away_while_another_needs_repair() -> Rig:
+    """Replica 0 is away, with a flush that waits for it; replica 1 is back, and is to be repaired."""
     rig = Rig().active()
     rig.drop(0)
+    rig.replicas[0].reachable = False
     rig.write(1)
     rig.core.stop_client(rig.core.clients[1], dispatcher.StopReason.IO_ERROR)
-    rig.replicas[0].reachable = False
     rig.run()
-    assert rig.core.clients[0].state.mode is Mode.OFFLINE
+    rig.flush("flush")
+    rig.reconnect()
+    rig.answer_all()
+    return rig
+
+
+def test_a_live_repair_waits_for_a_replica_that_may_come_back_so_that_no_flush_fails() -> None:
+    """With the one given up at once, the flush would have one replica of three, and its guest an error."""
+    rig = away_while_another_needs_repair()
+    assert rig.core.clients[0].state.mode is Mode.OFFLINE and "flush" not in rig.answers
+    rig.replicas[0].reachable = True
+    rig.drop(0, "connection refused")
+    rig.reconnect()
+    rig.answer_all()
+    assert rig.answers["flush"] is None
+    assert phases(rig) == ACTIVE
+    assert rig.core.repairs_begun == 1
+
+
+def test_a_replica_that_is_away_when_a_live_repair_begins_gives_up_its_jobs() -> None:
+    """*Liveness*: one that does not answer call after call does not keep the other from being repaired."""
+    rig = away_while_another_needs_repair()
+    for _ in range(CALLS_MISSED_MAX - 1):
+        rig.drop(0, "connection refused")
+        rig.reconnect()
+        assert rig.core.clients[0].state.mode is Mode.OFFLINE and rig.core.repairs_begun == 0
+    rig.drop(0, "connection refused")
     rig.reconnect()
     assert rig.core.clients[0].state.mode is Mode.FAULTED
     assert rig.core.jobs.jobs_in_progress[0] == 0

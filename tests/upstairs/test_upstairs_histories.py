@@ -80,11 +80,13 @@ def test_a_replica_that_may_have_done_a_flush_is_not_replayed_to() -> None:
 
 
 def test_a_repair_that_waits_for_a_source_begins_when_one_is_replayed_to() -> None:
-    """One replica is ready for repair while the others are away; one comes back by a replay, nothing else happens."""
+    """One replica is ready for repair while the others are away, one of them too far behind for a replay; the other
+    comes back by a replay, nothing else happens."""
     rig = Rig().active()
     rig.fault(0)
     rig.drop(1)
     rig.drop(2)
+    rig.core.fall_behind(rig.core.clients[2])
     waiting, rig.reconnecting = rig.reconnecting, []
     faulted, away, _ = sorted(waiting, key=lambda action: action.client)
     rig.connect(faulted)
