@@ -27,8 +27,9 @@ from nexus.explore.cases import Case, Interference, Moment
 from nexus.explore.results import Result
 
 
-class BranchDied(Exception):
-    """A child ended without a result; what it said stands in the error stream."""
+class BranchDied(BaseException):
+    """A child ended without a result; what it said stands in the error stream. Not an :class:`Exception`: no saga in
+    between is to take it for the failure of an action."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,8 @@ class Branches:
 
     @contextmanager
     def unharmed(self) -> Iterator[None]:
-        """A child that fails ends here, and tells nobody's caller."""
+        """A child that fails ends here, and tells nobody's caller. To be entered within the loop: a child cannot end
+        its loop, for it shares with its parent what wakes one at its very end."""
         try:
             yield
         except BaseException:

@@ -18,7 +18,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,6 +156,10 @@ class Run:
         self.processes: Processes
 
     async def go(self) -> None:
+        with nullcontext() if self._branches is None else self._branches.unharmed():
+            await self._go()
+
+    async def _go(self) -> None:
         async with trio.open_nursery() as nursery:
             self.rack = Rack(nursery, self._image)
             self.processes = Processes(self.rack, nursery)
@@ -404,7 +408,7 @@ def run_cases(cases: Sequence[Case]) -> list[Result]:
     run_case(Case(scenario.name))
     branches = Branches(cases, _known)
     run = Run(branches.case, image_of(scenario.setup), branches)
-    with _collecting_later(), branches.unharmed():
+    with _collecting_later():
         _in_a_loop(run.go)
     return [branches.results[case] for case in cases]
 
