@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from random import Random, SystemRandom
 from types import TracebackType
@@ -85,6 +86,7 @@ class Database:
         self._readers = self._writers if backend.shared else trio.CapacityLimiter(backend.readers)
         self._counts: dict[str, int] = dict.fromkeys(Statistics.__dataclass_fields__, 0)
         self.after_body: Body[None] | None = None
+        self._ask: Body[None] | None = None
 
     @classmethod
     def open(
@@ -148,11 +150,18 @@ class Database:
     def statistics(self) -> Statistics:
         return Statistics(**self._counts)
 
+    def guarded(self, ask: Body[None]) -> Database:
+        """The same database for somebody whose transactions run ``ask`` before their bodies; what it raises undoes
+        them. It is neither closed nor counted by itself."""
+        view = copy(self)
+        view._ask = ask
+        return view
+
     async def transact(self, body: Body[T]) -> T:
         """Run ``body`` as one transaction; what it returned. Raises what it raised, and
         :class:`~nexus.db.errors.Contention`, :class:`~nexus.db.errors.Unreachable`,
         :class:`~nexus.db.errors.OutcomeUnknown`."""
-        return await self._run(self._write, body, self._writers, "transactions")
+        return await self._run(self._write, self._asking(body), self._writers, "transactions")
 
     async def read(self, body: Body[T]) -> T:
         """As :meth:`transact`, for a body that only reads: it sees one moment, and need not wait for who writes."""
@@ -161,11 +170,22 @@ class Database:
     def transact_blocking(self, body: Body[T]) -> T:
         """As :meth:`transact`, without a loop: for tools and tests, while nobody else uses this database object."""
         for number in range(1, ATTEMPTS_MAX + 1):
-            attempt = self._write(body, number)
+            attempt = self._write(self._asking(body), number)
             if self._is_over(attempt, number, "transactions"):
                 break
             time.sleep(self._pause_seconds(number))
         return attempt.value  # type: ignore[return-value]  # the body's own value
+
+    def _asking(self, body: Body[T]) -> Body[T]:
+        ask = self._ask
+        if ask is None:
+            return body
+
+        def both(connection: Connection) -> T:
+            ask(connection)
+            return body(connection)
+
+        return both
 
     # -- attempts -----------------------------------------------------------------------------------------------------
 

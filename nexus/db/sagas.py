@@ -16,12 +16,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy import Connection, Row, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy import text as sql
 
-from nexus.db.database import Database
+from nexus.db.database import Body, Database
 from nexus.db.schema import nexus_instance, saga, saga_event
 from nexus.db.schema.sagas import UNFINISHED
 from nexus.db.transitions import insert_if_absent
@@ -53,6 +53,15 @@ _ADVANCE = (
     )
     .returning(saga.c.event_count)
 )
+_FENCE = select(saga.c.fence).where(saga.c.id == bindparam("of"))
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """What actions are given, if its transactions can be made to ask something first."""
+
+    def guarded(self, ask: Body[None]) -> Any:
+        """The same, where each transaction runs ``ask`` before its body, and ends with what it raises."""
 
 
 def _dump(value: Any) -> str:
@@ -152,6 +161,19 @@ class SagaStore:
             return _record(connection.execute(select(saga).where(saga.c.id == record.id)).one())
 
         return await self.database.transact(body)
+
+    def world_of(self, record: SagaRecord, world: Any) -> Any:
+        """See :class:`nexus.saga.store.Store`. *Safety*: the fence is read in the transaction that it guards, so that
+        whoever takes the saga over comes either before it, which is refused then, or after it, and sees what it did."""
+        if not isinstance(world, Guarded):
+            return world
+
+        def ask(connection: Connection) -> None:
+            fence = connection.execute(_FENCE, {"of": record.id}).scalar_one_or_none()
+            if fence != record.fence:
+                raise Fenced(f"saga {record.id} has gone over to another Nexus")
+
+        return world.guarded(ask)
 
     async def page(
         self, *, limit: int, after: SagaRecord | None = None, state: SagaState | None = None

@@ -120,7 +120,9 @@ class Interferer:
         place = len(self.outcome.story)
         self.outcome.happened.append(operation)
         self.outcome.story.append(f"at {moment}: {operation}")
-        changed = await self.act(operation, saga_id)
+        # To its end: where a branch beside this one hears that the saga is another's, this one is cancelled with it.
+        with trio.CancelScope(shield=True):
+            changed = await self.act(operation, saga_id)
         if not changed and self._branches is not None:
             self._branches.nothing_changed(self.outcome.story[place:])
 

@@ -161,7 +161,9 @@ async def _lose_unheard(process: Process) -> None:
     """The same, and what the guest's Upstairs tells of its repair is lost. Nobody stops the guest, which may run for
     years: the request has to end while it does."""
     process.rack.mute = 1
-    await _after(process, _lose)
+    await _lose(process)
+    for _ in range(3):
+        await _until_replaced(process)
     left = await process.rack.database.read(verdicts.open_requests)
     if left:
         raise StillOpen(left[0])

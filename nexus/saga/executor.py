@@ -2,7 +2,8 @@
 
 What it guarantees: an action runs only after its start is in the log, and what comes after it only after its end is; so
 whoever reads the log later knows what may have happened and does the rest. Every row carries the fence under which this
-Nexus got the saga: when the saga has gone over to another, the next row is refused and it is let go without a word.
+Nexus got the saga: when the saga has gone over to another, the next row is refused and it is let go without a word. So
+is every transaction of an action that comes too late: what a Nexus does that stood still changes nothing.
 
 A database that cannot be reached costs nothing but time: the saga is let go as well, and :meth:`Executor.recover`,
 which a background task calls, goes on with it.
@@ -296,7 +297,8 @@ class Executor:
         await self._hooks(Point.AFTER_UNDO, record.id, label)
 
     def _context(self, run: _Run, label: str) -> Context[Any]:
-        return run.execution.dag.context(label, run.record.id, run.record.params, run.execution.outputs, self._world)
+        world = self._store.world_of(run.record, self._world)
+        return run.execution.dag.context(label, run.record.id, run.record.params, run.execution.outputs, world)
 
     def _failure(self, record: SagaRecord, label: str, error: Exception) -> dict[str, str]:
         if isinstance(error, ActionFailed):

