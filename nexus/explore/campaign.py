@@ -7,8 +7,6 @@ are left out one by one as long as something is still wrong. What many cases fin
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -23,8 +21,7 @@ from nexus.explore.results import Result, kind_of
 from nexus.explore.run import run_case, run_cases
 from nexus.explore.without import removed
 
-CHUNK_CASES = 400
-"""What is forked has its beginning in common, which each chunk runs anew."""
+CHUNK_CASES = 64
 CHUNK_CASES_TO_FIRST = 16
 """Where the first finding is wanted."""
 PROCESSES = 2
@@ -67,9 +64,7 @@ def result_of(text: str) -> Result:
 
 def _chunk(texts: Sequence[str]) -> list[Result]:
     """Cases of one scenario."""
-    if len(texts) > 1 and hasattr(os, "fork") and threading.active_count() == 1:
-        return run_cases([parse(text) for text in texts])
-    return [result_of(text) for text in texts]
+    return run_cases([parse(text) for text in texts])
 
 
 _kept_out = ExitStack()

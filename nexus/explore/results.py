@@ -38,10 +38,6 @@ class Result:
         lines = [self.case, *self.story[: self.afterwards], *kinds, self.course]
         return blake3("\n".join(lines).encode()).hexdigest()
 
-    def never_came(self, case: Case) -> Result:
-        """The same course, of a case with more interferences, for which the moment never came."""
-        return replace(self, case=str(case), fired=False)
-
     def with_nothing_more(self, case: Case, place: int, lines: tuple[str, ...]) -> Result:
         """The same course, of a case in which something more was tried and changed nothing: ``lines`` of the story,
         at ``place``."""

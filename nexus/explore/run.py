@@ -8,7 +8,7 @@ after rest nothing may be left.
 What it guarantees: a run depends on its case alone. It runs under the clock of :class:`trio.testing.MockClock`, with
 Trio's shuffling seeded, without threads, sockets and files; two runs of a case leave the same trace. An operation that
 changed nothing leaves nothing but a line in the story: what it drew of ids and chance is put back. So such a case and
-the one without the operation are the same run, which :mod:`nexus.explore.branches` makes use of.
+the one without the operation are the same run, and only one of them is run (:func:`run_cases`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,6 @@ from sqlalchemy import Connection, select
 from crucible_emu.sim.trio_seed import seeded_scheduling
 from nexus.db import DatabaseError, schema
 from nexus.explore import operations, users, verdicts
-from nexus.explore.branches import Branches
 from nexus.explore.cases import BEFORE_EFFECT, POINTS, Case, Moment
 from nexus.explore.operations import MISFORTUNES, USERS, Operation, task_operations
 from nexus.explore.processes import Process, Processes
@@ -81,12 +80,14 @@ class Outcome:
 class Interferer:
     """Stands at the hooks of the first Nexus and does what the case says there."""
 
-    def __init__(self, outcome: Outcome, branches: Branches | None) -> None:
-        self.outcome, self._branches = outcome, branches
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
         self._left = list(outcome.case.interferences)
         self.names: dict[str, str] = {}
         self.order: dict[str, int] = {}
         self._seen: Counter[str] = Counter()
+        self.on_nothing_changed: Callable[[int], Awaitable[None]] | None = None
+        """Called where an operation changed nothing, with the place of its lines in the story."""
         self.act: Callable[[str, str], Awaitable[bool]] | None = None
         """Does an operation, beside the saga of an id; whether anything is different now."""
         self.armed = False
@@ -99,11 +100,7 @@ class Interferer:
         return Moment(name, label, point, self.order[saga_id])
 
     def due(self, moment: Moment) -> Iterator[str]:
-        """The operations that happen now, which are those that come next; with branches, in a process for each."""
-        if self._branches is not None:
-            while (operation := self._branches.part(moment, self.outcome.story)) is not None:
-                self.outcome.case = self._branches.case
-                yield operation
+        """The operations that happen now, which are those that come next."""
         while self._left and self._left[0].moment == moment:
             yield self._left.pop(0).operation
 
@@ -123,8 +120,8 @@ class Interferer:
         # To its end: where a branch beside this one hears that the saga is another's, this one is cancelled with it.
         with trio.CancelScope(shield=True):
             changed = await self.act(operation, saga_id)
-        if not changed and self._branches is not None:
-            self._branches.nothing_changed(self.outcome.story[place:])
+        if not changed and self.on_nothing_changed is not None:
+            await self.on_nothing_changed(place)
 
     async def perform(self, work: Any, vertex: Any, context: Any) -> Any:
         """Stands in the executor between the record of a node's start and its action."""
@@ -149,19 +146,19 @@ class Interferer:
 class Run:
     """One run, from the image to the verdict."""
 
-    def __init__(self, case: Case, image: Image, branches: Branches | None = None) -> None:
+    def __init__(self, case: Case, image: Image, *, shortcut: bool = False) -> None:
         self.scenario: Scenario = SCENARIOS[case.scenario]
         self.outcome = Outcome(case)
-        self._image, self._branches = image, branches
-        self._interferer = Interferer(self.outcome, branches)
+        self._image = image
+        self._interferer = Interferer(self.outcome)
+        if shortcut:
+            self._interferer.on_nothing_changed = self._go_no_further
+        self.alike: tuple[Case, int, tuple[str, ...]] | None = None
+        """Of a run that went no further: the case that comes to the same, and where in its story what stands."""
         self.rack: Rack
         self.processes: Processes
 
     async def go(self) -> None:
-        with nullcontext() if self._branches is None else self._branches.unharmed():
-            await self._go()
-
-    async def _go(self) -> None:
         async with trio.open_nursery() as nursery:
             self.rack = Rack(nursery, self._image)
             self.processes = Processes(self.rack, nursery)
@@ -175,10 +172,13 @@ class Run:
             await self._attempt("the sagas of the story", self._settle)
             self._interferer.armed = False
             await self._end()
-            if self._branches is not None:
-                # Here, and not after the loop: a child's loop shares with its parent's what wakes it at its very end.
-                self._branches.end(self.outcome.result())
             nursery.cancel_scope.cancel()
+
+    async def _go_no_further(self, place: int) -> None:
+        number = len(self.outcome.happened) - 1
+        self.alike = self.outcome.case.without(number), place, tuple(self.outcome.story[place:])
+        self.rack.nursery.cancel_scope.cancel()
+        await trio.sleep_forever()
 
     def _note_names(self) -> None:
         """Hooks are told ids of sagas; people want their names."""
@@ -403,16 +403,23 @@ def run_case(case: Case) -> Outcome:
 
 
 def run_cases(cases: Sequence[Case]) -> list[Result]:
-    """What comes of cases of one scenario, in their order: as of :func:`run_case`, and faster, for what cases have in
-    common runs once (:mod:`nexus.explore.branches`)."""
-    scenario = SCENARIOS[cases[0].scenario]
-    # What is compiled here is compiled in all branches.
-    run_case(Case(scenario.name))
-    branches = Branches(cases, _known)
-    run = Run(branches.case, image_of(scenario.setup), branches)
-    with _collecting_later():
-        _in_a_loop(run.go)
-    return [branches.results[case] for case in cases]
+    """What comes of cases, in their order: as of :func:`run_case`, and faster. Where an operation changed nothing, the
+    run goes no further: what follows is what follows without it (*optimisation*)."""
+    known: dict[Case, Result] = {}
+    return [_result_of(case, known) for case in cases]
+
+
+def _result_of(case: Case, known: dict[Case, Result]) -> Result:
+    if case not in known:
+        run = Run(case, image_of(SCENARIOS[case.scenario].setup), shortcut=True)
+        with _collecting_later():
+            _in_a_loop(run.go)
+        if run.alike is None:
+            known[case] = run.outcome.result()
+        else:
+            fewer, place, lines = run.alike
+            known[case] = _result_of(fewer, known).with_nothing_more(case, place, lines)
+    return known[case]
 
 
 def prepare() -> None:
@@ -429,7 +436,7 @@ def forget_states() -> None:
 @contextmanager
 def _collecting_later() -> Iterator[None]:
     """*Optimisation*: a run makes few circles of objects, and SQLAlchemy so many objects that looking for circles takes
-    a tenth of the time."""
+    a tenth of the time. What was there after the first runs stays, and is not looked at again."""
     gc.disable()
     try:
         yield
@@ -438,6 +445,8 @@ def _collecting_later() -> Iterator[None]:
         _runs[0] += 1
         if _runs[0] % COLLECT_EVERY == 0:
             gc.collect()
+        if _runs[0] == COLLECT_EVERY:
+            gc.freeze()
 
 
 COLLECT_EVERY = 25
