@@ -48,6 +48,24 @@ async def test_what_the_body_raises_undoes_it_and_is_not_tried_again(database: D
     assert database.statistics().rolled_back == 1
 
 
+async def test_a_transaction_that_may_not_happen_is_undone(database: Database) -> None:
+    """Who may lose the right to change anything asks first, in the same transaction; others do not ask."""
+    allowed = [True]
+
+    def ask(connection: Connection) -> None:
+        if not allowed[0]:
+            raise PermissionError("not yours any more")
+
+    guarded = database.guarded(ask)
+    await guarded.transact(lambda connection: add_volume(connection, 1))
+    allowed[0] = False
+    with pytest.raises(PermissionError, match="not yours"):
+        await guarded.transact(lambda connection: add_volume(connection, 2))
+    await database.transact(lambda connection: add_volume(connection, 3))
+    assert await guarded.read(volumes) == 2
+    assert guarded.statistics() == database.statistics()
+
+
 async def test_after_body_sees_the_transaction_and_may_undo_it(database: Database) -> None:
     def at_most_one(connection: Connection) -> None:
         if volumes(connection) > 1:

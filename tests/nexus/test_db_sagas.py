@@ -92,6 +92,18 @@ async def test_who_has_lost_a_saga_cannot_write(store: Store) -> None:
     await store.append("saga", 1, Event("FIRST", Kind.STARTED), SagaState.RUNNING)
 
 
+async def test_what_an_action_does_for_a_saga_that_it_has_lost_changes_no_row(database: Database) -> None:
+    store, noted = SagaStore(database), record("noted")
+    await store.create(record())
+    given = store.world_of(record(), database)
+    await SagaStore(given).create(noted)
+    await store.adopt(record(), "nexus-2")
+    with pytest.raises(Fenced, match="gone over"):
+        await SagaStore(given).create(record("too-late"))
+    assert {each.id for each in await store.unfinished("nexus-1")} == {"noted"}
+    assert store.world_of(record(), "a world without transactions") == "a world without transactions"
+
+
 async def test_only_what_goes_on_is_unfinished(store: Store) -> None:
     for state in SagaState:
         await store.create(record(state.value))
