@@ -96,21 +96,28 @@ def _read(connection: Connection) -> _Reading:
     return _Reading(findings, recorded_holdings(connection), explained)
 
 
+_REGIONS, _SNAPSHOTS = select(_REGION), select(_SNAPSHOT)
+_DATASETS = (
+    select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port)
+    .where(_DATASET.c.time_deleted.is_(None))
+    .order_by(_DATASET.c.id)
+)
+
+
 def recorded_holdings(connection: Connection) -> dict[str, Recorded]:
     """What the agent of each dataset in service should hold."""
     regions: dict[str, dict[str, RegionRow]] = defaultdict(dict)
-    for row in connection.execute(select(_REGION)):
+    for row in connection.execute(_REGIONS):
         regions[row.dataset_id][row.id] = RegionRow(
             row.id, row.port, row.block_size, row.blocks_per_extent, row.extent_count, row.read_only
         )
     snapshots: dict[str, dict[Key, int | None]] = defaultdict(dict)
-    for row in connection.execute(select(_SNAPSHOT)):
+    for row in connection.execute(_SNAPSHOTS):
         port = None if row.deleting else Address.parse(row.snapshot_addr).port
         snapshots[row.dataset_id][row.region_id, row.snapshot_id] = port
-    datasets = select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port).where(_DATASET.c.time_deleted.is_(None))
     return {
         row.id: Recorded(Dataset(*row), regions[row.id], snapshots[row.id])
-        for row in connection.execute(datasets.order_by(_DATASET.c.id)).all()
+        for row in connection.execute(_DATASETS).all()
         if not dataset_gone(connection, row.id)
     }
 

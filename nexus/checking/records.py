@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import Connection, bindparam, exists, select
 
 from nexus.db import schema
 from nexus.db.sagas import GOING_ON, database_clock
@@ -32,6 +32,42 @@ _REGION, _REGION_SNAPSHOT = schema.region, schema.region_snapshot
 
 IN_A_SAGAS_HANDS = (DiskState.CREATING, DiskState.FINALIZING, DiskState.MAINTENANCE)
 """States in which a disk is only while a saga is about it."""
+
+_UNDO_FAILED = (
+    select(_EVENT.c.label)
+    .where(_EVENT.c.saga_id == _SAGA.c.id, _EVENT.c.kind == StoredEventKind.UNDO_FAILED)
+    .order_by(_EVENT.c.number.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_STUCK = (
+    select(_SAGA.c.id, _SAGA.c.name, _UNDO_FAILED).where(_SAGA.c.state == StoredSagaState.STUCK).order_by(_SAGA.c.id)
+)
+_ALIVE = exists().where(_NEXUS.c.id == _SAGA.c.executor_id, _NEXUS.c.time_expires > bindparam("now"))
+_LOST = select(_SAGA.c.id, _SAGA.c.name, _SAGA.c.executor_id).where(GOING_ON, ~_ALIVE).order_by(_SAGA.c.id)
+_SILOS = select(_PROJECT.c.id, _PROJECT.c.silo_id)
+_CHARGES = select(_CHARGE.c.id, _CHARGE.c.project_id, _CHARGE.c.virtual_disk_bytes_provisioned)
+_SUMS = select(_COLLECTION.c.id, _COLLECTION.c.virtual_disk_bytes_provisioned)
+_SIZES = {
+    what: select(table.c.id, table.c.size_bytes).where(table.c.time_deleted.is_(None))
+    for what, table in (("disk", _DISK), ("snapshot", _SNAPSHOT))
+}
+_DISKS_HALF_MADE = (
+    select(_DISK.c.id, _DISK.c.disk_state)
+    .where(_DISK.c.time_deleted.is_(None), _DISK.c.disk_state.in_(IN_A_SAGAS_HANDS))
+    .order_by(_DISK.c.id)
+)
+_SNAPSHOTS_HALF_MADE = (
+    select(_SNAPSHOT.c.id)
+    .where(_SNAPSHOT.c.time_deleted.is_(None), _SNAPSHOT.c.state == SnapshotState.CREATING)
+    .order_by(_SNAPSHOT.c.id)
+)
+_REGIONS_GOING = select(_REGION.c.id).where(_REGION.c.deleting).order_by(_REGION.c.id)
+_SNAPSHOTS_GOING = (
+    select(_REGION_SNAPSHOT.c.region_id, _REGION_SNAPSHOT.c.snapshot_id)
+    .where(_REGION_SNAPSHOT.c.deleting)
+    .order_by(_REGION_SNAPSHOT.c.region_id, _REGION_SNAPSHOT.c.snapshot_id)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +94,10 @@ def look(connection: Connection) -> Iterator[Seen]:
 
 def sagas(connection: Connection) -> Iterator[Finding]:
     """Stuck ones, and those of a dead Nexus that nobody has taken over."""
-    failed = (
-        select(_EVENT.c.label)
-        .where(_EVENT.c.saga_id == _SAGA.c.id, _EVENT.c.kind == StoredEventKind.UNDO_FAILED)
-        .order_by(_EVENT.c.number.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    stuck = select(_SAGA.c.id, _SAGA.c.name, failed).where(_SAGA.c.state == StoredSagaState.STUCK)
-    for saga_id, name, label in connection.execute(stuck.order_by(_SAGA.c.id)):
+    for saga_id, name, label in connection.execute(_STUCK):
         why = f"the undo of {label} failed" if label is not None else "its log does not fit its recipe"
         yield Finding("sagas", f"saga {saga_id}, {name}, is stuck: {why}", (saga_id,))
-    alive = exists().where(_NEXUS.c.id == _SAGA.c.executor_id, _NEXUS.c.time_expires > database_clock(connection))
-    lost = select(_SAGA.c.id, _SAGA.c.name, _SAGA.c.executor_id).where(GOING_ON, ~alive)
-    for saga_id, name, executor_id in connection.execute(lost.order_by(_SAGA.c.id)):
+    for saga_id, name, executor_id in connection.execute(_LOST, {"now": database_clock(connection)}):
         sentence = f"saga {saga_id}, {name}, is not finished, and Nexus {executor_id}, whose it is, is dead"
         yield Finding("sagas", sentence, (saga_id,))
 
@@ -79,14 +105,14 @@ def sagas(connection: Connection) -> Iterator[Finding]:
 def sums(connection: Connection) -> Iterator[Finding]:
     """What a project, silo or the fleet is charged is the sum over its disks and snapshots, at the end of every
     transaction."""
-    silo_of = {row.id: row.silo_id for row in connection.execute(select(_PROJECT.c.id, _PROJECT.c.silo_id))}
+    silo_of = {row.id: row.silo_id for row in connection.execute(_SILOS)}
     expected: Counter[str] = Counter()
-    for row in connection.execute(select(_CHARGE.c.project_id, _CHARGE.c.virtual_disk_bytes_provisioned)):
-        for collection_id in (row.project_id, silo_of.get(row.project_id), FLEET_ID):
+    for charge in connection.execute(_CHARGES):
+        for collection_id in (charge.project_id, silo_of.get(charge.project_id), FLEET_ID):
             if collection_id is not None:
-                expected[collection_id] += row.virtual_disk_bytes_provisioned
+                expected[collection_id] += charge.virtual_disk_bytes_provisioned
     recorded: Counter[str] = Counter()
-    for row in connection.execute(select(_COLLECTION.c.id, _COLLECTION.c.virtual_disk_bytes_provisioned)):
+    for row in connection.execute(_SUMS):
         recorded[row.id] = row.virtual_disk_bytes_provisioned
     for collection_id in sorted(expected.keys() | recorded.keys()):
         charged, found = recorded[collection_id], expected[collection_id]
@@ -97,13 +123,10 @@ def sums(connection: Connection) -> Iterator[Finding]:
 
 def charges(connection: Connection) -> Iterator[Finding]:
     """At rest: every disk and snapshot is charged at its size, and nothing else is."""
-    charged = {
-        row.id: row.virtual_disk_bytes_provisioned
-        for row in connection.execute(select(_CHARGE.c.id, _CHARGE.c.virtual_disk_bytes_provisioned))
-    }
+    charged = {row.id: row.virtual_disk_bytes_provisioned for row in connection.execute(_CHARGES)}
     sizes: dict[str, tuple[str, int]] = {}
-    for what, table in (("disk", _DISK), ("snapshot", _SNAPSHOT)):
-        for row in connection.execute(select(table.c.id, table.c.size_bytes).where(table.c.time_deleted.is_(None))):
+    for what, query in _SIZES.items():
+        for row in connection.execute(query):
             sizes[row.id] = (what, row.size_bytes)
     for identity, (what, size_bytes) in sorted(sizes.items()):
         found = charged.get(identity)
@@ -117,15 +140,9 @@ def charges(connection: Connection) -> Iterator[Finding]:
 
 def unfinished(connection: Connection) -> Iterator[Finding]:
     """At rest: nothing is half made."""
-    disks = select(_DISK.c.id, _DISK.c.disk_state).where(
-        _DISK.c.time_deleted.is_(None), _DISK.c.disk_state.in_(IN_A_SAGAS_HANDS)
-    )
-    for disk_id, state in connection.execute(disks.order_by(_DISK.c.id)):
+    for disk_id, state in connection.execute(_DISKS_HALF_MADE):
         yield Finding("unfinished", f"disk {disk_id} is {state}, and no saga is about it", (disk_id,))
-    snapshots = select(_SNAPSHOT.c.id).where(
-        _SNAPSHOT.c.time_deleted.is_(None), _SNAPSHOT.c.state == SnapshotState.CREATING
-    )
-    for snapshot_id in connection.execute(snapshots.order_by(_SNAPSHOT.c.id)).scalars():
+    for snapshot_id in connection.execute(_SNAPSHOTS_HALF_MADE).scalars():
         yield Finding("unfinished", f"snapshot {snapshot_id} is being made, and no saga makes it", (snapshot_id,))
 
 
@@ -140,13 +157,10 @@ def undeleted(connection: Connection) -> Iterator[Finding]:
     for volume_id in volumes:
         sentence = f"volume {volume_id} is soft-deleted and could be destroyed, and no saga does it"
         yield Finding("deletion", sentence, (volume_id,))
-    for region_id in connection.execute(
-        select(_REGION.c.id).where(_REGION.c.deleting).order_by(_REGION.c.id)
-    ).scalars():
+    for region_id in connection.execute(_REGIONS_GOING).scalars():
         sentence = f"read-only region {region_id} is to be destroyed, and no saga does it"
         yield Finding("deletion", sentence, (region_id,))
-    going = select(_REGION_SNAPSHOT.c.region_id, _REGION_SNAPSHOT.c.snapshot_id).where(_REGION_SNAPSHOT.c.deleting)
-    for region_id, snapshot_id in connection.execute(going.order_by("region_id", "snapshot_id")):
+    for region_id, snapshot_id in connection.execute(_SNAPSHOTS_GOING):
         sentence = f"the snapshot {snapshot_id} of region {region_id} is to be destroyed, and no saga does it"
         yield Finding("deletion", sentence, (region_id, snapshot_id))
     for disk_id in phantom_disks(connection):

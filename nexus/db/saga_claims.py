@@ -24,6 +24,14 @@ from nexus.saga.execution import ENDED
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 
 
+_GOING_ON = select(saga.c.id, saga.c.params).where(GOING_ON).order_by(saga.c.id)
+_RECORDED = (
+    select(saga_event.c.saga_id, saga_event.c.data)
+    .where(saga_event.c.saga_id.in_(select(saga.c.id).where(GOING_ON)), saga_event.c.data.is_not(None))
+    .order_by(saga_event.c.saga_id, saga_event.c.number)
+)
+
+
 def claims(connection: Connection) -> dict[str, str]:
     """Every id that an unfinished saga speaks of, its own included, and which saga that is. A stuck saga lays no claim:
     it does nothing until somebody looks at what it left."""
@@ -33,15 +41,10 @@ def claims(connection: Connection) -> dict[str, str]:
         for each in UUID.findall(text or ""):
             found.setdefault(each.lower(), saga_id)
 
-    for row in connection.execute(select(saga.c.id, saga.c.params).where(GOING_ON).order_by(saga.c.id)):
+    for row in connection.execute(_GOING_ON):
         found.setdefault(row.id, row.id)
         note(row.params, row.id)
-    unfinished = select(saga.c.id).where(GOING_ON)
-    for row in connection.execute(
-        select(saga_event.c.saga_id, saga_event.c.data)
-        .where(saga_event.c.saga_id.in_(unfinished), saga_event.c.data.is_not(None))
-        .order_by(saga_event.c.saga_id, saga_event.c.number)
-    ):
+    for row in connection.execute(_RECORDED):
         note(row.data, row.saga_id)
     return found
 

@@ -33,10 +33,13 @@ GOING_ON = sql(UNFINISHED)
 """Running or unwinding, in the words of the index of such sagas: SQLite uses it for these only."""
 
 
+_CLOCK = select(func.clock_timestamp())
+
+
 def database_clock(connection: Connection) -> datetime:
     """Now, by the clock that all processes of one database share: PostgreSQL's, or for SQLite that of the machine."""
     if connection.dialect.name == "postgresql":
-        found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        found: datetime = connection.execute(_CLOCK).scalar_one()
         return found.astimezone(UTC)
     return datetime.now(UTC)
 
@@ -54,6 +57,20 @@ _ADVANCE = (
     .returning(saga.c.event_count)
 )
 _FENCE = select(saga.c.fence).where(saga.c.id == bindparam("of"))
+# And these every activation of the tasks, or every start of a Nexus.
+_UNFINISHED_OF = select(saga).where(saga.c.executor_id == bindparam("executor"), GOING_ON).order_by(saga.c.id)
+_REGISTER = insert(nexus_instance)
+_RETIRE = delete(nexus_instance).where(nexus_instance.c.id == bindparam("of"))
+_ALIVE = exists().where(nexus_instance.c.id == saga.c.executor_id, nexus_instance.c.time_expires > bindparam("now"))
+_DEAD = select(saga.c.executor_id).distinct().where(GOING_ON, ~_ALIVE).order_by(saga.c.executor_id)
+_FORGET_DEAD = (
+    delete(nexus_instance)
+    .where(
+        nexus_instance.c.time_expires <= bindparam("now"),
+        ~exists().where(saga.c.executor_id == nexus_instance.c.id, GOING_ON),
+    )
+    .returning(nexus_instance.c.id)
+)
 
 
 @runtime_checkable
@@ -138,8 +155,7 @@ class SagaStore:
         """The sagas of ``executor_id`` that are running or unwinding, by id."""
 
         def body(connection: Connection) -> Sequence[SagaRecord]:
-            wanted = select(saga).where(saga.c.executor_id == executor_id, GOING_ON)
-            return tuple(map(_record, connection.execute(wanted.order_by(saga.c.id))))
+            return tuple(map(_record, connection.execute(_UNFINISHED_OF, {"executor": executor_id})))
 
         return await self.database.read(body)
 
@@ -243,8 +259,8 @@ class Leases:
         def body(connection: Connection) -> Instance:
             now = self.clock(connection)
             started = Instance(instance_id, now, now, now + timedelta(seconds=self.lease_seconds))
-            connection.execute(delete(nexus_instance).where(nexus_instance.c.id == instance_id))
-            connection.execute(insert(nexus_instance).values(_columns(started)))
+            connection.execute(_RETIRE, {"of": instance_id})
+            connection.execute(_REGISTER, _columns(started))
             return started
 
         return await self.database.transact(body)
@@ -267,7 +283,7 @@ class Leases:
         """A Nexus ends, or a dead one has nothing left: forget it. What it has not finished is others' at once."""
 
         def body(connection: Connection) -> None:
-            connection.execute(delete(nexus_instance).where(nexus_instance.c.id == instance_id))
+            connection.execute(_RETIRE, {"of": instance_id})
 
         await self.database.transact(body)
 
@@ -284,11 +300,7 @@ class Leases:
         """Who has unfinished sagas and no lease, whether it ran out or never was."""
 
         def body(connection: Connection) -> Sequence[str]:
-            alive = exists().where(
-                nexus_instance.c.id == saga.c.executor_id, nexus_instance.c.time_expires > self.clock(connection)
-            )
-            dead = select(saga.c.executor_id).distinct().where(GOING_ON, ~alive).order_by(saga.c.executor_id)
-            return tuple(connection.scalars(dead))
+            return tuple(connection.scalars(_DEAD, {"now": self.clock(connection)}))
 
         return await self.database.read(body)
 
@@ -297,10 +309,7 @@ class Leases:
         the same statement looks whether it is dead."""
 
         def body(connection: Connection) -> Sequence[str]:
-            owes = exists().where(saga.c.executor_id == nexus_instance.c.id, GOING_ON)
-            dead = nexus_instance.c.time_expires <= self.clock(connection)
-            forgotten = delete(nexus_instance).where(dead, ~owes).returning(nexus_instance.c.id)
-            return tuple(sorted(connection.scalars(forgotten)))
+            return tuple(sorted(connection.scalars(_FORGET_DEAD, {"now": self.clock(connection)})))
 
         return await self.database.transact(body)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, func, select, union
+from sqlalchemy import Connection, bindparam, func, select, union
 
 from crucible_emu.agent.documents import State
 from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest, VolumeRequest
@@ -37,6 +37,34 @@ EMPTY = (
     *(schema.replacement_waiting, schema.survivor_decision, schema.volume_at_rest),
 )
 """What has no rows when everything is deleted."""
+_ENDS = {
+    schema.region_replacement: "complete",
+    schema.region_snapshot_replacement: "complete",
+    schema.region_snapshot_replacement_step: "volume_deleted",
+}
+"""The state in which a request or step has come to its end."""
+
+_EVENT, _SAGA = schema.saga_event, schema.saga
+_COUNTS = {table: select(func.count()).select_from(table) for table in EMPTY}
+_FAILED = (
+    select(_SAGA.c.name, _EVENT.c.label, _EVENT.c.kind, _EVENT.c.data)
+    .join(_SAGA, _SAGA.c.id == _EVENT.c.saga_id)
+    .where(_EVENT.c.kind.in_([StoredEventKind.FAILED, StoredEventKind.UNDO_FAILED]))
+    .order_by(_SAGA.c.time_created, _EVENT.c.number)
+)
+_OPEN = {
+    table: select(table.c.id, table.c.replacement_state).where(table.c.replacement_state != end).order_by(table.c.id)
+    for table, end in _ENDS.items()
+}
+_THERE = {
+    table: select(table.c.id).where(
+        table.c.id == bindparam("thing"),
+        _EXPORT.c.state == ExportState.LIVE if table is _EXPORT else table.c.time_deleted.is_(None),
+    )
+    for table in (*_TABLES.values(), _EXPORT)
+}
+_IMPORTED = select(schema.disk_type_crucible.c.disk_id).where(schema.disk_type_crucible.c.pantry_address.is_not(None))
+_EXPORTED = select(_EXPORT.c.volume_id)
 
 
 async def at_rest(rack: Rack) -> list[str]:
@@ -57,8 +85,7 @@ async def at_rest(rack: Rack) -> list[str]:
 async def nothing_left(rack: Rack) -> list[str]:
     """What is left although everything was deleted."""
     found = [str(each) for each in await check(rack.world, between_looks_s=0)]
-    for table in EMPTY:
-        query = select(func.count()).select_from(table)
+    for table, query in _COUNTS.items():
         count: int = rack.run(lambda c, one=query: c.execute(one).scalar_one())
         if count:
             found.append(f"left: {count} rows in {table.name}")
@@ -85,10 +112,7 @@ def _living_regions(regions: Any) -> list[Any]:
 
 def _unexpected(connection: Connection) -> Iterator[str]:
     """Failures that nobody foresaw: an action must fail with a sentence."""
-    event, saga = schema.saga_event, schema.saga
-    failed = event.c.kind.in_([StoredEventKind.FAILED, StoredEventKind.UNDO_FAILED])
-    query = select(saga.c.name, event.c.label, event.c.kind, event.c.data).join(saga, saga.c.id == event.c.saga_id)
-    for row in connection.execute(query.where(failed).order_by(saga.c.time_created, event.c.number)):
+    for row in connection.execute(_FAILED):
         data = json.loads(row.data)
         if data.get("kind") == UNEXPECTED:
             yield f"unforeseen: {row.name} has {row.kind} at {row.label}: {data['message']}"
@@ -100,13 +124,8 @@ def open_requests(connection: Connection) -> list[str]:
 
 
 def _open_requests(connection: Connection) -> Iterator[str]:
-    for table, ends in (
-        (schema.region_replacement, "complete"),
-        (schema.region_snapshot_replacement, "complete"),
-        (schema.region_snapshot_replacement_step, "volume_deleted"),
-    ):
-        query = select(table.c.id, table.c.replacement_state).where(table.c.replacement_state != ends)
-        for row in connection.execute(query.order_by(table.c.id)):
+    for table, query in _OPEN.items():
+        for row in connection.execute(query):
             yield f"not ended: {table.name} {row.id} is {row.replacement_state}{_why(connection, row.id)}"
 
 
@@ -129,9 +148,7 @@ def _told(connection: Connection, rack: Rack) -> Iterator[str]:
     """What users were told is so. Where the answer was lost, the database says what became of the thing."""
     for thing in rack.things.values():
         table = _TABLES.get(thing.kind, _EXPORT)
-        living = _EXPORT.c.state == ExportState.LIVE if table is _EXPORT else table.c.time_deleted.is_(None)
-        query = select(table.c.id).where(table.c.id == thing.id, living)
-        there = connection.execute(query).first() is not None
+        there = connection.execute(_THERE[table], {"thing": thing.id}).first() is not None
         if thing.sure and there is not thing.living:
             yield f"a user was told that {thing.name} is {'there' if thing.living else 'deleted'}, and that is not so"
         thing.living = there
@@ -191,10 +208,7 @@ def _guests(connection: Connection, rack: Rack) -> Iterator[str]:
 def _pantries(connection: Connection, rack: Rack) -> Iterator[str]:
     """*Safety*: a pantry has a volume only as long as somebody imports into its disk, or reads an export. One that is
     forgotten there would write to whatever gets the ports of its regions."""
-    crucible = schema.disk_type_crucible
-    imported = select(crucible.c.disk_id).where(crucible.c.pantry_address.is_not(None))
-    exported = select(_EXPORT.c.volume_id)
-    known = {*connection.execute(imported).scalars(), *connection.execute(exported).scalars()}
+    known = {*connection.execute(_IMPORTED).scalars(), *connection.execute(_EXPORTED).scalars()}
     for sled in rack.fabric.sleds:
         pantry = rack.switchboard.pantries.get(sled.ip)
         if pantry is not None and sled.alive:

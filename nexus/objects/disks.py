@@ -21,7 +21,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from nexus.db import NotFound, schema
 from nexus.db.schema import DiskState, DiskType
@@ -154,9 +154,13 @@ def disks_selected() -> Any:
     return _DISKS
 
 
+_BY_ID = _DISKS.where(_DISK.c.id == bindparam("disk"))
+_GENERATION = select(_DISK.c.state_generation).where(_DISK.c.id == bindparam("disk"))
+
+
 def disk_get(connection: Connection, disk_id: str) -> Disk | None:
     """The disk, deleted or not."""
-    row = connection.execute(_DISKS.where(_DISK.c.id == disk_id)).one_or_none()
+    row = connection.execute(_BY_ID, {"disk": disk_id}).one_or_none()
     return None if row is None else disk_of_row(row)
 
 
@@ -314,7 +318,7 @@ def _after(state: DiskState, now: datetime) -> dict[str, Any]:
 
 
 def _generation(connection: Connection, disk_id: str) -> int:
-    found: int = connection.execute(select(_DISK.c.state_generation).where(_DISK.c.id == disk_id)).scalar_one()
+    found: int = connection.execute(_GENERATION, {"disk": disk_id}).scalar_one()
     return found
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from nexus.db import NotFound, schema
 from nexus.db.schema.user_visible import CollectionType, ProvisionedType
@@ -36,13 +36,16 @@ def charge_snapshot(connection: Connection, snapshot_id: str, project_id: str, s
     _charge(connection, ProvisionedType.SNAPSHOT, snapshot_id, project_id, size_bytes, now)
 
 
+_REFUND = (
+    delete(_RESOURCE)
+    .where(_RESOURCE.c.id == bindparam("resource"))
+    .returning(_RESOURCE.c.project_id, _RESOURCE.c.virtual_disk_bytes_provisioned)
+)
+
+
 def refund(connection: Connection, resource_id: str, now: datetime) -> None:
     """The disk or snapshot is not paid for any more. Of what is not charged it is done."""
-    gone = connection.execute(
-        delete(_RESOURCE)
-        .where(_RESOURCE.c.id == resource_id)
-        .returning(_RESOURCE.c.project_id, _RESOURCE.c.virtual_disk_bytes_provisioned)
-    ).one_or_none()
+    gone = connection.execute(_REFUND, {"resource": resource_id}).one_or_none()
     if gone is not None:
         _add(connection, gone.project_id, -gone.virtual_disk_bytes_provisioned, now)
 
@@ -67,12 +70,22 @@ def _charge(
         _add(connection, project_id, size_bytes, now)
 
 
+_SILO_OF = select(_PROJECT.c.silo_id).where(_PROJECT.c.id == bindparam("project"))
+_MORE = (
+    update(_COLLECTION)
+    .where(_COLLECTION.c.id == bindparam("collection"))
+    .values(
+        virtual_disk_bytes_provisioned=_COLLECTION.c.virtual_disk_bytes_provisioned + bindparam("more_bytes"),
+        time_modified=bindparam("now"),
+    )
+)
+
+
 def _add(connection: Connection, project_id: str, size_bytes: int, now: datetime) -> None:
     """Change the sums; a deleted project has its silo still."""
-    silo_id = connection.execute(select(_PROJECT.c.silo_id).where(_PROJECT.c.id == project_id)).scalar_one_or_none()
+    silo_id = connection.execute(_SILO_OF, {"project": project_id}).scalar_one_or_none()
     if silo_id is None:
         raise NotFound("project", project_id)
-    total = _COLLECTION.c.virtual_disk_bytes_provisioned
     for collection_id, kind in (
         (project_id, CollectionType.PROJECT),
         (silo_id, CollectionType.SILO),
@@ -80,5 +93,4 @@ def _add(connection: Connection, project_id: str, size_bytes: int, now: datetime
     ):
         empty = {"id": collection_id, "time_modified": now, "collection_type": kind}
         insert_if_absent(connection, _COLLECTION, empty | {"virtual_disk_bytes_provisioned": 0})
-        values = {"virtual_disk_bytes_provisioned": total + size_bytes, "time_modified": now}
-        connection.execute(update(_COLLECTION).where(_COLLECTION.c.id == collection_id).values(**values))
+        connection.execute(_MORE, {"collection": collection_id, "more_bytes": size_bytes, "now": now})

@@ -17,7 +17,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from nexus.db import schema
 from nexus.db.schema import SnapshotState
@@ -75,9 +75,13 @@ class Ledger:
     extents: tuple[str, ...]
 
 
+_BY_ID = select(_SNAPSHOT).where(_SNAPSHOT.c.id == bindparam("snapshot"))
+_LEDGER_OF = select(_LEDGER).where(_LEDGER.c.snapshot_id == bindparam("snapshot"))
+
+
 def snapshot_get(connection: Connection, snapshot_id: str) -> Snapshot | None:
     """The snapshot, deleted or not."""
-    row = connection.execute(select(_SNAPSHOT).where(_SNAPSHOT.c.id == snapshot_id)).one_or_none()
+    row = connection.execute(_BY_ID, {"snapshot": snapshot_id}).one_or_none()
     return None if row is None else _of(row)
 
 
@@ -152,7 +156,7 @@ def ledger_write(connection: Connection, snapshot_id: str, ledger: Ledger, now: 
 
 
 def ledger_get(connection: Connection, snapshot_id: str) -> Ledger | None:
-    row = connection.execute(select(_LEDGER).where(_LEDGER.c.snapshot_id == snapshot_id)).one_or_none()
+    row = connection.execute(_LEDGER_OF, {"snapshot": snapshot_id}).one_or_none()
     return None if row is None else Ledger(row.extent_size_bytes, tuple(json.loads(row.extent_digests)))
 
 

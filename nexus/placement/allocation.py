@@ -129,64 +129,72 @@ def _occupied(connection: Connection, wanted: Allocation, old: list[AllocatedReg
     return Occupied(frozenset(row.id for row in rows), frozenset(sleds))
 
 
+_INSERT = insert(_REGION)
+_CHARGE = (
+    update(_DATASET)
+    .where(_DATASET.c.id == bindparam("dataset"))
+    .values(size_used=_DATASET.c.size_used + bindparam("reserved_bytes"), time_modified=bindparam("now"))
+)
+
+
 def _make(connection: Connection, wanted: Allocation, region_id: str, dataset_id: str, now: datetime) -> None:
     geometry = wanted.geometry
-    connection.execute(
-        insert(_REGION).values(
-            id=region_id,
-            dataset_id=dataset_id,
-            volume_id=wanted.volume_id,
-            block_size=geometry.block_size,
-            blocks_per_extent=geometry.blocks_per_extent,
-            extent_count=geometry.extent_count,
-            read_only=wanted.snapshot_id is not None,
-            deleting=False,
-            reservation_percent=str(RESERVATION_PERCENT),
-            time_created=now,
-            time_modified=now,
-        )
+    row = {
+        "id": region_id,
+        "dataset_id": dataset_id,
+        "volume_id": wanted.volume_id,
+        "block_size": geometry.block_size,
+        "blocks_per_extent": geometry.blocks_per_extent,
+        "extent_count": geometry.extent_count,
+        "read_only": wanted.snapshot_id is not None,
+        "deleting": False,
+        "reservation_percent": str(RESERVATION_PERCENT),
+        "time_created": now,
+        "time_modified": now,
+    }
+    connection.execute(_INSERT, row)
+    charged = {"dataset": dataset_id, "reserved_bytes": geometry.reserved_bytes, "now": now}
+    connection.execute(_CHARGE, charged)
+
+
+# One look at an index per pool: inventories pile up, and a join with all of them would not stay as fast.
+_NEWEST_SIZE = (
+    select(_INVENTORY.c.total_size)
+    .where(_INVENTORY.c.id == _DATASET.c.pool_id)
+    .order_by(_INVENTORY.c.time_collected.desc())
+    .limit(1)
+    .correlate(_DATASET)
+    .scalar_subquery()
+    .label("total_size")
+)
+_CANDIDATES = (
+    select(
+        _DATASET.c.id,
+        _DATASET.c.pool_id,
+        _DATASET.c.size_used,
+        _DATASET.c.no_provision,
+        _POOL.c.control_plane_storage_buffer,
+        _POOL.c.sled_id,
+        _NEWEST_SIZE,
+        _SLED.c.sled_policy,
+        _SLED.c.sled_state,
+        _PHYSICAL_DISK.c.disk_policy,
+        _PHYSICAL_DISK.c.disk_state,
     )
-    charged = _DATASET.c.size_used + geometry.reserved_bytes
-    values = {"size_used": charged, "time_modified": now}
-    connection.execute(update(_DATASET).where(_DATASET.c.id == dataset_id).values(**values))
+    .join(_POOL, (_POOL.c.id == _DATASET.c.pool_id) & _POOL.c.time_deleted.is_(None))
+    .join(_SLED, (_SLED.c.id == _POOL.c.sled_id) & _SLED.c.time_deleted.is_(None))
+    .join(
+        _PHYSICAL_DISK,
+        (_PHYSICAL_DISK.c.id == _POOL.c.physical_disk_id) & _PHYSICAL_DISK.c.time_deleted.is_(None),
+    )
+    .where(_DATASET.c.time_deleted.is_(None))
+)
 
 
 def candidates(connection: Connection) -> list[Candidate]:
     """Every dataset that is not forgotten, with what placement asks about it. The size of a pool is what the newest
     inventory that saw it says; one that no inventory saw has no room."""
-    # One look at an index per pool: inventories pile up, and a join with all of them would not stay as fast.
-    newest_size = (
-        select(_INVENTORY.c.total_size)
-        .where(_INVENTORY.c.id == _DATASET.c.pool_id)
-        .order_by(_INVENTORY.c.time_collected.desc())
-        .limit(1)
-        .correlate(_DATASET)
-        .scalar_subquery()
-        .label("total_size")
-    )
-    query = (
-        select(
-            _DATASET.c.id,
-            _DATASET.c.pool_id,
-            _DATASET.c.size_used,
-            _DATASET.c.no_provision,
-            _POOL.c.control_plane_storage_buffer,
-            _POOL.c.sled_id,
-            newest_size,
-            _SLED.c.sled_policy,
-            _SLED.c.sled_state,
-            _PHYSICAL_DISK.c.disk_policy,
-            _PHYSICAL_DISK.c.disk_state,
-        )
-        .join(_POOL, (_POOL.c.id == _DATASET.c.pool_id) & _POOL.c.time_deleted.is_(None))
-        .join(_SLED, (_SLED.c.id == _POOL.c.sled_id) & _SLED.c.time_deleted.is_(None))
-        .join(
-            _PHYSICAL_DISK,
-            (_PHYSICAL_DISK.c.id == _POOL.c.physical_disk_id) & _PHYSICAL_DISK.c.time_deleted.is_(None),
-        )
-        .where(_DATASET.c.time_deleted.is_(None))
-    )
-    rows = connection.execute(query).all()
+    rows = connection.execute(_CANDIDATES).all()
     used: dict[str, int] = {}
     for row in rows:
         used[row.pool_id] = used.get(row.pool_id, 0) + row.size_used

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from nexus.db import schema
 from nexus.db.transitions import insert_if_absent
@@ -20,6 +20,14 @@ from nexus.replacement.driving import UNLIKE
 
 _REQUEST = schema.region_replacement
 _WAITING, _REFUSAL, _DECISION = schema.replacement_waiting, schema.clone_source_refusal, schema.survivor_decision
+
+
+_WAITING_OF = select(_WAITING).where(_WAITING.c.request_id == bindparam("request"))
+_WAITS_NO_MORE = delete(_WAITING).where(_WAITING.c.request_id == bindparam("request"))
+_REFUSED_FOR = select(_REFUSAL).where(_REFUSAL.c.request_id == bindparam("request")).order_by(_REFUSAL.c.source)
+_DECIDED = select(_DECISION.c.volume_id).where(
+    _DECISION.c.volume_id == bindparam("volume"), _DECISION.c.survivor_region_id == bindparam("survivor")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ def waiting_since(connection: Connection, request_id: str, reason: str, now: dat
 
 def waiting_no_more(connection: Connection, request_id: str) -> None:
     """The request goes on, or has ended."""
-    connection.execute(delete(_WAITING).where(_WAITING.c.request_id == request_id))
+    connection.execute(_WAITS_NO_MORE, {"request": request_id})
 
 
 def unlike_no_more(connection: Connection, volume_id: str) -> None:
@@ -66,7 +74,7 @@ def unlike_no_more(connection: Connection, volume_id: str) -> None:
 
 def waiting_of(connection: Connection, request_id: str) -> Waiting | None:
     """Why the request does not go on; ``None`` when nothing was noted."""
-    row = connection.execute(select(_WAITING).where(_WAITING.c.request_id == request_id)).one_or_none()
+    row = connection.execute(_WAITING_OF, {"request": request_id}).one_or_none()
     return None if row is None else Waiting(row.request_id, row.reason, row.time_since)
 
 
@@ -78,8 +86,8 @@ def source_refused(connection: Connection, request_id: str, source: str, reason:
 
 def sources_refused(connection: Connection, request_id: str) -> list[Refusal]:
     """What was refused for the request, in the order of names."""
-    query = select(_REFUSAL).where(_REFUSAL.c.request_id == request_id).order_by(_REFUSAL.c.source)
-    return [Refusal(row.source, row.reason, row.time_refused) for row in connection.execute(query)]
+    rows = connection.execute(_REFUSED_FOR, {"request": request_id})
+    return [Refusal(row.source, row.reason, row.time_refused) for row in rows]
 
 
 def survivor_decide(connection: Connection, volume_id: str, survivor_region_id: str, now: datetime) -> None:
@@ -90,5 +98,4 @@ def survivor_decide(connection: Connection, volume_id: str, survivor_region_id: 
 
 def survivor_decided(connection: Connection, volume_id: str, survivor_region_id: str) -> bool:
     """Whether an operator said so."""
-    mine = (_DECISION.c.volume_id == volume_id, _DECISION.c.survivor_region_id == survivor_region_id)
-    return connection.execute(select(_DECISION.c.volume_id).where(*mine)).first() is not None
+    return connection.execute(_DECIDED, {"volume": volume_id, "survivor": survivor_region_id}).first() is not None

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from nexus.db import schema
 from nexus.db.schema import DiskState, VmmState
@@ -77,9 +77,11 @@ def owner_of(connection: Connection, volume_id: str) -> Owner:
     return Owner(_attached(connection, attached, vmm), disk, vmm)
 
 
+_DISK_OF = select(_CRUCIBLE.c.disk_id).where(_CRUCIBLE.c.volume_id == bindparam("volume"))
+
+
 def _disk_of(connection: Connection, volume_id: str) -> Disk | None:
-    query = select(_CRUCIBLE.c.disk_id).where(_CRUCIBLE.c.volume_id == volume_id)
-    disk_id = connection.execute(query).scalar_one_or_none()
+    disk_id = connection.execute(_DISK_OF, {"volume": volume_id}).scalar_one_or_none()
     return None if disk_id is None else disk_get(connection, disk_id)
 
 

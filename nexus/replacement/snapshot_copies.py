@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from nexus.db import NotFound, schema
 from nexus.db.schema.hardware import DiskPolicy
@@ -42,40 +42,46 @@ class Lost:
     ledger: Ledger | None
 
 
+_SIZE = select(_REGION.c.block_size, _REGION.c.blocks_per_extent, _REGION.c.extent_count).where(
+    _REGION.c.id == bindparam("region")
+)
+
+
 def lost_target(connection: Connection, resource: Resource) -> Lost:
     """What is known of a target. Raises :class:`~nexus.db.NotFound` where its region, or every trace of its snapshot,
     is gone."""
-    size = select(_REGION.c.block_size, _REGION.c.blocks_per_extent, _REGION.c.extent_count)
-    row = connection.execute(size.where(_REGION.c.id == resource.region_id)).one_or_none()
+    row = connection.execute(_SIZE, {"region": resource.region_id}).one_or_none()
     if row is None:
         raise NotFound("region", resource.region_id)
     snapshot = snapshot_of_target(connection, resource)
     return Lost(resource, snapshot, Geometry(*row), ledger_get(connection, snapshot.id))
 
 
+_REGION_SNAPSHOTS = (
+    select(_SNAPSHOT, _DATASET.c.ip, _DATASET.c.port, _DISK.c.disk_policy)
+    .join(_DATASET, _DATASET.c.id == _SNAPSHOT.c.dataset_id)
+    .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
+    .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
+    .where(_SNAPSHOT.c.snapshot_id == bindparam("snapshot"), ~_SNAPSHOT.c.deleting)
+)
+_CLONES = (
+    select(_REGION.c.id, _REGION.c.dataset_id, _REGION.c.port.label("listens_on"), _DATASET.c.ip, _DATASET.c.port)
+    .add_columns(_DISK.c.disk_policy)
+    .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+    .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
+    .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
+    .where(_REGION.c.volume_id == bindparam("volume"), _REGION.c.read_only, ~_REGION.c.deleting)
+)
+
+
 def copies_of(connection: Connection, snapshot: Snapshot) -> list[SnapshotCopy]:
     """Every copy of the snapshot that is not being destroyed, on whatever disk: its region snapshots, and the read-only
     regions that were cloned for its volume."""
-    region_snapshots = (
-        select(_SNAPSHOT, _DATASET.c.ip, _DATASET.c.port, _DISK.c.disk_policy)
-        .join(_DATASET, _DATASET.c.id == _SNAPSHOT.c.dataset_id)
-        .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
-        .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
-        .where(_SNAPSHOT.c.snapshot_id == snapshot.id, ~_SNAPSHOT.c.deleting)
-    )
-    regions = (
-        select(_REGION.c.id, _REGION.c.dataset_id, _REGION.c.port.label("listens_on"), _DATASET.c.ip, _DATASET.c.port)
-        .add_columns(_DISK.c.disk_policy)
-        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .join(_POOL, _POOL.c.id == _DATASET.c.pool_id)
-        .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
-        .where(_REGION.c.volume_id == snapshot.volume_id, _REGION.c.read_only, ~_REGION.c.deleting)
-    )
     found = []
-    for row in connection.execute(region_snapshots):
+    for row in connection.execute(_REGION_SNAPSHOTS, {"snapshot": snapshot.id}):
         resource = RegionSnapshot(row.dataset_id, row.region_id, row.snapshot_id)
         found.append(_copy(connection, resource, row, Address.parse(row.snapshot_addr)))
-    for row in connection.execute(regions):
+    for row in connection.execute(_CLONES, {"volume": snapshot.volume_id}):
         address = None if row.listens_on is None else Address.of(row.ip, row.listens_on)
         found.append(_copy(connection, ReadOnlyRegion(row.id), row, address))
     return sorted(found, key=lambda each: each.name)

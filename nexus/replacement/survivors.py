@@ -28,7 +28,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from nexus.db import schema
 from nexus.db.schema import RegionReplacementState
@@ -187,12 +187,13 @@ def request_ended(connection: Connection, request_id: str, volume_id: str) -> No
 # -- what the detector looks for --------------------------------------------------------------------------------------
 
 
+_REGION = schema.region
+_PLACE_OF = select(_REGION.c.volume_id, _REGION.c.port).where(_REGION.c.id == bindparam("region"), ~_REGION.c.read_only)
+
+
 def is_member(connection: Connection, volume_id: str, region_id: str) -> bool:
     """Whether the living volume names the region. Of a region whose port nobody knows, it is taken to."""
-    region = schema.region
-    row = connection.execute(
-        select(region.c.volume_id, region.c.port).where(region.c.id == region_id, ~region.c.read_only)
-    ).one_or_none()
+    row = connection.execute(_PLACE_OF, {"region": region_id}).one_or_none()
     if row is None or row.volume_id != volume_id:
         return False
     found = members(connection, volume_id)

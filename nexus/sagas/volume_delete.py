@@ -26,7 +26,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from crucible_emu.logs import get_logger
 from nexus.db import schema
@@ -158,10 +158,13 @@ async def _destroy(world: World, regions: Sequence[freed.FreedRegion]) -> None:
     await world.database.transact(lambda c: _forget_regions(c, ids, world.now()))
 
 
+_OWNERS_OF = select(_REGION.c.volume_id).where(_REGION.c.id.in_(bindparam("regions", expanding=True))).distinct()
+_OWNED_BY = select(_REGION.c.id).where(_REGION.c.volume_id == bindparam("volume"))
+
+
 def _forget_regions(connection: Connection, region_ids: Collection[str], now: datetime) -> None:
     """The rows of destroyed regions, and those of soft-deleted volumes that waited for them alone (R17, R18, W40)."""
-    query = select(_REGION.c.volume_id).where(_REGION.c.id.in_(region_ids)).distinct()
-    owners = sorted(connection.execute(query).scalars())
+    owners = sorted(connection.execute(_OWNERS_OF, {"regions": list(region_ids)}).scalars())
     regions_hard_delete(connection, region_ids, now)
     for volume_id in owners:
         volume_hard_delete_when_done(connection, volume_id)
@@ -189,7 +192,7 @@ async def _find_freed_regions(world: World, volume_id: str, resources: CrucibleR
     below = {each.region_id for each in resources.all_snapshots}
 
     def body(connection: Connection) -> list[str]:
-        owned = connection.execute(select(_REGION.c.id).where(_REGION.c.volume_id == volume_id)).scalars()
+        owned = connection.execute(_OWNED_BY, {"volume": volume_id}).scalars()
         return [each.region_id for each in find_deleted_volume_regions(connection, below | set(owned)).regions]
 
     return await world.database.read(body)

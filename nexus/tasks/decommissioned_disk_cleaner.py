@@ -76,15 +76,17 @@ def decommission_empty_disks(connection: Connection, now: datetime) -> list[str]
     return sorted(connection.execute(empty).scalars())
 
 
+_POOLS_OF_DECOMMISSIONED = (
+    select(_POOL.c.id)
+    .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
+    .where(_POOL.c.time_deleted.is_(None), _DISK.c.disk_state == PhysicalDiskState.DECOMMISSIONED)
+    .order_by(_POOL.c.id)
+)
+
+
 def pools_of_decommissioned_disks(connection: Connection) -> list[str]:
     """Those that are not forgotten, by id."""
-    query = (
-        select(_POOL.c.id)
-        .join(_DISK, _DISK.c.id == _POOL.c.physical_disk_id)
-        .where(_POOL.c.time_deleted.is_(None), _DISK.c.disk_state == PhysicalDiskState.DECOMMISSIONED)
-        .order_by(_POOL.c.id)
-    )
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(_POOLS_OF_DECOMMISSIONED).scalars())
 
 
 def forget_pool(connection: Connection, pool_id: str, now: datetime) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, delete, exists, or_, select
+from sqlalchemy import Connection, Delete, Table, bindparam, delete, exists, or_, select
 
 from nexus.db import DatabaseError, schema
 from nexus.db.saga_claims import Behind, saga_behind
@@ -118,8 +118,11 @@ def held_by_ended(connection: Connection) -> list[Held]:
     return [*_locks(connection), *_records(connection), *_disks(connection)]
 
 
+_LOCKS = select(_LOCK.c.volume_id, _LOCK.c.repair_id).order_by(_LOCK.c.volume_id)
+
+
 def _locks(connection: Connection) -> Iterator[Held]:
-    for volume_id, holder in connection.execute(select(_LOCK.c.volume_id, _LOCK.c.repair_id).order_by("volume_id")):
+    for volume_id, holder in connection.execute(_LOCKS):
         # *Safety*: a request or step holds its lock from saga to saga, until it is complete.
         behind = None if _is_record(connection, holder) else _ended(connection, holder)
         if behind is not None:
@@ -176,8 +179,24 @@ class _Back:
         return update_and_check(connection, self.table, self.identity, expected=expected, new=new) is Outcome.UPDATED
 
 
+_DISKS_IN_HAND = (
+    select(_DISK.c.id, _DISK.c.disk_state, _DISK.c[HOLDER])
+    .where(
+        _DISK.c[HOLDER].is_not(None),
+        _DISK.c.disk_state.in_(sorted(DISK_AT_REST)),
+        or_(
+            _DISK.c.time_deleted.is_(None),
+            exists().where(schema.virtual_provisioning_resource.c.id == _DISK.c.id),
+        ),
+    )
+    .order_by(_DISK.c.id)
+)
+"""Disks in a saga's hand, by id. Deleted ones remain in that of the saga that deleted them: only such are looked at
+that are charged still."""
+
+
 def _disks(connection: Connection) -> Iterator[Held]:
-    for disk_id, state, holder in connection.execute(_disks_in_hand()):
+    for disk_id, state, holder in connection.execute(_DISKS_IN_HAND):
         behind = _ended(connection, holder)
         if behind is not None and not (state == DiskState.DESTROYED and behind.state is SagaState.DONE):
             yield Held(f"disk {disk_id}, {state},", (disk_id, holder), behind, _DiskBack(disk_id, state, holder))
@@ -200,47 +219,40 @@ class _DiskBack:
         return moved is Outcome.UPDATED
 
 
-def _disks_in_hand() -> Select[Any]:
-    """Disks in a saga's hand, by id. Deleted ones remain in that of the saga that deleted them: only such are looked at
-    that are charged still."""
-    charged = exists().where(schema.virtual_provisioning_resource.c.id == _DISK.c.id)
-    return (
-        select(_DISK.c.id, _DISK.c.disk_state, _DISK.c[HOLDER])
-        .where(
-            _DISK.c[HOLDER].is_not(None),
-            _DISK.c.disk_state.in_(sorted(DISK_AT_REST)),
-            or_(_DISK.c.time_deleted.is_(None), charged),
-        )
-        .order_by(_DISK.c.id)
-    )
-
-
 def _ended(connection: Connection, holder: str) -> Behind | None:
     """The saga behind a holder, if that has ended."""
     behind = saga_behind(connection, holder)
     return behind if behind is not None and behind.ended else None
 
 
+_IS_RECORD = [select(table.c.id).where(table.c.id == bindparam("holder")) for table in AT_REST]
+
+
 def _is_record(connection: Connection, holder: str) -> bool:
     """Whether it is a request or a step."""
-    return any(
-        connection.execute(select(table.c.id).where(table.c.id == holder)).first() is not None for table in AT_REST
-    )
+    return any(connection.execute(query, {"holder": holder}).first() is not None for query in _IS_RECORD)
 
 
 def unknown_holders(connection: Connection) -> list[str]:
     """Locks whose holder is neither a request, nor a step, nor known to have to do with a saga: for a person to see."""
     found = []
-    for row in connection.execute(select(_LOCK).order_by(_LOCK.c.volume_id)):
+    for row in connection.execute(_LOCKS):
         if not _is_record(connection, row.repair_id) and saga_behind(connection, row.repair_id) is None:
             found.append(f"the lock of volume {row.volume_id} is held by {row.repair_id}, which nobody knows")
     return found
 
 
-def forget_leases_of_ended(connection: Connection) -> None:
-    """Whoever stood behind a holder, and has ended, need not be remembered once nothing is held."""
+def _leases_of_ended() -> Delete:
     lease, saga = schema.saga_lease, schema.saga
     ended = select(saga.c.id).where(saga.c.state.in_(["done", "unwound"]))
     held = [select(_LOCK.c.repair_id), *(select(t.c[HOLDER]).where(t.c[HOLDER].is_not(None)) for t in AT_REST)]
     still = held[0].union_all(*held[1:])
-    connection.execute(delete(lease).where(lease.c.saga_id.in_(ended), lease.c.holder_id.not_in(still)))
+    return delete(lease).where(lease.c.saga_id.in_(ended), lease.c.holder_id.not_in(still))
+
+
+_LEASES_OF_ENDED = _leases_of_ended()
+
+
+def forget_leases_of_ended(connection: Connection) -> None:
+    """Whoever stood behind a holder, and has ended, need not be remembered once nothing is held."""
+    connection.execute(_LEASES_OF_ENDED)

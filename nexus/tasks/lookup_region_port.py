@@ -69,16 +69,18 @@ class LookupRegionPort:
         await world.database.transact(lambda c: region_record_port(c, region.id, region.port_number, world.now()))
 
 
+_WITHOUT_PORT = (
+    select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id)
+    .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+    .where(_REGION.c.port.is_(None))
+    .order_by(_DATASET.c.id, _REGION.c.id)
+)
+
+
 def without_port(connection: Connection) -> Mapping[Dataset, Sequence[str]]:
     """Regions without a port by dataset. Those whose dataset is gone are left out: nobody is there to be asked."""
-    query = (
-        select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id)
-        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .where(_REGION.c.port.is_(None))
-        .order_by(_DATASET.c.id, _REGION.c.id)
-    )
     found: dict[Dataset, list[str]] = defaultdict(list)
-    for row in connection.execute(query):
+    for row in connection.execute(_WITHOUT_PORT):
         found[Dataset(*row[:3])].append(row[3])
     return {dataset: regions for dataset, regions in found.items() if not dataset_gone(connection, dataset.id)}
 

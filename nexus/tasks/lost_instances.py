@@ -48,17 +48,19 @@ class LostInstances:
         return {"stop_invoked_ok": stopped, "errors": errors}
 
 
+_ON_GONE_SLEDS = (
+    select(_INSTANCE.c.id)
+    .join(_VMM, _VMM.c.id == _INSTANCE.c.active_propolis_id)
+    .join(_SLED, _SLED.c.id == _VMM.c.sled_id)
+    .where(
+        _SLED.c.sled_policy == SledPolicy.EXPUNGED,
+        _VMM.c.state.in_([VmmState.RUNNING, VmmState.FAILED]),
+        _INSTANCE.c.time_deleted.is_(None),
+    )
+    .order_by(_INSTANCE.c.id)
+)
+
+
 def on_gone_sleds(connection: Connection) -> list[str]:
     """The instances that run on sleds that are gone, in the order of their ids."""
-    query = (
-        select(_INSTANCE.c.id)
-        .join(_VMM, _VMM.c.id == _INSTANCE.c.active_propolis_id)
-        .join(_SLED, _SLED.c.id == _VMM.c.sled_id)
-        .where(
-            _SLED.c.sled_policy == SledPolicy.EXPUNGED,
-            _VMM.c.state.in_([VmmState.RUNNING, VmmState.FAILED]),
-            _INSTANCE.c.time_deleted.is_(None),
-        )
-        .order_by(_INSTANCE.c.id)
-    )
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(_ON_GONE_SLEDS).scalars())

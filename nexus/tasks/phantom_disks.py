@@ -61,14 +61,19 @@ class PhantomDisks:
         return await self._world.database.transact(body)
 
 
+_PHANTOMS = (
+    select(_DISK.c.id)
+    .join(_CRUCIBLE, _CRUCIBLE.c.disk_id == _DISK.c.id)
+    .join(_CHARGE, _CHARGE.c.id == _DISK.c.id)
+    .where(
+        _DISK.c.time_deleted.is_not(None),
+        _DISK.c[HOLDER].is_(None),
+        ~exists().where(_VOLUME.c.id == _CRUCIBLE.c.volume_id, _VOLUME.c.time_deleted.is_(None)),
+    )
+)
+
+
 def phantom_disks(connection: Connection) -> list[str]:
     """Their ids, in order."""
-    living = exists().where(_VOLUME.c.id == _CRUCIBLE.c.volume_id, _VOLUME.c.time_deleted.is_(None))
-    query = (
-        select(_DISK.c.id)
-        .join(_CRUCIBLE, _CRUCIBLE.c.disk_id == _DISK.c.id)
-        .join(_CHARGE, _CHARGE.c.id == _DISK.c.id)
-        .where(_DISK.c.time_deleted.is_not(None), _DISK.c[HOLDER].is_(None), ~living)
-    )
     # Put in order here: SQLite would go through all disks for the sake of an order.
-    return sorted(connection.execute(query).scalars())
+    return sorted(connection.execute(_PHANTOMS).scalars())

@@ -38,14 +38,16 @@ class ReadOnlyRegionReplacementStart:
         return status
 
 
+_LOST = (
+    select(_REGION.c.id)
+    .join(_USER_SNAPSHOT, _USER_SNAPSHOT.c.volume_id == _REGION.c.volume_id)
+    .where(on_expunged_disk(_REGION.c.dataset_id), _REGION.c.read_only, ~_REGION.c.deleting)
+    .order_by(_REGION.c.id)
+)
+
+
 def lost_read_only_regions(connection: Connection) -> list[Resource]:
     """Read-only regions on expunged disks for which there never was a request, in the order of their ids; none that is
     being destroyed (W52). Each is of a snapshot, deleted or not (R40)."""
-    query = (
-        select(_REGION.c.id)
-        .join(_USER_SNAPSHOT, _USER_SNAPSHOT.c.volume_id == _REGION.c.volume_id)
-        .where(on_expunged_disk(_REGION.c.dataset_id), _REGION.c.read_only, ~_REGION.c.deleting)
-        .order_by(_REGION.c.id)
-    )
-    found = [ReadOnlyRegion(region_id) for region_id in connection.execute(query).scalars()]
+    found = [ReadOnlyRegion(region_id) for region_id in connection.execute(_LOST).scalars()]
     return [each for each in found if not target_was_requested(connection, each)]

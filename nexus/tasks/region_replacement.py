@@ -111,17 +111,19 @@ class RegionReplacementDetector:
         status["start_invoked_ok"].append(f"request {request.id}")
 
 
+_LOST = (
+    select(_REGION.c.id, _REGION.c.volume_id)
+    .where(on_expunged_disk(_REGION.c.dataset_id), ~_REGION.c.read_only)
+    .order_by(_REGION.c.id)
+)
+
+
 def lost_regions(connection: Connection) -> list[tuple[str, str]]:
     """Read/write regions on expunged disks that living volumes name, and these volumes; in order of their ids.
 
     *Optimisation*: a region whose volume is deleted needs no successor, and a request for it would end at once.
     """
-    query = (
-        select(_REGION.c.id, _REGION.c.volume_id)
-        .where(on_expunged_disk(_REGION.c.dataset_id), ~_REGION.c.read_only)
-        .order_by(_REGION.c.id)
-    )
-    rows = connection.execute(query).all()
+    rows = connection.execute(_LOST).all()
     return [(row.id, row.volume_id) for row in rows if is_member(connection, row.volume_id, row.id)]
 
 

@@ -93,15 +93,17 @@ class RegionSnapshotReplacementStart:
         status["start_invoked_ok"].append(f"began with request {request.id}")
 
 
+_LOST = (
+    select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
+    .where(on_expunged_disk(_SNAPSHOT.c.dataset_id), ~_SNAPSHOT.c.deleting)
+    .order_by(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
+)
+
+
 def lost_region_snapshots(connection: Connection) -> list[Resource]:
     """Region snapshots on expunged disks for which there never was a request, in the order of their keys. *W52*: none
     that is being destroyed, for nobody reads it any more."""
-    query = (
-        select(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
-        .where(on_expunged_disk(_SNAPSHOT.c.dataset_id), ~_SNAPSHOT.c.deleting)
-        .order_by(_SNAPSHOT.c.dataset_id, _SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
-    )
-    found = [RegionSnapshot(*row) for row in connection.execute(query)]
+    found = [RegionSnapshot(*row) for row in connection.execute(_LOST)]
     return [each for each in found if not target_was_requested(connection, each)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import schema
@@ -84,8 +84,12 @@ def _copy(connection: Connection, address: Address, writable: bool) -> Copy | No
     return None
 
 
+_DATASET_OF = select(_REGION.c.dataset_id).where(_REGION.c.id == bindparam("region"))
+_VOLUME_OF = select(_REGION.c.volume_id).where(_REGION.c.id == bindparam("region"), _REGION.c.read_only)
+
+
 def _of_region(connection: Connection, region_id: str) -> Copy | None:
-    dataset_id = connection.execute(select(_REGION.c.dataset_id).where(_REGION.c.id == region_id)).scalar_one()
+    dataset_id = connection.execute(_DATASET_OF, {"region": region_id}).scalar_one()
     dataset = freed.dataset_get(connection, dataset_id)
     return None if dataset is None else Copy(dataset, region_id)
 
@@ -93,7 +97,6 @@ def _of_region(connection: Connection, region_id: str) -> Copy | None:
 def _snapshot_of(connection: Connection, copy: Copy) -> str | None:
     if copy.snapshot is not None:
         return copy.snapshot.snapshot_id
-    query = select(_REGION.c.volume_id).where(_REGION.c.id == copy.region_id, _REGION.c.read_only)
-    volume_id = connection.execute(query).scalar_one_or_none()
+    volume_id = connection.execute(_VOLUME_OF, {"region": copy.region_id}).scalar_one_or_none()
     found = None if volume_id is None else snapshot_of_volume(connection, volume_id)
     return None if found is None else found.id

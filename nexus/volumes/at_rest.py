@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from crucible_emu.volume.vcr import RegionRequest, VolumeConstructionRequest, VolumeRequest
 from nexus.db import schema
@@ -25,6 +25,9 @@ from nexus.volumes.rows import volume_get
 _REST = schema.volume_at_rest
 NEVER_HANDED_OUT = 1
 """The generation of a document that was never checked out."""
+_PROVED = select(_REST.c.generation).where(_REST.c.volume_id == bindparam("volume"))
+_FORGET = delete(_REST).where(_REST.c.volume_id == bindparam("volume"))
+_INSERT = insert(_REST)
 
 
 def generation_of(request: VolumeConstructionRequest) -> int:
@@ -40,8 +43,8 @@ def rest_proved(connection: Connection, volume_id: str, generation: int, now: da
     down, for nobody would take it away."""
     if volume_get(connection, volume_id) is None:
         return
-    connection.execute(delete(_REST).where(_REST.c.volume_id == volume_id))
-    connection.execute(insert(_REST).values(volume_id=volume_id, generation=generation, time_proved=now))
+    connection.execute(_FORGET, {"volume": volume_id})
+    connection.execute(_INSERT, {"volume_id": volume_id, "generation": generation, "time_proved": now})
 
 
 def at_rest(connection: Connection, volume_id: str) -> bool:
@@ -50,7 +53,7 @@ def at_rest(connection: Connection, volume_id: str) -> bool:
     if volume is None:
         return False
     generation = generation_of(volume.request)
-    proved = connection.execute(select(_REST.c.generation).where(_REST.c.volume_id == volume_id)).scalar_one_or_none()
+    proved = connection.execute(_PROVED, {"volume": volume_id}).scalar_one_or_none()
     return generation in (NEVER_HANDED_OUT, proved)
 
 
@@ -61,4 +64,4 @@ def rest_kept(connection: Connection, volume_id: str, request: VolumeConstructio
 
 def rest_forgotten(connection: Connection, volume_id: str) -> None:
     """The volume is gone."""
-    connection.execute(delete(_REST).where(_REST.c.volume_id == volume_id))
+    connection.execute(_FORGET, {"volume": volume_id})

@@ -33,6 +33,23 @@ _HOLDERS: tuple[tuple[Table, set[Any]], ...] = (
 )
 """The records that may hold a lock, and the states in which they must have given it back."""
 
+_VOLUME, _LOCK, _USAGE = schema.volume, schema.volume_repair, schema.volume_resource_usage
+_REGION, _DATASET, _SNAPSHOT = schema.region, schema.crucible_dataset, schema.region_snapshot
+_DISK, _CRUCIBLE = schema.disk, schema.disk_type_crucible
+_VOLUMES = select(_VOLUME.c.id, _VOLUME.c.time_deleted, _VOLUME.c.data).order_by(_VOLUME.c.id)
+_USAGES = select(_USAGE).order_by(_USAGE.c.volume_id)
+_LOCKS = select(_LOCK.c.volume_id, _LOCK.c.repair_id)
+_STATES = tuple((select(holder.c.id, holder.c.replacement_state), ended) for holder, ended in _HOLDERS)
+_DATASETS = select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.size_used).order_by(_DATASET.c.id)
+_REGIONS = select(_REGION).order_by(_REGION.c.id)
+_SNAPSHOTS = select(_SNAPSHOT).order_by(_SNAPSHOT.c.region_id, _SNAPSHOT.c.snapshot_id)
+_DISKS = (
+    select(_DISK.c.id, _CRUCIBLE.c.volume_id, _DISK.c.disk_state, _DISK.c.attach_instance_id)
+    .join(_CRUCIBLE, _CRUCIBLE.c.disk_id == _DISK.c.id)
+    .where(_DISK.c.time_deleted.is_(None))
+    .order_by(_DISK.c.id)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CountedVolume:
@@ -133,30 +150,26 @@ def _counted(row: Any) -> CountedVolume:
 def take(connection: Connection) -> Census:
     """Read everything, in the order of ids."""
     census = Census()
-    volume = schema.volume
-    for row in connection.execute(select(volume.c.id, volume.c.time_deleted, volume.c.data).order_by(volume.c.id)):
+    for row in connection.execute(_VOLUMES):
         census.volumes[row.id] = _counted(row)
     _take_regions(connection, census)
-    usage = schema.volume_resource_usage
-    for mapping in connection.execute(select(usage).order_by(usage.c.volume_id)).mappings():
+    for mapping in connection.execute(_USAGES).mappings():
         census.usages[mapping["volume_id"], resource_of(mapping)] += 1
     _take_disks(connection, census)
-    lock = schema.volume_repair
-    for volume_id, repair_id in connection.execute(select(lock.c.volume_id, lock.c.repair_id)):
+    for volume_id, repair_id in connection.execute(_LOCKS):
         census.locks[volume_id] = repair_id
-    for holder, ended in _HOLDERS:
-        for identity, state in connection.execute(select(holder.c.id, holder.c.replacement_state)):
+    for states, ended in _STATES:
+        for identity, state in connection.execute(states):
             census.holders[identity] = state in ended
     return census.index()
 
 
 def _take_regions(connection: Connection, census: Census) -> None:
-    region, dataset, snapshot = schema.region, schema.crucible_dataset, schema.region_snapshot
     ips: dict[str, str] = {}
-    for row in connection.execute(select(dataset.c.id, dataset.c.ip, dataset.c.size_used).order_by(dataset.c.id)):
+    for row in connection.execute(_DATASETS):
         ips[row.id] = row.ip
         census.size_used[row.id] = row.size_used
-    for row in connection.execute(select(region).order_by(region.c.id)):
+    for row in connection.execute(_REGIONS):
         known = row.port is not None and row.dataset_id in ips
         census.regions[row.id] = CountedRegion(
             id=row.id,
@@ -167,19 +180,12 @@ def _take_regions(connection: Connection, census: Census) -> None:
             requested_bytes=row.block_size * row.blocks_per_extent * row.extent_count,
             address=Address.of(ips[row.dataset_id], row.port) if known else None,
         )
-    for row in connection.execute(select(snapshot).order_by(snapshot.c.region_id, snapshot.c.snapshot_id)):
+    for row in connection.execute(_SNAPSHOTS):
         key = RegionSnapshot(row.dataset_id, row.region_id, row.snapshot_id)
         census.snapshots[key] = (Address.parse(row.snapshot_addr), row.deleting)
 
 
 def _take_disks(connection: Connection, census: Census) -> None:
-    disk, crucible = schema.disk, schema.disk_type_crucible
-    query = (
-        select(disk.c.id, crucible.c.volume_id, disk.c.disk_state, disk.c.attach_instance_id)
-        .join(crucible, crucible.c.disk_id == disk.c.id)
-        .where(disk.c.time_deleted.is_(None))
-        .order_by(disk.c.id)
-    )
-    for row in connection.execute(query):
+    for row in connection.execute(_DISKS):
         attached = row.attach_instance_id is not None
         census.disks.append(CountedDisk(row.id, row.volume_id, str(row.disk_state), attached))

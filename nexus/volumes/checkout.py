@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import Conflict, schema
@@ -77,20 +77,22 @@ class Attachment:
     target_vmm_id: str | None = None
 
 
+_ATTACHED_TO = (
+    select(_DISK.c.attach_instance_id)
+    .join(_CRUCIBLE, _CRUCIBLE.c.disk_id == _DISK.c.id)
+    .where(_CRUCIBLE.c.volume_id == bindparam("volume"), _DISK.c.time_deleted.is_(None))
+)
+_RUNS_IN = select(_INSTANCE.c.active_propolis_id, _INSTANCE.c.target_propolis_id).where(
+    _INSTANCE.c.id == bindparam("instance"), _INSTANCE.c.time_deleted.is_(None)
+)
+
+
 def attachment(connection: Connection, volume_id: str) -> Attachment | None:
     """The instance that the volume's disk is attached to, if it has a disk and the disk is attached."""
-    disk = connection.execute(
-        select(_DISK.c.attach_instance_id)
-        .join(_CRUCIBLE, _CRUCIBLE.c.disk_id == _DISK.c.id)
-        .where(_CRUCIBLE.c.volume_id == volume_id, _DISK.c.time_deleted.is_(None))
-    ).one_or_none()
+    disk = connection.execute(_ATTACHED_TO, {"volume": volume_id}).one_or_none()
     if disk is None or disk.attach_instance_id is None:
         return None
-    found = connection.execute(
-        select(_INSTANCE.c.active_propolis_id, _INSTANCE.c.target_propolis_id).where(
-            _INSTANCE.c.id == disk.attach_instance_id, _INSTANCE.c.time_deleted.is_(None)
-        )
-    ).one_or_none()
+    found = connection.execute(_RUNS_IN, {"instance": disk.attach_instance_id}).one_or_none()
     if found is None:
         return Attachment(disk.attach_instance_id, False)
     return Attachment(disk.attach_instance_id, True, found.active_propolis_id, found.target_propolis_id)

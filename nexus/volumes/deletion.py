@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, exists, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, select, update
 
 from nexus.db import schema
 from nexus.volumes import freed, walks
@@ -27,13 +27,14 @@ from nexus.volumes.freed import CrucibleResources, Dataset, FreedRegion
 from nexus.volumes.recorded import Address
 from nexus.volumes.refusals import BrokenInvariant
 from nexus.volumes.resolution import (
+    OF_SNAPSHOT,
     ReadOnlyRegion,
     RegionSnapshot,
     Resource,
     drop_usage,
     flag_deleting,
     is_used,
-    of_snapshot,
+    key_of,
     read_only_target_to_resource,
     resources_used_by,
     target_to_region,
@@ -46,6 +47,8 @@ _SNAPSHOT = schema.region_snapshot
 _DATASET = schema.crucible_dataset
 _USAGE = schema.volume_resource_usage
 _DELETED = select(_VOLUME.c.id).where(_VOLUME.c.time_deleted.is_not(None))
+_HAS_SNAPSHOT = exists().where(_SNAPSHOT.c.region_id == _REGION.c.id, _SNAPSHOT.c.dataset_id == _REGION.c.dataset_id)
+"""Of a row of ``region``: whether there is a snapshot of it."""
 
 
 def soft_delete_volume(connection: Connection, volume_id: str, now: datetime) -> CrucibleResources:
@@ -58,6 +61,13 @@ def soft_delete_volume(connection: Connection, volume_id: str, now: datetime) ->
     if volume.deleted:
         return freed.parse(volume.resources_to_clean_up)
     return soft_delete_as_read(connection, volume, now)
+
+
+_SOFT_DELETE = (
+    update(_VOLUME)
+    .where(_VOLUME.c.id == bindparam("volume"))
+    .values(time_deleted=bindparam("now"), resources_to_clean_up=bindparam("freed"))
+)
 
 
 def soft_delete_as_read(connection: Connection, volume: Volume, now: datetime) -> CrucibleResources:
@@ -77,8 +87,7 @@ def soft_delete_as_read(connection: Connection, volume: Volume, now: datetime) -
             case RegionSnapshot():
                 snapshots.append(resource)
     resources = CrucibleResources(tuple(regions), tuple(snapshots))
-    values = {"time_deleted": now, "resources_to_clean_up": freed.write(resources)}
-    connection.execute(update(_VOLUME).where(_VOLUME.c.id == volume_id).values(**values))
+    connection.execute(_SOFT_DELETE, {"volume": volume_id, "now": now, "freed": freed.write(resources)})
     return resources
 
 
@@ -117,13 +126,16 @@ def has_snapshots(connection: Connection, region_id: str) -> bool:
     return connection.execute(_HAS_SNAPSHOTS, {"region": region_id}).scalar_one()
 
 
+_HARD_DELETE = delete(_VOLUME).where(_VOLUME.c.id == bindparam("volume"))
+
+
 def volume_hard_delete(connection: Connection, volume_id: str) -> None:
     """Take the row away. Of one that is not there it is done. Raises :class:`BrokenInvariant` while the volume counts
     on something: it must be soft-deleted first, or its references would stay for ever (W30, *safety*)."""
     left = resources_used_by(connection, volume_id)
     if left:
         raise BrokenInvariant(f"volume {volume_id} cannot be hard-deleted: it has a reference to the {left[0]}")
-    connection.execute(delete(_VOLUME).where(_VOLUME.c.id == volume_id))
+    connection.execute(_HARD_DELETE, {"volume": volume_id})
     rest_forgotten(connection, volume_id)
 
 
@@ -138,6 +150,21 @@ class FreedRegions:
     volumes: tuple[str, ...]
 
 
+_UNKEPT = (
+    select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id, _REGION.c.volume_id)
+    .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+    .where(~_REGION.c.read_only, ~_HAS_SNAPSHOT)
+)
+_UNKEPT_OF_ALL = _UNKEPT.where(_REGION.c.volume_id.in_(_DELETED))
+_UNKEPT_AMONG = _UNKEPT.where(
+    _REGION.c.id.in_(bindparam("regions", expanding=True)),
+    exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_not(None)),
+)
+_KEPT_OF = select(_REGION.c.volume_id).where(
+    _REGION.c.volume_id.in_(bindparam("volumes", expanding=True)), ~_REGION.c.read_only, _HAS_SNAPSHOT
+)
+
+
 def find_deleted_volume_regions(connection: Connection, among: Collection[str] | None = None) -> FreedRegions:
     """The read/write regions of soft-deleted volumes that have no snapshots, of whichever volume. A volume goes with
     them if all its read/write regions do (R17, *safety*: one that stays would have no owner, and never be found).
@@ -150,28 +177,20 @@ def find_deleted_volume_regions(connection: Connection, among: Collection[str] |
     if among is not None and not among:
         return FreedRegions((), ())
     if among is None:
-        owned: ColumnElement[bool] = _REGION.c.volume_id.in_(_DELETED)
+        found = connection.execute(_UNKEPT_OF_ALL)
     else:
-        owner = exists().where(_VOLUME.c.id == _REGION.c.volume_id, _VOLUME.c.time_deleted.is_not(None))
-        owned = and_(_REGION.c.id.in_(among), owner)
-    query = (
-        select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id, _REGION.c.volume_id)
-        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .where(owned, ~_REGION.c.read_only, ~_has_snapshot())
-    )
+        found = connection.execute(_UNKEPT_AMONG, {"regions": list(among)})
     # Put in order here: SQLite would go through all regions for the sake of an order (§13.2, W20).
-    rows = sorted(connection.execute(query).all(), key=lambda row: row[3])
+    rows = sorted(found.all(), key=lambda row: row[3])
     owners = {row.volume_id for row in rows}
-    kept = select(_REGION.c.volume_id).where(_REGION.c.volume_id.in_(owners), ~_REGION.c.read_only, _has_snapshot())
-    volumes = owners - set(connection.execute(kept).scalars()) if owners else owners
+    volumes = owners - set(connection.execute(_KEPT_OF, {"volumes": list(owners)}).scalars()) if owners else owners
     return FreedRegions(tuple(FreedRegion(Dataset(*row[:3]), row[3]) for row in rows), tuple(sorted(volumes)))
 
 
-def _has_snapshot() -> ColumnElement[bool]:
-    return exists().where(_SNAPSHOT.c.region_id == _REGION.c.id, _SNAPSHOT.c.dataset_id == _REGION.c.dataset_id)
-
-
 # -- after the agents -------------------------------------------------------------------------------------------------
+
+
+_REMOVE_SNAPSHOT = delete(_SNAPSHOT).where(OF_SNAPSHOT)
 
 
 def region_snapshot_remove(connection: Connection, snapshot: RegionSnapshot) -> None:
@@ -179,7 +198,7 @@ def region_snapshot_remove(connection: Connection, snapshot: RegionSnapshot) -> 
     is what keeps the region underneath. Raises :class:`BrokenInvariant` while somebody counts on it."""
     if is_used(connection, snapshot):
         raise BrokenInvariant(f"the {snapshot} is still used")
-    connection.execute(delete(_SNAPSHOT).where(of_snapshot(snapshot)))
+    connection.execute(_REMOVE_SNAPSHOT, key_of(snapshot))
 
 
 def volume_hard_delete_when_done(connection: Connection, volume_id: str) -> bool:
@@ -206,15 +225,18 @@ def _owns_regions(connection: Connection, volume_id: str) -> bool:
     return connection.execute(_OWNS_REGIONS, {"volume": volume_id}).scalar_one()
 
 
+_SOFT_DELETED = select(_VOLUME.c.id, _VOLUME.c.resources_to_clean_up).where(_VOLUME.c.time_deleted.is_not(None))
+_OWNERS_OF_UNKEPT = select(_REGION.c.volume_id).where(
+    _REGION.c.volume_id.in_(_DELETED), ~_REGION.c.read_only, ~_HAS_SNAPSHOT
+)
+
+
 def deletions_to_finish(connection: Connection) -> list[str]:
     """The soft-deleted volumes for which something can be done now, in the order of their ids: to delete such a volume
     again finishes what a dead saga left (W24). Other soft-deleted volumes wait for snapshots or clones to go."""
-    query = select(_VOLUME.c.id, _VOLUME.c.resources_to_clean_up).where(_VOLUME.c.time_deleted.is_not(None))
-    ours = _REGION.c.volume_id.in_(_DELETED)
-    freed_owners = select(_REGION.c.volume_id).where(ours, ~_REGION.c.read_only, ~_has_snapshot())
-    owners = set(connection.execute(freed_owners).scalars())
+    owners = set(connection.execute(_OWNERS_OF_UNKEPT).scalars())
     # Put in order here: SQLite would go through all volumes for the sake of an order.
-    rows = sorted(connection.execute(query).all(), key=lambda row: row.id)
+    rows = sorted(connection.execute(_SOFT_DELETED).all(), key=lambda row: row.id)
     return [
         row.id
         for row in rows

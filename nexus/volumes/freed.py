@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from nexus.db import schema
 from nexus.volumes.refusals import BrokenInvariant
-from nexus.volumes.resolution import RegionSnapshot, of_snapshot
+from nexus.volumes.resolution import OF_SNAPSHOT, RegionSnapshot, key_of
 
 _DATASET = schema.crucible_dataset
 _REGION = schema.region
@@ -136,22 +136,28 @@ _READERS = {"V1": _first_version, "V2": _second_version, "V3": _third_version}
 # -- what to destroy now ----------------------------------------------------------------------------------------------
 
 
+_DATASET_OF = select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port).where(_DATASET.c.id == bindparam("dataset"))
+_SNAPSHOT_THERE = select(_SNAPSHOT.c.region_id).where(OF_SNAPSHOT)
+_AMONG = _REGION.c.id.in_(bindparam("regions", expanding=True))
+_REGION_THERE = select(_REGION.c.id).where(_AMONG)
+_REGIONS = (
+    select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id)
+    .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
+    .where(_AMONG)
+    .order_by(_REGION.c.id)
+)
+
+
 def dataset_get(connection: Connection, dataset_id: str) -> Dataset | None:
     """A dataset, forgotten or not: an agent that is gone is recognised by its physical disk, not by a missing row."""
-    query = select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port).where(_DATASET.c.id == dataset_id)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_DATASET_OF, {"dataset": dataset_id}).one_or_none()
     return None if row is None else Dataset(*row)
 
 
 def regions_to_delete(connection: Connection, resources: CrucibleResources) -> list[FreedRegion]:
     """The freed regions that still have a row, in the order of their ids."""
-    query = (
-        select(_DATASET.c.id, _DATASET.c.ip, _DATASET.c.port, _REGION.c.id)
-        .join(_DATASET, _DATASET.c.id == _REGION.c.dataset_id)
-        .where(_REGION.c.id.in_(resources.regions))
-        .order_by(_REGION.c.id)
-    )
-    rows = connection.execute(query).all() if resources.regions else []
+    asked = {"regions": list(resources.regions)}
+    rows = connection.execute(_REGIONS, asked).all() if resources.regions else []
     return [*resources.stored_regions, *(FreedRegion(Dataset(*row[:3]), row[3]) for row in rows)]
 
 
@@ -165,7 +171,7 @@ def snapshots_to_delete(connection: Connection, resources: CrucibleResources) ->
             raise BrokenInvariant(f"the dataset of the {each} is unknown")
         found.append(FreedSnapshot(dataset, each))
     for each in resources.region_snapshots:
-        row = connection.execute(select(_SNAPSHOT.c.region_id).where(of_snapshot(each))).one_or_none()
+        row = connection.execute(_SNAPSHOT_THERE, key_of(each)).one_or_none()
         dataset = dataset_get(connection, each.dataset_id)
         if row is not None and dataset is not None:
             found.append(FreedSnapshot(dataset, each))
@@ -176,9 +182,8 @@ def left_to_destroy(connection: Connection, resources: CrucibleResources) -> boo
     """Whether any of it still has a row. *Safety*: a volume's row is the only place where it is written down what is to
     be destroyed, and must outlive that."""
     regions = [*resources.regions, *(each.region_id for each in resources.stored_regions)]
-    if connection.execute(select(_REGION.c.id).where(_REGION.c.id.in_(regions))).first() is not None:
+    if connection.execute(_REGION_THERE, {"regions": regions}).first() is not None:
         return True
     return any(
-        connection.execute(select(_SNAPSHOT.c.region_id).where(of_snapshot(each))).first() is not None
-        for each in resources.all_snapshots
+        connection.execute(_SNAPSHOT_THERE, key_of(each)).first() is not None for each in resources.all_snapshots
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from nexus.db import Conflict, NotFound, schema
 from nexus.volumes.recorded import Address
@@ -19,16 +19,23 @@ _REGION = schema.region
 _SNAPSHOT = schema.region_snapshot
 
 
+_PORT_OF = select(_REGION.c.port).where(_REGION.c.id == bindparam("region"))
+_RECORD_PORT = (
+    update(_REGION)
+    .where(_REGION.c.id == bindparam("region"), _REGION.c.port.is_(None))
+    .values(port=bindparam("found"), time_modified=bindparam("now"))
+)
+
+
 def region_record_port(connection: Connection, region_id: str, port: int, now: datetime) -> None:
     """The agent said where the region listens. Raises :class:`~nexus.db.NotFound`, and :class:`~nexus.db.Conflict` if
     it was said to be elsewhere."""
-    row = connection.execute(select(_REGION.c.port).where(_REGION.c.id == region_id)).one_or_none()
+    row = connection.execute(_PORT_OF, {"region": region_id}).one_or_none()
     if row is None:
         raise NotFound("region", region_id)
     if row.port not in (None, port):
         raise Conflict(f"region {region_id} listens on port {row.port}, and not on {port}")
-    values = {"port": port, "time_modified": now}
-    connection.execute(update(_REGION).where(_REGION.c.id == region_id, _REGION.c.port.is_(None)).values(**values))
+    connection.execute(_RECORD_PORT, {"region": region_id, "found": port, "now": now})
 
 
 def region_snapshot_create(connection: Connection, snapshot: RegionSnapshot, address: Address) -> None:

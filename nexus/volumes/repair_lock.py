@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Protocol
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from nexus.db import Conflict, schema
 
@@ -31,6 +31,12 @@ _LOCK, _QUEUE = schema.volume_repair, schema.volume_repair_queue
 
 LOCK_CONFLICT = "volume repair lock"
 """The whole message of the conflict. Who makes requests takes exactly this for *not now* and not for an error."""
+
+
+_HOLDER_OF = select(_LOCK).where(_LOCK.c.volume_id == bindparam("volume"))
+_HELD_BY = select(_LOCK).where(_LOCK.c.repair_id == bindparam("repair")).order_by(_LOCK.c.volume_id)
+_TAKE = insert(_LOCK)
+_GIVE_BACK = delete(_LOCK).where(_LOCK.c.volume_id == bindparam("volume"), _LOCK.c.repair_id == bindparam("repair"))
 
 
 class LockResult(Enum):
@@ -87,7 +93,7 @@ class TryLocks:
         held = holder(connection, volume_id)
         if held is not None:
             return LockResult.HAD_IT if held.repair_id == repair_id else LockResult.HELD_BY_ANOTHER
-        connection.execute(insert(_LOCK).values(volume_id=volume_id, repair_id=repair_id, time_taken=now))
+        connection.execute(_TAKE, {"volume_id": volume_id, "repair_id": repair_id, "time_taken": now})
         return LockResult.TAKEN
 
     def volume_repair_overtake(
@@ -96,18 +102,18 @@ class TryLocks:
         return self.volume_repair_insert(connection, volume_id, repair_id, now)
 
     def volume_repair_delete(self, connection: Connection, volume_id: str, repair_id: str) -> None:
-        connection.execute(delete(_LOCK).where(_LOCK.c.volume_id == volume_id, _LOCK.c.repair_id == repair_id))
+        connection.execute(_GIVE_BACK, {"volume": volume_id, "repair": repair_id})
 
 
 def holder(connection: Connection, volume_id: str) -> Holder | None:
     """Who holds the lock of the volume."""
-    row = connection.execute(select(_LOCK).where(_LOCK.c.volume_id == volume_id)).one_or_none()
+    row = connection.execute(_HOLDER_OF, {"volume": volume_id}).one_or_none()
     return None if row is None else Holder(row.volume_id, row.repair_id, row.time_taken)
 
 
 def held_by(connection: Connection, repair_id: str) -> list[Holder]:
     """The locks that somebody holds."""
-    rows = connection.execute(select(_LOCK).where(_LOCK.c.repair_id == repair_id).order_by(_LOCK.c.volume_id))
+    rows = connection.execute(_HELD_BY, {"repair": repair_id})
     return [Holder(row.volume_id, row.repair_id, row.time_taken) for row in rows]
 
 
@@ -168,35 +174,41 @@ class FairLocks:
         return _take(connection, volume_id, repair_id, now)
 
     def volume_repair_delete(self, connection: Connection, volume_id: str, repair_id: str) -> None:
-        connection.execute(delete(_LOCK).where(_LOCK.c.volume_id == volume_id, _LOCK.c.repair_id == repair_id))
+        connection.execute(_GIVE_BACK, {"volume": volume_id, "repair": repair_id})
+
+
+_WAITERS = select(_QUEUE).order_by(_QUEUE.c.volume_id, _QUEUE.c.time_queued, _QUEUE.c.repair_id)
+_WAITERS_FOR = _WAITERS.where(_QUEUE.c.volume_id == bindparam("volume"))
+_WAIT_NO_MORE = delete(_QUEUE).where(_QUEUE.c.repair_id == bindparam("repair"))
+_NOT_FOR = delete(_QUEUE).where(_QUEUE.c.volume_id == bindparam("volume"), _QUEUE.c.repair_id == bindparam("repair"))
+_FORGET = delete(_QUEUE).where(_QUEUE.c.time_asked < bindparam("since"))
+_FORGET_FOR = _FORGET.where(_QUEUE.c.volume_id == bindparam("volume"))
 
 
 def waiters(connection: Connection, volume_id: str | None = None) -> list[Waiter]:
     """Who waits for the lock of the volume, or of any, in the order in which they will get it."""
-    query = select(_QUEUE).order_by(_QUEUE.c.volume_id, _QUEUE.c.time_queued, _QUEUE.c.repair_id)
-    if volume_id is not None:
-        query = query.where(_QUEUE.c.volume_id == volume_id)
-    return [
-        Waiter(row.volume_id, row.repair_id, row.time_queued, row.time_asked, row.overtaken)
-        for row in connection.execute(query)
-    ]
+    found = connection.execute(_WAITERS if volume_id is None else _WAITERS_FOR, _for(volume_id))
+    return [Waiter(row.volume_id, row.repair_id, row.time_queued, row.time_asked, row.overtaken) for row in found]
 
 
 def wait_no_more(connection: Connection, repair_id: str) -> None:
     """Who waited has no reason any more."""
-    connection.execute(delete(_QUEUE).where(_QUEUE.c.repair_id == repair_id))
+    connection.execute(_WAIT_NO_MORE, {"repair": repair_id})
 
 
 def forget_who_does_not_come_back(connection: Connection, now: datetime, volume_id: str | None = None) -> None:
     """Who has not asked for the lock of the volume, or of any, for :data:`PATIENCE` waits for it no more."""
-    late = delete(_QUEUE).where(_QUEUE.c.time_asked < now - PATIENCE)
-    connection.execute(late if volume_id is None else late.where(_QUEUE.c.volume_id == volume_id))
+    late = {"since": now - PATIENCE, **_for(volume_id)}
+    connection.execute(_FORGET if volume_id is None else _FORGET_FOR, late)
+
+
+def _for(volume_id: str | None) -> dict[str, str]:
+    return {} if volume_id is None else {"volume": volume_id}
 
 
 def _take(connection: Connection, volume_id: str, repair_id: str, now: datetime) -> LockResult:
-    connection.execute(insert(_LOCK).values(volume_id=volume_id, repair_id=repair_id, time_taken=now))
-    mine = (_QUEUE.c.volume_id == volume_id, _QUEUE.c.repair_id == repair_id)
-    connection.execute(delete(_QUEUE).where(*mine))
+    connection.execute(_TAKE, {"volume_id": volume_id, "repair_id": repair_id, "time_taken": now})
+    connection.execute(_NOT_FOR, {"volume": volume_id, "repair": repair_id})
     return LockResult.TAKEN
 
 

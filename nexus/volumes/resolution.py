@@ -16,7 +16,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, exists, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    select,
+    update,
+)
 
 from nexus.db import schema
 from nexus.db.schema import UsageType
@@ -106,30 +118,45 @@ def require_resource(connection: Connection, address: Address) -> Resource:
     return found
 
 
-def of_snapshot(snapshot: RegionSnapshot) -> ColumnElement[bool]:
-    """The row of one region snapshot, deleting or not."""
-    return and_(
-        _SNAPSHOT.c.dataset_id == snapshot.dataset_id,
-        _SNAPSHOT.c.region_id == snapshot.region_id,
-        _SNAPSHOT.c.snapshot_id == snapshot.snapshot_id,
-    )
+OF_SNAPSHOT = and_(
+    _SNAPSHOT.c.dataset_id == bindparam("dataset"),
+    _SNAPSHOT.c.region_id == bindparam("region"),
+    _SNAPSHOT.c.snapshot_id == bindparam("snapshot"),
+)
+"""The row of one region snapshot, deleting or not; which one, :func:`key_of` says."""
+
+
+def key_of(resource: Resource) -> dict[str, str]:
+    """The ids of a resource, by the names that they have in statements."""
+    match resource:
+        case ReadOnlyRegion(region_id):
+            return {"region": region_id}
+        case RegionSnapshot(dataset_id, region_id, snapshot_id):
+            return {"dataset": dataset_id, "region": region_id, "snapshot": snapshot_id}
 
 
 # -- rows of volume_resource_usage ------------------------------------------------------------------------------------
 
 
-def same_resource(resource: Resource) -> ColumnElement[bool]:
-    """The usage rows of one resource."""
-    match resource:
-        case ReadOnlyRegion(region_id):
-            return and_(_USAGE.c.usage_type == UsageType.READ_ONLY_REGION, _USAGE.c.region_id == region_id)
-        case RegionSnapshot(dataset_id, region_id, snapshot_id):
-            return and_(
-                _USAGE.c.usage_type == UsageType.REGION_SNAPSHOT,
-                _USAGE.c.region_snapshot_dataset_id == dataset_id,
-                _USAGE.c.region_snapshot_region_id == region_id,
-                _USAGE.c.region_snapshot_snapshot_id == snapshot_id,
-            )
+_SAME: dict[type[Resource], ColumnElement[bool]] = {
+    ReadOnlyRegion: and_(_USAGE.c.usage_type == UsageType.READ_ONLY_REGION, _USAGE.c.region_id == bindparam("region")),
+    RegionSnapshot: and_(
+        _USAGE.c.usage_type == UsageType.REGION_SNAPSHOT,
+        _USAGE.c.region_snapshot_dataset_id == bindparam("dataset"),
+        _USAGE.c.region_snapshot_region_id == bindparam("region"),
+        _USAGE.c.region_snapshot_snapshot_id == bindparam("snapshot"),
+    ),
+}
+"""The usage rows of one resource, by its kind; which one, :func:`key_of` says."""
+_OF_VOLUME = _USAGE.c.volume_id == bindparam("volume")
+_INSERT = insert(_USAGE)
+_MOVE = {
+    kind: update(_USAGE).where(_OF_VOLUME, same).values(volume_id=bindparam("dest")) for kind, same in _SAME.items()
+}
+_DROP = {kind: delete(_USAGE).where(_OF_VOLUME, same) for kind, same in _SAME.items()}
+_IS_USED = {kind: select(exists().where(same)) for kind, same in _SAME.items()}
+_HAS = {kind: select(_USAGE.c.usage_id).where(_OF_VOLUME, same) for kind, same in _SAME.items()}
+_USING = {kind: select(_USAGE.c.volume_id).where(same).order_by(_USAGE.c.volume_id) for kind, same in _SAME.items()}
 
 
 def _columns(resource: Resource) -> dict[str, object]:
@@ -148,22 +175,22 @@ def _columns(resource: Resource) -> dict[str, object]:
 def insert_usage(connection: Connection, volume_id: str, resource: Resource) -> None:
     """A reference more."""
     # The row's own id is never looked at; anything that is unique will do, and drawing it cannot leave the transaction.
-    connection.execute(insert(_USAGE).values(usage_id=str(uuid.uuid4()), volume_id=volume_id, **_columns(resource)))
+    row = {"usage_id": str(uuid.uuid4()), "volume_id": volume_id, **_columns(resource)}
+    connection.execute(_INSERT, row)
 
 
 def move_usage(connection: Connection, source: str, dest: str, resource: Resource) -> None:
     """The reference of one volume becomes that of another, without a moment in which there is none (R7).
     Raises :class:`BrokenInvariant` if the volume has not exactly one."""
-    moved = connection.execute(
-        update(_USAGE).where(_USAGE.c.volume_id == source, same_resource(resource)).values(volume_id=dest)
-    ).rowcount
+    asked = {"volume": source, "dest": dest, **key_of(resource)}
+    moved = connection.execute(_MOVE[type(resource)], asked).rowcount
     if moved != 1:
         raise BrokenInvariant(f"volume {source} has {moved} usage rows of the {resource}, where one belongs")
 
 
 def drop_usage(connection: Connection, volume_id: str, resource: Resource) -> bool:
     """A reference less; whether it was the last. Raises :class:`BrokenInvariant` if it was not exactly one (R14)."""
-    gone = connection.execute(delete(_USAGE).where(_USAGE.c.volume_id == volume_id, same_resource(resource))).rowcount
+    gone = connection.execute(_DROP[type(resource)], {"volume": volume_id, **key_of(resource)}).rowcount
     if gone != 1:
         raise BrokenInvariant(f"volume {volume_id} has {gone} usage rows of the {resource}, where one belongs")
     return not is_used(connection, resource)
@@ -172,23 +199,21 @@ def drop_usage(connection: Connection, volume_id: str, resource: Resource) -> bo
 def is_used(connection: Connection, resource: Resource) -> bool:
     """Whether any volume counts on it. *Optimisation*: how many do is not asked. Thousands may, and who lets go of them
     one after the other would go through those that are left each time."""
-    return connection.execute(select(exists().where(same_resource(resource)))).scalar_one()
+    return connection.execute(_IS_USED[type(resource)], key_of(resource)).scalar_one()
 
 
 def has_usage(connection: Connection, volume_id: str, resource: Resource) -> bool:
     """Whether a volume counts on it."""
-    query = select(_USAGE.c.usage_id).where(_USAGE.c.volume_id == volume_id, same_resource(resource))
-    return connection.execute(query).first() is not None
+    return connection.execute(_HAS[type(resource)], {"volume": volume_id, **key_of(resource)}).first() is not None
 
 
 def volumes_using(connection: Connection, resource: Resource) -> list[str]:
     """Who counts on it, in order: every volume that names it and is not deleted, and nobody else (I1). This replaces
     the scan over all volumes (W20)."""
-    query = select(_USAGE.c.volume_id).where(same_resource(resource)).order_by(_USAGE.c.volume_id)
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(_USING[type(resource)], key_of(resource)).scalars())
 
 
-_USED_BY = select(_USAGE).where(_USAGE.c.volume_id == bindparam("volume"))
+_USED_BY = select(_USAGE).where(_OF_VOLUME)
 
 
 def resources_used_by(connection: Connection, volume_id: str) -> list[Resource]:
@@ -210,13 +235,16 @@ def sorted_resources(resources: Iterable[Resource]) -> list[Resource]:
     return sorted(resources, key=lambda each: (type(each).__name__, str(each)))
 
 
+_FLAG_DELETING: dict[type[Resource], Update] = {
+    ReadOnlyRegion: update(_REGION)
+    .where(_REGION.c.id == bindparam("region"), _REGION.c.read_only, ~_REGION.c.deleting)
+    .values(deleting=True),
+    RegionSnapshot: update(_SNAPSHOT).where(OF_SNAPSHOT, ~_SNAPSHOT.c.deleting).values(deleting=True),
+}
+
+
 def flag_deleting(connection: Connection, resource: Resource) -> None:
     """From now on nobody finds it (R12). Raises :class:`BrokenInvariant` unless exactly one row changed its mind."""
-    match resource:
-        case ReadOnlyRegion(region_id):
-            which = update(_REGION).where(_REGION.c.id == region_id, _REGION.c.read_only, ~_REGION.c.deleting)
-        case RegionSnapshot():
-            which = update(_SNAPSHOT).where(of_snapshot(resource), ~_SNAPSHOT.c.deleting)
-    changed = connection.execute(which.values(deleting=True)).rowcount
+    changed = connection.execute(_FLAG_DELETING[type(resource)], key_of(resource)).rowcount
     if changed != 1:
         raise BrokenInvariant(f"{changed} rows of the {resource} could be marked as deleting, where one belongs")
