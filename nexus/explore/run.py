@@ -259,24 +259,26 @@ class Run:
         found: list[Process] = []
         if not await self._attempt("recovery", lambda: self._recover(found)):
             return
-        await self._settle()
+        await self._attempt("the sagas of all", self._settle)
         self.outcome.afterwards = len(self.outcome.story)
-        self.outcome.state = digest_of(self.rack) or ""
-        await self._known_from(self.outcome.state, lambda: self._rest_and_end(found[0]))
+        state = digest_of(self.rack)
+        self.outcome.state = state or ""
+        await self._known_from(state, lambda: self._rest_and_end(found[0]))
 
     async def _rest_and_end(self, process: Process) -> None:
         if await self.rest(process):
-            at_rest = digest_of(self.rack) or ""
-            await self._known_from(f"at rest {at_rest}", lambda: self._judge_and_delete(process))
+            state = digest_of(self.rack)
+            at_rest = None if state is None else f"{state} at rest"
+            await self._known_from(at_rest, lambda: self._judge_and_delete(process))
 
-    async def _known_from(self, state: str, find_out: Callable[[], Awaitable[None]]) -> None:
+    async def _known_from(self, state: str | None, find_out: Callable[[], Awaitable[None]]) -> None:
         """What is to be told and found from a state on: found out once, if the state says all (*optimisation*)."""
-        known = _known.get(state)
+        known = None if state is None else _known.get(state)
         if known is None:
             said, found_before = len(self.outcome.story), len(self.outcome.violations)
             await find_out()
             known = tuple(self.outcome.story[said:]), tuple(self.outcome.violations[found_before:])
-            if state and not state.endswith(" "):
+            if state is not None:
                 _known[state] = known
             return
         self.outcome.story += known[0]
