@@ -31,7 +31,7 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def engine(empty_url: str) -> Iterator[Engine]:
     backend = open_backend(empty_url, 2)
-    yield backend.writer
+    yield backend.writer.engine
     backend.close()
 
 
@@ -111,10 +111,10 @@ def test_every_old_version_becomes_the_same_as_a_new_database(
 ) -> None:
     in_memory = engine.dialect.name == "sqlite"
     other = open_backend("sqlite://" if in_memory else request.getfixturevalue("postgres").empty_url(), 2)
-    migrate(other.writer)
+    migrate(other.writer.engine)
     make_version(engine, version)
     assert migrate(engine) == version
-    assert schema_of(engine) == schema_of(other.writer)
+    assert schema_of(engine) == schema_of(other.writer.engine)
     other.close()
 
 
