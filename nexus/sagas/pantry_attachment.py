@@ -25,8 +25,10 @@ from nexus.db.schema import DiskState
 from nexus.objects.disks import Disk, Move, disk_get, disk_in_hand, disk_move, disk_move_on, require_disk
 from nexus.objects.imports import let_go_first
 from nexus.objects.refusals import UNAVAILABLE, told_to_users
+from nexus.placement import regions_of
 from nexus.saga import ActionFailed, Context, Node
 from nexus.services import World
+from nexus.services.gone import dataset_gone
 from nexus.volumes import Address, Pantry, volume_checkout
 
 DiskOf = Callable[[Context[Any]], str]
@@ -59,6 +61,7 @@ def taken_to_a_pantry(disk_of: DiskOf) -> tuple[Node, Node, Node, Node]:
         world: World = saga.world
         disk = await world.database.read(lambda c: require_disk(c, disk_of(saga)))
         await let_go_first(world, pantry_of(saga), disk.id)
+        await world.database.read(lambda c: require_copies(c, disk))
         with told_to_users():
             volume = await world.database.transact(lambda c: volume_checkout(c, disk.volume_id, Pantry(), world.now()))
         await world.pantries.attach(pantry_of(saga), disk.id, volume.request)
@@ -72,6 +75,15 @@ def taken_to_a_pantry(disk_of: DiskOf) -> tuple[Node, Node, Node, Node]:
         Node("CALL_PANTRY_ATTACH_UNDO", undo=detach),
         Node("CALL_PANTRY_ATTACH", attach),
     )
+
+
+def require_copies(connection: Connection, disk: Disk) -> None:
+    """*Liveness*: with a copy that is gone for good no pantry activates the volume. The patience with that begins again
+    when this Nexus dies, and the replacement waits for the lock that the saga has: so it is looked up, too. Raises
+    :class:`~nexus.saga.ActionFailed`."""
+    for each in regions_of(connection, disk.volume_id):
+        if dataset_gone(connection, each.dataset_id):
+            raise ActionFailed(f"a copy of disk {disk.id} is lost, and not replaced yet: try again later", UNAVAILABLE)
 
 
 def given_back(disk_of: DiskOf) -> Node:

@@ -41,7 +41,7 @@ from nexus.objects.refusals import UNAVAILABLE, invalid_request, not_found, told
 from nexus.objects.snapshots import Change, Snapshot, snapshot_change, snapshot_insert
 from nexus.saga import ActionFailed, Context, Node, Saga
 from nexus.sagas import frozen_regions
-from nexus.sagas.pantry_attachment import detached, given_back, pantry_of, taken_to_a_pantry
+from nexus.sagas.pantry_attachment import detached, given_back, pantry_of, require_copies, taken_to_a_pantry
 from nexus.sagas.regions import RegionsWanted, addresses_made, regions_made, volume_of_regions_create
 from nexus.sagas.volume_delete import undo_volume
 from nexus.services import World
@@ -171,6 +171,7 @@ async def send_snapshot_request(saga: Context[Params]) -> None:
 
 async def call_pantry_snapshot(saga: Context[Params]) -> None:
     """As :func:`send_snapshot_request`."""
+    await _world(saga).database.read(lambda c: require_copies(c, require_disk(c, saga.params.disk_id)))
     await _world(saga).pantries.snapshot(pantry_of(saga), saga.params.disk_id, saga.params.snapshot_id)
 
 

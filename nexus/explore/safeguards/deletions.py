@@ -102,6 +102,11 @@ def _by_state_alone(original: Any) -> Any:
     return move_on
 
 
+def _unguarded(original: Any) -> Any:
+    """Transactions of actions ask nobody."""
+    return lambda self, record, world: world
+
+
 DELETIONS: tuple[Removal, ...] = (
     Removal(
         "R13",
@@ -189,9 +194,9 @@ DELETIONS: tuple[Removal, ...] = (
     ),
     Removal(
         "W42",
-        "what an ended saga has locked is given back",
-        ("nexus.tasks.lease_reaper:LeaseReaper.activate",),
-        idle,
+        "a Nexus that has lost a saga changes no row for it, and what an ended saga has locked is given back",
+        ("nexus.tasks.lease_reaper:LeaseReaper.activate", "nexus.db.sagas:SagaStore.world_of"),
+        (idle, _unguarded),
         "a Nexus that stood still takes a disk or lock for a saga that another has ended",
         ("create-snapshot",),
         ("create-snapshot: snapshot-create-detached#TAKE_VOLUME_LOCK@before-effect=second-nexus",),
