@@ -286,8 +286,10 @@ class Run:
 
     async def _judge_and_delete(self, process: Process) -> None:
         """What a state at rest is worth: whether everything is as it must be, and can be deleted."""
-        self._judge("at rest", await verdicts.at_rest(self.rack))
-        if self.outcome.violations:
+        wrong = await verdicts.at_rest(self.rack)
+        self._judge("at rest", wrong)
+        # Only for that: what is found from here on is kept for every run that comes to this state.
+        if wrong:
             return
         for _ in range(2):
             if await self._attempt("deleting everything", lambda: users.delete_everything(process)):
