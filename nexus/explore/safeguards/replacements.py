@@ -110,7 +110,6 @@ REPLACEMENTS: tuple[Removal, ...] = (
         "a step for the start saga's stash, and a stash for that, without end",
         ("replace-snapshot",),
         (f"replace-snapshot: {START}#UPDATE_REQUEST_RECORD@after-record=task-region-snapshot-replacement-step",),
-        covered="a stash that gets a step is mended like any volume and then deleted (R10, W45); it costs work",
     ),
     Removal(
         "R10",
@@ -120,7 +119,6 @@ REPLACEMENTS: tuple[Removal, ...] = (
         "a step for a step's stash, and so on",
         ("replace-snapshot",),
         (f"replace-snapshot: {STEP}#REPLACE_SNAPSHOT_IN_VOLUME@after-record=task-region-snapshot-replacement-step",),
-        covered="steps that are complete are cleaned up first, so the shuttle ends; it costs work (W45)",
     ),
     Removal(
         "R19",
