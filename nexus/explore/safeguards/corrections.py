@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards import originals
-from nexus.explore.safeguards.instead import answers, does_nothing_at_all, idle
+from nexus.explore.safeguards.instead import answers, does_nothing, idle
 from nexus.volumes import TryLocks
 
 REGION_START, FINISH = "region-replacement-start", "region-replacement-finish"
@@ -172,7 +172,7 @@ CORRECTIONS: tuple[Removal, ...] = (
         "W47",
         "who attaches a disk to a pantry lets go of it first",
         ("nexus.objects.imports:let_go_first",),
-        lambda original: does_nothing_at_all,
+        lambda original: does_nothing,
         "the node runs again with a new document, and the pantry refuses it",
         ("create-snapshot", "import-disk"),
         ("create-snapshot: snapshot-create-detached#CALL_PANTRY_ATTACH@after-effect=crash",),

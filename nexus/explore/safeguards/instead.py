@@ -18,11 +18,7 @@ def idle(original: Any) -> Any:
     return activate
 
 
-async def does_nothing(saga: Any) -> None:
-    """Does nothing."""
-
-
-async def does_nothing_at_all(*args: Any) -> None:
+async def does_nothing(*args: Any) -> None:
     """Does nothing, whatever it is given."""
 
 
