@@ -6,28 +6,43 @@ import sys
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """A bar over ``total_bytes``; call it with the bytes that were just done. ``shown=False`` keeps it silent."""
+    """A bar over ``total`` bytes, or things where they are ``counted``; call it with how many were just done.
+    ``shown=False`` keeps it silent."""
 
-    def __init__(self, title: str, total_bytes: int, *, shown: bool = True) -> None:
+    def __init__(self, title: str, total: int, *, shown: bool = True, counted: bool = False) -> None:
+        amount: tuple[ProgressColumn, ...] = (
+            (MofNCompleteColumn(),) if counted else (DownloadColumn(binary_units=True), TransferSpeedColumn())
+        )
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            *amount,
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not (shown and sys.stderr.isatty()),
             transient=True,
         )
-        self._task = self._bar.add_task(title, total=total_bytes)
+        self._task = self._bar.add_task(title, total=total)
 
-    def __call__(self, done_bytes: int) -> None:
-        self._bar.advance(self._task, done_bytes)
+    def __call__(self, done: int) -> None:
+        self._bar.advance(self._task, done)
+
+    def say(self, title: str) -> None:
+        """Another title from now on."""
+        self._bar.update(self._task, description=title)
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -6,16 +6,17 @@ lost, wrong or left over. Exit code 1 where something was found.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from crucible_emu.cli.new_paths import new_file
+from crucible_emu.cli.progress import Progress
 from crucible_emu.errors import UsageError
 from nexus.cli.session import AsJson
 from nexus.cli.showing import print_json
@@ -35,17 +36,19 @@ FINDINGS_SHOWN = 20
 def explore(
     scenario: Annotated[list[str] | None, typer.Option(help="Only these scenarios. \\[all]")] = None,
     pairs: Annotated[
-        int | None, typer.Option(metavar="N", help="Two interferences: N second ones for each first moment.")
+        int | None, typer.Option(metavar="N", min=1, help="Two interferences: N second ones for each first moment.")
     ] = None,
-    random: Annotated[int | None, typer.Option(metavar="N", help="N cases of two to four, drawn by chance.")] = None,
+    random: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="N cases of two to four, drawn by chance.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="What chance depends on.")] = 1,
-    every: Annotated[int, typer.Option(metavar="N", help="Only every Nth case, for a sample.")] = 1,
+    every: Annotated[int, typer.Option(metavar="N", min=1, help="Only every Nth case, for a sample.")] = 1,
     replay: Annotated[str | None, typer.Option(metavar="CASE", help="Run one case, and tell its story.")] = None,
     without: Annotated[str | None, typer.Option(metavar="SAFEGUARD", help="Take a safeguard out first.")] = None,
     safeguards: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take out each safeguard in turn; write the table (Markdown).")
     ] = None,
-    processes: Annotated[int, typer.Option(help="How many processes run cases.")] = PROCESSES,
+    processes: Annotated[int, typer.Option(min=1, help="How many processes run cases.")] = PROCESSES,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the matrix as a page.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the matrix as a picture.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show scenarios and safeguards, and run nothing.")] = False,
@@ -71,45 +74,59 @@ def explore(
         if replay is not None:
             _replay(replay, without, as_json)
             return
-        cases = list(_cases(scenario or [], pairs, random, seed, every, without))
-        began = time.monotonic()
-        with _counting(len(cases)) as progress:
-            report = campaign.run(
-                cases, processes=processes, without=without, stop_at_first=without is not None, progress=progress
-            )
+        with _pictures(html, png) as draw:
+            cases = list(_cases(scenario or [], pairs, random, seed, every, without))
+            began = time.monotonic()
+            with _counting(len(cases)) as progress:
+                report = campaign.run(
+                    cases, processes=processes, without=without, stop_at_first=without is not None, progress=progress
+                )
+            seconds = time.monotonic() - began
+            draw(report.results)
     except (UnknownSafeguard, ValueError) as error:
         raise UsageError(str(error)) from None
-    seconds = time.monotonic() - began
-    if html is not None:
-        html.write_text(matrix.as_html(report.results))
-    if png is not None:
-        matrix.draw(report.results, png)
     _show(report, seconds, as_json)
     raise typer.Exit(bool(report.bad))
 
 
 @contextmanager
+def _pictures(html: Path | None, png: Path | None) -> Iterator[Callable[[list[Result]], None]]:
+    """What draws the matrix into the files that were asked for. That they can be written is found out before anything
+    runs: a run takes minutes, and would be lost."""
+    with ExitStack() as files:
+        page = None if html is None else files.enter_context(new_file(html, overwrite=True))
+        picture = None if png is None else files.enter_context(new_file(png, overwrite=True))
+        if picture is not None:
+            matrix.require_matplotlib()
+
+        def draw(results: list[Result]) -> None:
+            if page is not None:
+                page.write_text(matrix.as_html(results))
+            if picture is not None:
+                matrix.draw(results, picture)
+
+        yield draw
+
+
+@contextmanager
 def _counting(cases: int) -> Iterator[Callable[[Result], None]]:
-    """On a terminal, how far it is and what was found: a whole exploration takes a quarter of an hour."""
-    done = bad = 0
+    """On a terminal, how far it is and what was found: a whole exploration takes ten minutes."""
+    bad = 0
 
-    def progress(result: Result) -> None:
-        nonlocal done, bad
-        done, bad = done + 1, bad + bool(result.violations)
-        if shown:
-            print(f"\r{done} of {cases} cases, {bad} with violations", end="", file=sys.stderr, flush=True)
+    def ran(result: Result) -> None:
+        nonlocal bad
+        progress(1)
+        if result.violations:
+            bad += 1
+            progress.say(f"{bad} with violations")
 
-    shown = sys.stderr.isatty()
-    yield progress
-    if shown:
-        print(file=sys.stderr)
+    with Progress("exploring", cases, counted=True) as progress:
+        yield ran
 
 
 def _cases(
     names: list[str], pairs: int | None, random: int | None, seed: int, every: int, without: str | None
 ) -> Iterable[Case]:
-    if every < 1:
-        raise UsageError(f"--every {every} leaves nothing: take 1 or more")
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
         raise UsageError(f"there is no scenario {unknown[0]!r}: one of {', '.join(SCENARIOS)}")
@@ -195,8 +212,9 @@ def _show_list(as_json: bool) -> None:
 
 
 def _write_safeguards(path: Path, processes: int, every: int, as_json: bool) -> None:
-    text, undetected = safeguards_table(processes, every)
-    path.write_text(text)
+    with new_file(path, overwrite=True) as growing:
+        text, undetected = safeguards_table(processes, every)
+        growing.write_text(text)
     if as_json:
         print_json({"file": str(path), "safeguards": len(removals()), "undetected": undetected})
     else:

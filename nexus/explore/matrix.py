@@ -80,12 +80,19 @@ def _story(result: Result, number: int) -> str:
     return f'<h3 id="f{number}">{escape(result.case)}</h3><pre>{escape(lines)}</pre>'
 
 
-def draw(results: list[Result], path: Path) -> None:
-    """The matrix as a picture. Raises :class:`UsageError` where matplotlib is not installed."""
+def require_matplotlib() -> Any:
+    """The library that pictures are drawn with. Raises :class:`UsageError` where it is not installed."""
     try:
         import matplotlib as library
     except ImportError:
         raise UsageError("a picture needs matplotlib: install the extra [bench], or write --html") from None
+    return library
+
+
+def draw(results: list[Result], path: Path) -> None:
+    """The matrix as a picture (PNG, whatever the file is called). Raises :class:`UsageError` where matplotlib is not
+    installed."""
+    library = require_matplotlib()
     library.use("Agg")
     from matplotlib import pyplot
 
@@ -100,7 +107,7 @@ def draw(results: list[Result], path: Path) -> None:
     axes.set_yticks(range(len(cells)), list(cells), fontsize=5)
     axes.set_title(f"{len(results)} runs, {sum(bool(each.violations) for each in results)} with findings", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
 
 

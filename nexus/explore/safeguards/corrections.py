@@ -10,11 +10,9 @@ from __future__ import annotations
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards import originals
 from nexus.explore.safeguards.instead import answers, does_nothing, idle
+from nexus.explore.safeguards.sagas import REGION_START, STEP, STEP_COLLECT
 from nexus.volumes import TryLocks
 
-REGION_START, FINISH = "region-replacement-start", "region-replacement-finish"
-START, STEP = "region-snapshot-replacement-start", "region-snapshot-replacement-step"
-STEP_COLLECT = "region-snapshot-replacement-step-garbage-collect"
 STEP_TASK = "task-region-snapshot-replacement-step"
 
 CORRECTIONS: tuple[Removal, ...] = (

@@ -14,6 +14,7 @@ from crucible_emu.volume.vcr import VolumeConstructionRequest
 from nexus.db import NotFound, schema
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards.instead import answers
+from nexus.explore.safeguards.sagas import DRIVE, START
 from nexus.objects.disks import disk_get, disk_insert
 from nexus.objects.refusals import CONFLICT, told_to_users
 from nexus.objects.sources import origin_of
@@ -40,8 +41,6 @@ from nexus.volumes import (
 from nexus.volumes.resolution import Resource
 
 _DATASET, _REGION, _SNAPSHOT = schema.crucible_dataset, schema.region, schema.snapshot
-START, STEP = "region-snapshot-replacement-start", "region-snapshot-replacement-step"
-DRIVE = "region-replacement-drive"
 _START_SAGA = start_saga.__name__
 
 

@@ -10,6 +10,7 @@ from nexus.db import schema
 from nexus.db.schema import RegionSnapshotReplacementState
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards.instead import answers, does_nothing, without_results
+from nexus.explore.safeguards.sagas import DRIVE, REGION_START, START, STEP
 from nexus.volumes import LockResult
 from nexus.volumes.resolution import Resource, drop_usage
 
@@ -62,10 +63,6 @@ def _always_given(original: Any) -> Any:
         return LockResult.TAKEN
 
     return overtake
-
-
-START, STEP = "region-snapshot-replacement-start", "region-snapshot-replacement-step"
-REGION_START, DRIVE = "region-replacement-start", "region-replacement-drive"
 
 
 REPLACEMENTS: tuple[Removal, ...] = (

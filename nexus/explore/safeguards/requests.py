@@ -16,6 +16,7 @@ from nexus.db import schema
 from nexus.db.schema import RegionReplacementState
 from nexus.explore.removal import Removal
 from nexus.explore.safeguards.instead import answers, does_nothing
+from nexus.explore.safeguards.sagas import DRIVE, REGION_START, START, STEP
 from nexus.objects.refusals import told_to_users
 from nexus.objects.sources import origin_of
 from nexus.placement import regions_of
@@ -256,9 +257,6 @@ def _with_lines(lines: dict[Any, Any]) -> Any:
 def _whether_it_moves_or_not(original: Any) -> Any:
     return lambda facts: original(replace(facts, migrating=False))
 
-
-START, STEP = "region-snapshot-replacement-start", "region-snapshot-replacement-step"
-REGION_START, DRIVE = "region-replacement-start", "region-replacement-drive"
 
 REQUESTS: tuple[Removal, ...] = (
     Removal(
