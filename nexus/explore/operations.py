@@ -50,6 +50,9 @@ WITHOUT_RIVAL = frozenset(
 """Sagas that make something under ids of their own: nobody else ever begins the same. (Another disk or snapshot beside
 it is an operation of users.)"""
 AT_EFFECT_ONLY = frozenset({ERROR, TWICE})
+ROUNDS_TO_REPLACE = 4
+"""In so many a lost region is asked for, swapped, repaired, and its request ended."""
+_REGION = schema.region
 
 
 async def _delete_snapshot_meanwhile(process: Process) -> None:
@@ -236,10 +239,21 @@ MISFORTUNES: dict[str, Operation] = {
 
 
 def task_operations(names: list[str]) -> dict[str, Operation]:
-    """Every background task, and all of them in a row."""
+    """Every background task, all of them in a row, and what takes them several times."""
 
     async def all_of_them(process: Process) -> None:
         for name in names:
             await process.activate(name)
 
-    return {f"task-{name.replace('_', '-')}": partial(_task, name) for name in names} | {"all-tasks": all_of_them}
+    async def lost_and_replaced(process: Process) -> None:
+        """The sled of the region that was made last is lost, and all that it held is replaced."""
+        newest = select(_REGION.c.id).order_by(_REGION.c.time_created.desc(), _REGION.c.id)
+        region_id = process.rack.run(lambda c: c.execute(newest.limit(1)).scalar_one())
+        await process.rack.lose_sled(process.rack.sled_of_region(region_id))
+        for _ in range(ROUNDS_TO_REPLACE):
+            await all_of_them(process)
+
+    return {f"task-{name.replace('_', '-')}": partial(_task, name) for name in names} | {
+        "all-tasks": all_of_them,
+        "lost-and-replaced": lost_and_replaced,
+    }

@@ -9,8 +9,8 @@ deleted.
 
 Why each node may run again (*safety*): the ids of the regions are the saga's own (W35). Their places are found again
 by these ids, an agent that is asked for a region a second time answers with the first, and what is undone is what has
-these ids and nothing else. Making is an action of many effects, so its undo hangs on the node before it: it also runs
-when only some of the agents did what they were asked (R35).
+these ids, still belongs to the volume, and nothing else. Making is an action of many effects, so its undo hangs on the
+node before it: it also runs when only some of the agents did what they were asked (R35).
 
 The key of a volume is drawn in the transaction that makes the volume, and nowhere else; it is never an output. The copy
 of a source is taken in the same transaction, so that nothing which it counts on goes away in between (R26).
@@ -43,6 +43,7 @@ from nexus.volumes import (
     volume_get,
     walks,
 )
+from nexus.volumes.freed import FreedRegion
 from nexus.volumes.recorded import RecordedOpts, RecordedRegion, RecordedVolume
 
 KEY_BYTES = 32
@@ -87,14 +88,21 @@ def regions_made(wanted: Wanted, leaked: Leaked | None = None) -> tuple[Node, No
     async def forget(saga: Context[Any]) -> None:
         """Safe to rerun: rows that are gone are gone. The agents were asked before, by the undo of the next node."""
         world: World = saga.world
-        ids = region_ids(saga.saga_id, (await wanted(saga)).volume_id)
-        await world.database.transact(lambda c: regions_hard_delete(c, ids, world.now()))
+        volume_id = (await wanted(saga)).volume_id
+        await world.database.transact(
+            lambda c: regions_hard_delete(c, _still_own(c, saga.saga_id, volume_id), world.now())
+        )
 
     async def take_back(saga: Context[Any]) -> None:
         """Safe to rerun: agents say of what is destroyed that it is."""
         world: World = saga.world
-        ids = region_ids(saga.saga_id, (await wanted(saga)).volume_id)
-        left = await world.database.read(lambda c: regions_to_delete(c, CrucibleResources(regions=ids)))
+        volume_id = (await wanted(saga)).volume_id
+
+        def body(connection: Connection) -> list[FreedRegion]:
+            ids = _still_own(connection, saga.saga_id, volume_id)
+            return regions_to_delete(connection, CrucibleResources(regions=ids))
+
+        left = await world.database.read(body)
         try:
             await world.agents.regions_delete(left)
         except ActionFailed:
@@ -173,6 +181,13 @@ def read_write_volume(
     )
     volume = RecordedVolume(type="volume", id=UUID(identity), block_size=geometry.block_size, sub_volumes=(region,))
     return volume.model_copy(update={"read_only_parent": parent})
+
+
+def _still_own(connection: Connection, saga_id: str, volume_id: str) -> tuple[str, ...]:
+    """*Safety*: a region that a replacement has taken out of the volume belongs to that one's stash, and is destroyed
+    with it. After the volume's own undo nobody takes any out."""
+    owned = {each.region_id for each in regions_of(connection, volume_id)}
+    return tuple(each for each in region_ids(saga_id, volume_id) if each in owned)
 
 
 def _own_regions(connection: Connection, saga_id: str, volume_id: str) -> list[AllocatedRegion]:

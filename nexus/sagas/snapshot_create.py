@@ -45,7 +45,7 @@ from nexus.sagas.pantry_attachment import detached, given_back, pantry_of, requi
 from nexus.sagas.regions import RegionsWanted, addresses_made, regions_made, volume_of_regions_create
 from nexus.sagas.volume_delete import undo_volume
 from nexus.services import World
-from nexus.volumes import Address, CopyAndModify, volume_checkout, volume_create, volume_get, volume_hard_delete, walks
+from nexus.volumes import Address, CopyAndModify, volume_checkout, volume_create, volume_get, walks
 from nexus.volumes.at_rest import generation_of, rest_proved
 
 
@@ -108,9 +108,9 @@ async def create_destination_volume_record(saga: Context[Params]) -> None:
 
 
 async def delete_destination_volume_record(saga: Context[Params]) -> None:
-    """Safe to rerun. It counts on nothing that is read-only; its regions are undone by their own nodes."""
-    world, volume_id = _world(saga), saga.params.destination_volume_id
-    await world.database.transact(lambda c: volume_hard_delete(c, volume_id))
+    """Safe to rerun: it is a volume's deletion. Its regions need not be those that were made for it: one that was lost
+    meanwhile has a successor, of which only the volume knows."""
+    await undo_volume(_world(saga), saga.params.destination_volume_id)
 
 
 async def create_snapshot_record(saga: Context[Params]) -> None:
