@@ -16,7 +16,7 @@ from random import Random
 
 from nexus.explore.cases import BEFORE_EFFECT, Case, Interference, Moment
 from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ERROR, SECOND_NEXUS, WITHOUT_RIVAL
-from nexus.explore.run import run_case
+from nexus.explore.run import passed_by
 from nexus.explore.scenarios import ALONE, SCENARIOS, Scenario
 from nexus.saga.dag import Dag
 from nexus.sagas import ALL_SAGAS
@@ -30,7 +30,7 @@ _DAGS = {saga.name: Dag.of(saga) for saga in ALL_SAGAS}
 
 def moments(scenario: Scenario) -> list[Moment]:
     """What the scenario's sagas come by, once each, without those that are the same instant as another."""
-    found = dict.fromkeys(each for each in run_case(Case(scenario.name)).passed if _wanted(scenario, each))
+    found = dict.fromkeys(each for each in passed_by(Case(scenario.name)) if _wanted(scenario, each))
     return [each for each in found if not _same_as_before(each)]
 
 
@@ -93,7 +93,7 @@ def _while_undoing(scenario: Scenario, saga: str, nth: int) -> Iterator[Case]:
     if last is None:
         return
     failing = Interference(Moment(saga, last, BEFORE_EFFECT, nth), ERROR)
-    passed = run_case(Case(scenario.name, (failing,))).passed
+    passed = passed_by(Case(scenario.name, (failing,)))
     ours = (each for each in passed if (each.saga, each.nth) == (saga, nth) and each.point in UNDOING)
     for moment in dict.fromkeys(ours):
         for name in (*scenario.operations, CRASH, SECOND_NEXUS):
