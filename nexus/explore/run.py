@@ -35,7 +35,7 @@ from nexus.explore.cases import BEFORE_EFFECT, POINTS, Case, Moment
 from nexus.explore.operations import MISFORTUNES, USERS, Operation, task_operations
 from nexus.explore.processes import Process, Processes
 from nexus.explore.rack import Image, Rack
-from nexus.explore.rehearsal import Course, Rehearsal
+from nexus.explore.rehearsal import Course, Happened, Rehearsal
 from nexus.explore.results import Result
 from nexus.explore.scenarios import SCENARIOS, SETUPS, Scenario
 from nexus.explore.standing import Standing
@@ -170,7 +170,6 @@ class Run:
         self.processes: Processes
 
     async def go(self, *, to_the_end: bool = True) -> None:
-        """``to_the_end``: not only until its sagas have ended."""
         async with trio.open_nursery() as nursery:
             self.rack = Rack(nursery, self._image, self._course)
             self.processes = Processes(self.rack, nursery)
@@ -190,8 +189,7 @@ class Run:
             nursery.cancel_scope.cancel()
 
     async def _go_no_further(self, place: int) -> None:
-        number = len(self.outcome.happened) - 1
-        self.alike = self.outcome.case.without(number), place, tuple(self.outcome.story[place:])
+        self.alike = self.outcome.case.without(len(self.outcome.happened) - 1), place, tuple(self.outcome.story[place:])
         self.rack.nursery.cancel_scope.cancel()
         await trio.sleep_forever()
 
@@ -421,27 +419,29 @@ def run_case(case: Case) -> Outcome:
     return run.outcome
 
 
-def passed_by(case: Case) -> list[Moment]:
-    """Every moment that the sagas of the case come by."""
-    run = Run(case, image_of(SCENARIOS[case.scenario].setup))
-    with _collecting_later():
-        _in_a_loop(partial(run.go, to_the_end=False))
-    return run.outcome.passed
+def passed_by(scenario: str, each_of: Sequence[Happened]) -> Iterator[list[Moment]]:
+    """Every moment that the sagas come by, with each of these interferences."""
+    image, cases = image_of(SCENARIOS[scenario].setup), [Case(scenario, each) for each in each_of]
+    rehearsal = Rehearsal(scenario, cases, image.rows)
+    for case in cases:
+        run = Run(case, image, course=Course(rehearsal))
+        with _collecting_later():
+            _in_a_loop(partial(run.go, to_the_end=False))
+        yield run.outcome.passed
 
 
 def run_cases(cases: Sequence[Case]) -> list[Result]:
     """What comes of cases, in their order: as of :func:`run_case`, and faster (*optimisation*). Where an operation
     changed nothing, the run goes no further; what runs begin with is asked once (:mod:`nexus.explore.rehearsal`)."""
     known: dict[Case, Result] = {}
-    names = dict.fromkeys(case.scenario for case in cases)
+    names = {case.scenario for case in cases}
     rehearsals = {name: Rehearsal(name, cases, image_of(SCENARIOS[name].setup).rows) for name in names}
     return [_result_of(case, known, rehearsals[case.scenario]) for case in cases]
 
 
 def _result_of(case: Case, known: dict[Case, Result], rehearsal: Rehearsal) -> Result:
     if case not in known:
-        course = Course(rehearsal)
-        run = Run(case, image_of(SCENARIOS[case.scenario].setup), shortcut=True, course=course)
+        run = Run(case, image_of(SCENARIOS[case.scenario].setup), shortcut=True, course=Course(rehearsal))
         with _collecting_later():
             _in_a_loop(run.go)
         if run.alike is None:
