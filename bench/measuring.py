@@ -32,7 +32,17 @@ def sample(line: Line, server: Server, turn: int, seconds: float) -> rounds.Samp
         return rounds.Failure(line.name, subject, turn, reason)
     after = server.cpu_seconds()
     cpu_us = None if before is None or after is None else (after - before) * 1e6 / achieved.operations
-    return rounds.Sample(line.name, subject, turn, achieved.iops, achieved.mib_s, cpu_us)
+    return rounds.Sample(
+        line=line.name,
+        subject=subject,
+        round=turn,
+        iops=achieved.iops,
+        mib_s=achieved.mib_s,
+        cpu_us=cpu_us,
+        latency_us_p50=achieved.latency_us_p50,
+        latency_us_p99=achieved.latency_us_p99,
+        latency_us_p999=achieved.latency_us_p999,
+    )
 
 
 def run(
