@@ -8,8 +8,10 @@ second to second and moves all disks of a round together, so ratios are steady w
 ``subjects``   who is asked: how each server is started, watched and ended
 ``fio``        one line run against one server, its result or its failure in a sentence
 ``flush``      what a line left to do, done before the next one is measured
+``measuring``  all subjects served beside each other and measured in turns
 ``rounds``     the interleaving, the medians and the ratios (pure)
 ``report``     the table for a person and the records for a program
+``quick``      the command; ``questions`` has what all commands understand alike
 
 ``python -m bench control-plane`` asks how the control plane grows:
 

@@ -100,7 +100,7 @@ def records(outcome: Outcome, peer: str) -> list[dict[str, object]]:
     """``{line, subject, iops, mib_s, ratio_to_quorum}`` for each line and subject, in the order of the table.
 
     A subject that is absent, or has no successful run of a line, keeps its record: its figures are ``None`` and
-    ``reason`` says why. ``cpu_us`` is there where it is known.
+    ``reason`` says why. ``cpu_us`` and the latencies are there where they are known.
     """
     rows = {(row.line, row.subject): row for row in outcome.rows}
     found: list[dict[str, object]] = []
@@ -119,8 +119,10 @@ def records(outcome: Outcome, peer: str) -> list[dict[str, object]]:
                     "mib_s": round(row.mib_s, 2),
                     "ratio_to_quorum": None if ratio is None else round(ratio.median, 4),
                 }
-                if row.cpu_us is not None:
-                    record["cpu_us"] = round(row.cpu_us, 2)
+                for figure in ("cpu_us", "latency_us_p50", "latency_us_p99", "latency_us_p999"):
+                    value = getattr(row, figure)
+                    if value is not None:
+                        record[figure] = round(value, 2)
             found.append(record)
     return found
 

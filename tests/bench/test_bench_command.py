@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import __main__ as command
-from bench import fio, report, subjects
+from bench import fio, measuring, questions, report, subjects
 from bench.flush import FlushError
 from bench.lines import MIB, QUICK
 from bench.subjects import MEMORY, OURS, PEER, SUBJECTS, Absent, Subject
@@ -54,10 +54,10 @@ class Fakes:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     fakes = Fakes()
-    monkeypatch.setattr(command, "running", fakes.running)
-    monkeypatch.setattr(command, "find_program", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(measuring, "running", fakes.running)
+    monkeypatch.setattr(questions, "find_program", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(fio, "measure", fakes.measure)
-    monkeypatch.setattr(command, "flush", fakes.flushed.append)
+    monkeypatch.setattr(measuring, "flush", fakes.flushed.append)
     return fakes
 
 
@@ -100,7 +100,7 @@ def test_disk_is_flushed_after_each_line_that_writes(fakes: Fakes, quick, monkey
     def refuse(socket: Path) -> None:
         raise FlushError("flush: the server answered with error 28.")
 
-    monkeypatch.setattr(command, "flush", refuse)
+    monkeypatch.setattr(measuring, "flush", refuse)
     code, output, records = quick("--lines", "randread-4k-qd1,write-1m-qd4", "--rounds", "1", "--against", PEER)
     assert code == 1
     assert f"failed: {OURS}, round 1: write-1m-qd4: flush: the server answered with error 28." in output
@@ -168,7 +168,7 @@ def test_wrong_question_is_refused(fakes: Fakes, quick, arguments: list[str], se
 
 
 def test_without_fio_nothing_is_claimed(fakes: Fakes, quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_program", lambda name: None)
+    monkeypatch.setattr(questions, "find_program", lambda name: None)
     code, output, records = quick()
     assert (code, records) == (2, [])
     assert "fio is not installed (Debian package fio)" in output
@@ -184,7 +184,7 @@ def test_delay_filter_shows_in_a_real_run(require_program, tmp_path: Path) -> No
         "slow", "delayed reads", memory.programs, lambda place: [*memory.command(place), "--filter=delay", "rdelay=2ms"]
     )
     line = next(line for line in QUICK if line.name == "randread-4k-qd1")
-    outcome = command.run((memory, slow), (line,), 1, 0.2, 16 * MIB, tmp_path)
+    outcome = measuring.run((memory, slow), (line,), 1, 0.2, 16 * MIB, tmp_path)
     assert (outcome.absent, outcome.failures) == ({}, [])
     rows = {row.subject: row for row in outcome.rows}
     assert rows["slow"].iops <= 500
