@@ -140,7 +140,6 @@ FRAMES = (
     Frame(THREADS, "crucible_emu.downstairs.runner", "Runner._in_thread"),
     Frame(ORDER, "crucible_emu.downstairs"),
     Frame(HASH, "crucible_emu.integrity"),
-    Frame(READ, "crucible_emu.region.reading", "Reader.mark"),
     Frame(READ, "crucible_emu.region.reading"),
     Frame(FLUSH, "crucible_emu.region.flush"),
     Frame(FLUSH, "crucible_emu.region.scatter"),
@@ -167,7 +166,7 @@ FRAMES = (
     Frame(THREADS, "trio._core._entry_queue"),
     Frame(LOOP, "trio"),
 )
-_OWN = {(SAMPLER,): OBSERVER, (COLLECTOR,): GARBAGE}
+_OWN: dict[tuple[str, ...], str] = {(SAMPLER,): OBSERVER, (COLLECTOR,): GARBAGE}
 
 
 def _within(module: str, prefix: str) -> bool:
