@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bench import __main__ as command
 from bench import fio, measuring, questions, report, subjects
 from bench.flush import FlushError
-from bench.lines import MIB, QUICK
+from bench.lines import MIB, QUICK, SECTOR
 from bench.subjects import MEMORY, OURS, PEER, SUBJECTS, Absent, Subject
 
 SPEED = {OURS: 30_000.0, PEER: 15_000.0, MEMORY: 60_000.0, "nbdkit-file": 50_000.0}
@@ -25,6 +25,7 @@ class Fakes:
         self.speed = dict(SPEED)
         self.absent: dict[str, str] = {}
         self.fails: set[tuple[str, str]] = set()
+        self.corrupts: set[str] = set()
         self.up: list[str] = []
         self.flushed: list[str] = []
 
@@ -50,6 +51,11 @@ class Fakes:
             raise fio.FioError(f"{line.name}: fio ended with error 5 (Input/output error).")
         return fio.Achieved(self.speed[uri], self.speed[uri] * line.block_bytes / MIB, 100)
 
+    def verify(self, line, uri: str, size_bytes: int, folder: Path) -> None:
+        assert uri in self.up
+        if uri in self.corrupts:
+            raise fio.FioError(f"{line.name}: fio ended with code 1: crc32c: verify failed")
+
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
@@ -57,6 +63,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     monkeypatch.setattr(measuring, "running", fakes.running)
     monkeypatch.setattr(questions, "find_program", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(fio, "measure", fakes.measure)
+    monkeypatch.setattr(fio, "verify", fakes.verify)
     monkeypatch.setattr(measuring, "flush", fakes.flushed.append)
     return fakes
 
@@ -146,6 +153,42 @@ def test_failed_run_is_named_and_is_a_failure(fakes: Fakes, quick) -> None:
     failed = [record for record in records if record["iops"] is None]
     assert [(one["line"], one["subject"]) for one in failed] == [("write-1m-qd4", "nbdkit-file")]
     assert "error 5" in failed[0]["reason"]
+
+
+def test_who_corrupts_data_is_disqualified_and_has_no_figures(fakes: Fakes, quick) -> None:
+    fakes.corrupts = {"nbdkit-file"}
+    code, output, records = quick("--lines", "randread-4k-qd1")
+    complaint = "verify-4096: fio ended with code 1: crc32c: verify failed"
+    assert f"disqualified: nbdkit-file: {complaint}" in output
+    (record,) = only(records, "nbdkit-file")
+    assert (record["iops"], record["reason"]) == (None, f"disqualified: {complaint}")
+    assert code == 0  # it says nothing about this disk
+    fakes.corrupts = {OURS}
+    code, output, _ = quick("--lines", "randread-4k-qd1")
+    assert code == 1
+    assert f"disqualified: {OURS}: {complaint}" in output
+
+
+def test_who_corrupts_data_under_the_load_is_disqualified_afterwards(fakes: Fakes, tmp_path: Path) -> None:
+    peers = [subject for subject in SUBJECTS if subject.name in (PEER, OURS)]
+    line = next(line for line in QUICK if line.name == "write-1m-qd4")
+    outcome = measuring.run(
+        peers, [line], 2, 1, 64 * MIB, tmp_path, lambda said: fakes.corrupts.add(PEER) if "round" in said else None
+    )
+    assert outcome.subjects == [OURS]
+    assert outcome.disqualified[PEER].startswith("after the measurement: verify-1048576: ")
+    assert [row.subject for row in outcome.rows] == [OURS]
+    assert [row.ratios for row in outcome.rows] == [{}]
+    assert {sample.subject for sample in outcome.samples} == {OURS}
+    assert {sample.subject for sample in outcome.invalid} == {PEER}
+
+
+def test_nobody_is_asked_for_smaller_blocks_than_it_serves(fakes: Fakes, tmp_path: Path) -> None:
+    peers = [subject for subject in SUBJECTS if subject.name in (PEER, OURS)]
+    outcome = measuring.run(peers, [SECTOR[0], QUICK[0]], 1, 1, 64 * MIB, tmp_path)
+    asked = {(sample.line, sample.subject) for sample in outcome.samples}
+    assert asked == {(SECTOR[0].name, PEER), (QUICK[0].name, PEER), (QUICK[0].name, OURS)}
+    assert outcome.failures == []
 
 
 def test_against_picks_the_peers(fakes: Fakes, quick) -> None:
