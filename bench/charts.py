@@ -54,7 +54,7 @@ def _chart(results: Results, lines: Sequence[Line], panels: Sequence[Panel], log
     from matplotlib.figure import Figure
 
     names = results.measured
-    wide = min(16.0, 3 + len(lines) * max(0.9, 0.18 * len(names)))
+    wide = min(16.0, max(8.0, 2 + len(lines) * max(0.9, 0.18 * len(names))))
     figure = Figure(figsize=(wide, 1 + 3.6 * len(panels)), dpi=DOTS_PER_INCH, layout="constrained")
     rows = {(row.line, row.subject): row for row in results.rows}
     for axes, (label, value, extremes) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels):
@@ -67,9 +67,11 @@ def _chart(results: Results, lines: Sequence[Line], panels: Sequence[Panel], log
         axes.set_axisbelow(True)
         if logarithmic:
             axes.set_yscale("log")
+            axes.set_ylim(bottom=1)  # the same ground under all bars: a microsecond
+        axes.yaxis.set_major_formatter("{x:,.0f}")
     if names:
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(names)), fontsize=8)
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(int(wide / 2), len(names)), fontsize=8)
     written = BytesIO()
     figure.savefig(written, format="png", metadata={"Software": None})
     return written.getvalue()
