@@ -25,7 +25,7 @@ LIBRARIES = ("numpy", "trio", "xxhash", "cryptography", "aiofiles")
 """What this disk and the mirrors in Python stand on."""
 ANSWER_WITHIN_S = 60.0
 UNKNOWN = "unknown"
-PATH = re.compile(r"(?<![\w.…])/(?:[\w.+@%~-]+/)+(?P<last>[\w.+@%~-]*)")
+PATH = re.compile(r"(?<![\w.…])…?/(?:[\w.+@%~-]+/)+(?P<last>[\w.+@%~-]*)")
 PUBLIC_NAMES = {"root", "localhost"}
 
 

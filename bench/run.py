@@ -46,6 +46,8 @@ Against = Annotated[
 def pick(option: str, given: str | None, table: Sequence[Subject]) -> list[Subject]:
     """The subjects of a table that an option names; all of them where it is absent."""
     patterns = words(given)
+    if given is not None and not patterns:
+        refuse(f"{option} names nobody; there are {', '.join(subject.name for subject in table)}.")
     for pattern in patterns:
         if not any(fnmatchcase(subject.name, pattern) for subject in table):
             refuse(f"{option} does not know '{pattern}'; there are {', '.join(subject.name for subject in table)}.")

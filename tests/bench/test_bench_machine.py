@@ -60,6 +60,7 @@ def test_this_machine_can_be_observed(tmp_path: Path) -> None:
         ("err=84/file:io_u.c:2190", "err=84/file:io_u.c:2190"),
         ("jdoe@box may not: jdoes, boxes", "USER@HOST may not: jdoes, boxes"),
         ("cd '/home/j doe/disks'", "cd '…/disks'"),
+        ("cd '/home/j doe/disks/r0'", "cd '…/r0'"),
     ],
 )
 def test_places_and_names_are_taken_out_and_nothing_else(said: str, kept: str) -> None:
