@@ -22,8 +22,10 @@ import typer
 
 from bench import copying, fio, report
 from bench import repair as repairing
+from bench.compare import compare
 from bench.questions import Folder, Records, refuse, require_fio
 from bench.quick import quick
+from bench.run import run
 from bench.subjects import find_program
 
 app = typer.Typer(help="This disk and its peers under the same load.", no_args_is_help=True, add_completion=False)
@@ -40,6 +42,8 @@ def leave(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 app.command()(quick)
+app.command()(run)
+app.command()(compare)
 
 
 @app.command()

@@ -19,7 +19,8 @@ from bench.lines import FILL, MIB, Line
 
 GRACE_S = 60.0
 """How long fio may take beyond its measuring time before its server counts as hung."""
-VERIFIED_BYTES = 16 * MIB
+VERIFIED_BYTES_MAX = 16 * MIB
+VERIFIED_BLOCKS_MAX = 4096
 COMPLAINT_CHARACTERS_MAX = 300
 """fio says the same of every block that is wrong; the first of them is enough."""
 PERCENTILES = {"50.000000": "latency_us_p50", "99.000000": "latency_us_p99", "99.900000": "latency_us_p999"}
@@ -139,7 +140,8 @@ def verify(line: Line, uri: str, size_bytes: int, folder: Path) -> None:
 
     Raises :class:`FioError`: what came back is not what was written, or it did not come back.
     """
-    words = arguments(line, uri, min(size_bytes, VERIFIED_BYTES), None)
+    verified_bytes = min(size_bytes, VERIFIED_BYTES_MAX, VERIFIED_BLOCKS_MAX * line.block_bytes)
+    words = arguments(line, uri, verified_bytes, None)
     words.remove("--norandommap")  # or some blocks would be written twice, and others not at all
     words += ["--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--verify_state_save=0"]
     parse(line, complete(line, words, folder, GRACE_S))

@@ -70,12 +70,10 @@ FILL = Line("fill", "write", 64 * KIB, 4)
 """How every disk is filled before it is measured: in pieces of 64 KiB. A file that was filled in larger pieces sits
 in the page cache in larger folios, and each small overwrite then dirties, and writes back, many times its size."""
 
-VERIFY = {
-    512: Line("verify-512", "randwrite", 512, 16),
-    4 * KIB: Line("verify-4k", "randwrite", 4 * KIB, 16),
-    MIB: Line("verify-1m", "write", MIB, 4),
-}
-"""How a disk is verified before it is measured, by the size of the blocks in which it will be."""
+
+def verifying(block_bytes: int) -> Line:
+    """How a disk that will be measured in blocks of this size is verified before."""
+    return Line(f"verify-{block_bytes}", "randwrite", block_bytes, 16)
 
 
 def choose(patterns: Sequence[str], usual: tuple[Line, ...] = QUICK, more: tuple[Line, ...] = MORE) -> tuple[Line, ...]:

@@ -24,6 +24,10 @@ SizeMib = Annotated[int, typer.Option(min=16, help="The size of every disk.")]
 Records = Annotated[Path | None, typer.Option(help="Write the records to this file as well.")]
 
 
+REPORT_COLUMNS = 120
+"""A file or a pipe has no width of its own; a table needs more than the usual guess of 80."""
+
+
 def refuse(sentence: str) -> NoReturn:
     """Say what is wrong with the question, and leave with 2."""
     typer.echo(f"bench: {sentence}", err=True)

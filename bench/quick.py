@@ -13,10 +13,8 @@ from rich.console import Console
 
 from bench import measuring, report
 from bench.lines import MIB, choose
-from bench.questions import Against, Folder, Lines, Records, SizeMib, refuse, require_fio, words
+from bench.questions import REPORT_COLUMNS, Against, Folder, Lines, Records, SizeMib, refuse, require_fio, words
 from bench.subjects import OURS, PEER, REFERENCES, SUBJECTS, Subject
-
-REPORT_COLUMNS = 120
 
 
 def take_part(against: str | None) -> tuple[Subject, ...]:
@@ -50,10 +48,9 @@ def quick(
     machine = report.conditions(os.getloadavg()[0], os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as home:
         outcome = measuring.run(subjects, chosen, turns, seconds, size_mib * MIB, Path(home))
-    # A file or a pipe has no width of its own; the table needs more than the usual guess of 80.
     console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
     report.show(console, outcome, OURS, [name for name in REFERENCES if name in outcome.subjects], machine)
     if json is not None:
         report.write_json(json, report.records(outcome, PEER))
-    if OURS in outcome.absent or outcome.failures:
+    if outcome.failed([OURS]):
         raise typer.Exit(1)

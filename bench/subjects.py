@@ -235,6 +235,11 @@ FORMS = (
 ALL = (*SUBJECTS, *BY_HAND, *FORMS)
 
 
+def is_ours(name: str) -> bool:
+    """Whether a subject is this disk, in whatever form."""
+    return name == OURS or name.startswith(f"{OURS}-")
+
+
 def find_program(name: str) -> str | None:
     """A program's path: beside this interpreter first, so that an environment's own command wins over an installed
     one, then on the search path."""
