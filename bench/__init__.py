@@ -13,6 +13,13 @@ second to second and moves all disks of a round together, so ratios are steady w
 ``report``     the table for a person and the records for a program
 ``quick``      the command; ``questions`` has what all commands understand alike
 
+``python -m bench profile`` says where this disk's CPU time goes:
+
+``profiling``  the command, and three runs of a line, the second one sampled
+``sampled``    a Python program under a sampler that goes by CPU time; shares a process with what it measures
+``layers``     which layer of the disk a stack belongs to: a literal table (pure)
+``flame``      the flame graph (pure)
+
 ``python -m bench control-plane`` asks how the control plane grows:
 
 ``crowd``          a database with thousands of disks and snapshots in it

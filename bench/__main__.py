@@ -23,6 +23,7 @@ import typer
 from bench import copying, fio, report
 from bench import repair as repairing
 from bench.compare import compare
+from bench.profiling import profile
 from bench.questions import Folder, Records, refuse, require_fio
 from bench.quick import quick
 from bench.run import run
@@ -44,6 +45,7 @@ def leave(_number: int, _frame: FrameType | None) -> NoReturn:
 app.command()(quick)
 app.command()(run)
 app.command()(compare)
+app.command()(profile)
 
 
 @app.command()

@@ -95,7 +95,9 @@ def svg(stacks: Sequence[tuple[Stack, float]], cpu_us: float, title: str, costs:
     height = head + ROW * root.depth + MARGIN
     size = {"width": f"{WIDTH}", "height": f"{height}", "viewBox": f"0 0 {WIDTH} {height}"}
     picture = xml.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **size})
-    xml.SubElement(picture, "style").text = "text { font: 11px monospace } g rect { stroke: #fff } g rect:hover { stroke: #000 }"
+    xml.SubElement(
+        picture, "style"
+    ).text = "text { font: 11px monospace } g rect { stroke: #fff } g rect:hover { stroke: #000 }"
     xml.SubElement(picture, "rect", {"width": "100%", "height": "100%", "fill": "#fff"})
     xml.SubElement(picture, "text", {"x": f"{MARGIN}", "y": f"{MARGIN + ROW - 5}"}).text = title
     column = (WIDTH - 2 * MARGIN) / LEGEND_COLUMNS
