@@ -29,6 +29,7 @@ from bench import fio, flame, layers, report, sampled
 from bench.flush import FlushError, flush
 from bench.lines import MIB, RUN, SECTOR, Line, choose
 from bench.questions import Folder, SizeMib, refuse, require_fio
+from bench.run import require_out
 from bench.subjects import FORMS, OURS, SUBJECTS, Absent, Place, Server, Subject, find_program, running
 
 SAMPLES = "samples.json"
@@ -238,16 +239,6 @@ DISKS = {subject.name: subject for subject in (*SUBJECTS, *FORMS) if subject.nam
 """The forms of this disk that are one process."""
 
 
-def prepare(out: Path) -> None:
-    """Make the folder ``out``, or refuse: what could not be written must not be measured."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as problem:
-        refuse(f"--out {out}: {os.strerror(problem.errno or 0)}; name a folder that can be written to.")
-
-
 def profile(
     line: Annotated[str, typer.Argument(metavar="LINE", help="The line to run, such as randwrite-4k-qd16.")],
     out: Annotated[Path, typer.Option(help="The folder for the table, the flame graph and the records.")],
@@ -266,7 +257,7 @@ def profile(
     if not DISKS[disk].serves(chosen):
         refuse(f"{disk} does not serve blocks of {chosen.block_bytes} bytes: take --disk {OURS}-512.")
     require_fio()
-    prepare(out)
+    require_out(out)
     machine = report.conditions(os.getloadavg()[0], os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as home:
         try:

@@ -76,6 +76,7 @@ class Sampler:
         self._adrift = [0, 0]  # CPU time of threads found asleep: other threads, the main thread
         self._busy = False
         self._first: dict[CodeType, int] = {}
+        self._own = {method.__code__ for method in (Sampler._begin, Sampler._end, Sampler._collection)}
 
     def listen(self) -> None:
         """Obey the two signals."""
@@ -142,6 +143,8 @@ class Sampler:
     def _key(self, thread: int, frame: FrameType | None) -> Key:
         at = -1 if frame is None else frame.f_lasti
         if frame is not None and frame.f_back is not None and at == self._resume(frame.f_code):
+            frame, at = frame.f_back, -1
+        while frame is not None and frame.f_code in self._own:  # the signal came while it began, ended or was told
             frame, at = frame.f_back, -1
         codes: list[CodeType] = []
         while frame is not None and len(codes) < FRAMES_MAX:

@@ -121,7 +121,7 @@ def test_folder_that_cannot_be_written_is_refused_first(made_up, tmp_path: Path)
     (tmp_path / "file").touch()
     result = CliRunner().invoke(app, [*ARGUMENTS, "--out", str(tmp_path / "file" / "out")])
     assert (result.exit_code, made_up) == (2, [])
-    assert "Not a directory; name a folder that can be written to." in result.output
+    assert "nothing can be written there (not a directory)" in result.output
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,17 @@ def test_sample_at_a_function_s_first_instruction_is_its_caller_s(tmp_path: Path
     assert early[2] == late[2][1:] and early[1] == -1
 
 
+def test_what_the_sampler_does_is_in_no_stack(tmp_path: Path) -> None:
+    sampler = Sampler(str(tmp_path / "none"))
+    here = sys._getframe()
+
+    class InTheSampler:
+        f_code, f_lasti, f_back = Sampler._collection.__code__, 40, here
+
+    _, at, codes = sampler._key(1, InTheSampler())
+    assert (at, codes[0]) == (-1, here.f_code)
+
+
 def test_call_is_named_as_the_source_has_it() -> None:
     under_way: list[FrameType] = []
     places = []
