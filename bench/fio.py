@@ -20,7 +20,7 @@ from bench.lines import FILL, MIB, Line
 GRACE_S = 60.0
 """How long fio may take beyond its measuring time before its server counts as hung."""
 VERIFIED_BYTES_MAX = 16 * MIB
-VERIFIED_BLOCKS_MAX = 4096
+VERIFIED_BLOCKS_MAX = 1024
 COMPLAINT_CHARACTERS_MAX = 300
 """fio says the same of every block that is wrong; the first of them is enough."""
 PERCENTILES = {"50.000000": "latency_us_p50", "99.000000": "latency_us_p99", "99.900000": "latency_us_p999"}

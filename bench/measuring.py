@@ -8,9 +8,10 @@ loses or corrupts data is disqualified with fio's complaint, and none of its fig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 from bench import fio, report, rounds
 from bench.flush import FlushError, flush
@@ -61,10 +62,17 @@ def objection(server: Server, lines: Sequence[Line]) -> str | None:
     return None
 
 
+Ceiling = Callable[[Line, float], fio.Achieved | None]
+"""Something that is measured like a disk and is none; ``None`` for a line that is not asked of it."""
+
+
 class Runner:
     """All that one run finds out, while it finds it out. ``tell`` is told how far it is."""
 
-    def __init__(self, lines: Sequence[Line], seconds: float, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, lines: Sequence[Line], seconds: float, tell: Callable[[str], None], ceilings: Mapping[str, Ceiling]
+    ) -> None:
+        self._ceilings = ceilings
         self._lines = lines
         self._seconds = seconds
         self._tell = tell
@@ -77,13 +85,14 @@ class Runner:
             for subject in subjects:
                 self._tell(f"{subject.name} is started, filled and verified")
                 self._start(subject, folder, size_bytes, stack)
-            samples, failures = rounds.interleave(self._lines, list(self._servers), turns, self._measure)
+            asked = [*self._servers, *self._ceilings]
+            samples, failures = rounds.interleave(self._lines, asked, turns, self._measure)
             for name, server in self._servers.items():
                 self._tell(f"{name} is verified")
                 complaint = objection(server, self._lines)
                 if complaint is not None:
                     self._disqualified[name] = f"after the measurement: {complaint}"
-        names = [name for name in self._servers if name not in self._disqualified]
+        names = [name for name in asked if name not in self._disqualified]
         valid = [sample for sample in samples if sample.subject in names]
         return report.Outcome(
             lines=self._lines,
@@ -112,6 +121,12 @@ class Runner:
             stack.push(trial.pop_all())
 
     def _measure(self, line: Line, name: str, turn: int) -> rounds.Sample | rounds.Failure | None:
+        if name in self._ceilings:
+            try:
+                achieved = self._ceilings[name](line, self._seconds)
+            except fio.FioError as problem:
+                return rounds.Failure(line.name, name, turn, str(problem).removeprefix(f"{line.name}: "))
+            return None if achieved is None else rounds.Sample(line.name, name, turn, achieved.iops, achieved.mib_s)
         server = self._servers[name]
         if not server.subject.serves(line):
             return None
@@ -127,6 +142,8 @@ def run(
     size_bytes: int,
     folder: Path,
     tell: Callable[[str], None] = lambda _: None,
+    ceilings: Mapping[str, Ceiling] = MappingProxyType({}),
 ) -> report.Outcome:
-    """Serve all subjects beside each other, verify them, measure them in turns, end them."""
-    return Runner(lines, seconds, tell).run(subjects, turns, size_bytes, folder)
+    """Serve all subjects beside each other, verify them, measure them in turns, end them. ``ceilings`` are measured in
+    the same rounds."""
+    return Runner(lines, seconds, tell, ceilings).run(subjects, turns, size_bytes, folder)

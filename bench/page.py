@@ -159,7 +159,8 @@ def microseconds(value: float | None) -> str:
 
 def latencies(results: Results) -> list[Block]:
     def cell(_line: Line, row: Row) -> str:
-        return " / ".join(map(microseconds, (row.latency_us_p50, row.latency_us_p99, row.latency_us_p999)))
+        known = (row.latency_us_p50, row.latency_us_p99, row.latency_us_p999)
+        return " / ".join(map(microseconds, known)) if any(known) else NOTHING
 
     return [
         Heading("Latency"),

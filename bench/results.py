@@ -19,7 +19,7 @@ from bench.lines import Line
 from bench.machine import Machine
 from bench.report import Outcome
 from bench.rounds import Failure, Row, Sample
-from bench.subjects import PEER, Subject, is_ours
+from bench.subjects import CIPHER, PEER, Subject, is_ours
 
 FILE = "results.json"
 KIND: Literal["bench run"] = "bench run"
@@ -56,7 +56,7 @@ class Asked:
         """The command that asks the same again."""
         names = [subject.name for subject in self.subjects]
         own = ",".join(name for name in names if is_ours(name))
-        others = ",".join(name for name in names if not is_ours(name))
+        others = ",".join(name for name in names if not is_ours(name) and name != CIPHER)
         return (
             f"python -m bench run --rounds {self.rounds} --seconds {self.seconds:g} --size-mib {self.size_mib} "
             f"--subjects {own} --against {others} --lines {','.join(line.name for line in self.lines)} --out DIR"
@@ -106,6 +106,12 @@ DOCUMENT = TypeAdapter(Results)
 
 def describe(subject: Subject) -> Described:
     return Described(subject.name, subject.what, subject.lacks, subject.copies, subject.block_bytes)
+
+
+CIPHER_ALONE = Described(
+    CIPHER, "AES-256-GCM-SIV on all cores", ("anything else: no disk, no network, no hashes",), 0, 4096
+)
+"""The ceiling of an encrypted disk, which takes part where one does."""
 
 
 def spread(rows: Iterable[Row]) -> Noise:

@@ -17,10 +17,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import charts, document, machine, measuring, page, report, results
+from bench import charts, cipher, document, machine, measuring, page, report, results
 from bench.lines import MIB, RUN, SECTOR, Line, choose
 from bench.questions import Folder, Lines, SizeMib, refuse, require_fio, words
-from bench.subjects import ALL, OURS, Subject, is_ours
+from bench.subjects import ALL, CIPHER, ENCRYPTED, OURS, Subject, is_ours
 
 ROUNDS, ROUNDS_QUICK = 5, 3
 SECONDS, SECONDS_QUICK = 3.0, 1.0
@@ -119,12 +119,13 @@ def run(
     """Measure this disk and its peers thoroughly, and write a report that can be kept: some twenty minutes."""
     own = pick("--subjects", subjects, [subject for subject in ALL if is_ours(subject.name)])
     chosen = [*own, *pick("--against", against, [subject for subject in ALL if not is_ours(subject.name)])]
+    with_cipher = any(subject.name == ENCRYPTED for subject in chosen)
     asked = results.Asked(
         rounds=turns or (ROUNDS_QUICK if is_quick else ROUNDS),
         seconds=seconds or (SECONDS_QUICK if is_quick else SECONDS),
         size_mib=size_mib,
         lines=lines_for(lines, own),
-        subjects=tuple(map(results.describe, chosen)),
+        subjects=(*map(results.describe, chosen), *([results.CIPHER_ALONE] if with_cipher else [])),
     )
     require_fio()
     require_charts()
@@ -152,7 +153,14 @@ def measured(asked: results.Asked, chosen: Sequence[Subject], folder: Path | Non
     ):
         before = machine.observe(Path(home))
         outcome = measuring.run(
-            chosen, asked.lines, asked.rounds, asked.seconds, asked.size_mib * MIB, Path(home), status.update
+            chosen,
+            asked.lines,
+            asked.rounds,
+            asked.seconds,
+            asked.size_mib * MIB,
+            Path(home),
+            status.update,
+            {CIPHER: cipher.measure} if results.CIPHER_ALONE in asked.subjects else {},
         )
         places = (home, *places)
     found = results.gather(

@@ -34,6 +34,9 @@ START_S = 120.0
 END_S = 10.0
 LAST_LINES = 3
 OURS = "crucible-emu"
+ENCRYPTED = "crucible-emu-encrypted"
+CIPHER = "cipher-alone"
+"""No subject: what the cipher does without a disk, see :mod:`bench.cipher`."""
 PEER = "qemu-quorum"
 MEMORY = "nbdkit-memory"
 REFERENCES = (PEER, MEMORY)
@@ -213,7 +216,7 @@ FORMS = (
         environment=OF_THIS_TREE,
     ),
     Subject(
-        f"{OURS}-encrypted",
+        ENCRYPTED,
         "three regions, AES-256-GCM-SIV",
         CRUCIBLE,
         serve("--encrypt", "{folder}/key"),

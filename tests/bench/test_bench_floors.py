@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bench import cipher
 from bench.floors import AIMS, BOUNDS, FLOOR, Bound, judge, of_kind
 from bench.lines import RUN, SECTOR
 from bench.rounds import Ratio, Sample
-from bench.subjects import ALL, OURS, PEER
+from bench.subjects import ALL, CIPHER, OURS, PEER
 
 LINE = RUN[1].name
 
@@ -25,7 +26,10 @@ def test_every_bound_is_about_something_that_can_be_measured() -> None:
     lines = {line.name: line for line in RUN + SECTOR}
     for bound in BOUNDS:
         assert by_name[bound.subject].serves(lines[bound.line])
-        assert by_name[bound.over].serves(lines[bound.over_line])
+        if bound.over == CIPHER:
+            assert cipher.measure(lines[bound.over_line], 0.001) is not None
+        else:
+            assert by_name[bound.over].serves(lines[bound.over_line])
 
 
 @pytest.mark.parametrize(("own", "met"), [((30, 45, 33), True), ((29, 29, 50), False)])

@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import __main__ as command
-from bench import charts, machine, results
-from bench.lines import RUN, SECTOR
-from bench.subjects import ALL, BY_HAND, FORMS, MEMORY, OURS, PEER, SUBJECTS
+from bench import charts, cipher, machine, results
+from bench.fio import Achieved
+from bench.lines import MIB, RUN, SECTOR, Line
+from bench.subjects import ALL, BY_HAND, CIPHER, FORMS, MEMORY, OURS, PEER, SUBJECTS
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<])/(?:[\w.+@%~-]+/)+[\w.+@%~-]*")
 
@@ -31,6 +32,7 @@ def run(fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(machine, "versions", lambda subjects: {"fio": "fio-3.33"})
     monkeypatch.setattr(charts, "draw", lambda found: dict.fromkeys(PICTURES, b"\x89PNG"))
     monkeypatch.setattr(charts, "is_installed", lambda: True)
+    monkeypatch.setattr(cipher, "measure", lambda line, seconds: achieved(line) if line.sequential else None)
     out = tmp_path / "out"
 
     def invoke(*arguments: str) -> tuple[int, str, Path]:
@@ -40,6 +42,10 @@ def run(fakes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return result.exit_code, result.output, out
 
     return invoke
+
+
+def achieved(line: Line) -> Achieved:
+    return Achieved(1000.0, 1000.0 * line.block_bytes / MIB, 100)
 
 
 PICTURES = (charts.THROUGHPUT, charts.OPERATIONS, charts.LATENCY, charts.CPU)
@@ -70,7 +76,11 @@ def test_quick_is_shorter_and_options_win_over_it(run: Run) -> None:
 
 def test_subjects_and_peers_are_picked(run: Run) -> None:
     found = results.read(run("--rounds", "1", "--subjects", f"{OURS}*", "--against", f"{PEER},nbdkit-p*")[2])
-    assert found.measured == [OURS, *(subject.name for subject in FORMS), PEER, "nbdkit-python-mirror"]
+    assert found.measured == [OURS, *(subject.name for subject in FORMS), PEER, "nbdkit-python-mirror", CIPHER]
+    assert CIPHER not in found.asked.command
+    assert {sample.line for sample in found.samples if sample.subject == CIPHER} == {"write-1m-qd4", "read-1m-qd4"}
+    judged = [each for each in found.verdicts if each.bound.over == CIPHER]
+    assert [(each.bound.subject, each.met is not None) for each in judged] == [(f"{OURS}-encrypted", True)] * 2
     # A form with small blocks brings the lines for them; nobody who has larger blocks is asked those.
     assert found.asked.lines == RUN + SECTOR
     asked_small = {sample.subject for sample in found.samples if sample.line == SECTOR[0].name}
