@@ -65,13 +65,11 @@ def ready(process: subprocess.Popen[str], what: str) -> dict[str, Any]:
 
 def make_regions(folders: list[Path], size_mib: int) -> dict[str, Any]:
     """Make a region in each folder, all at once: what they are. Raises :class:`SystemExit`."""
-    makers = [start(command("region", "create", folder, "--size", f"{size_mib}MiB")) for folder in folders]
-    for maker in makers:
-        maker.communicate()
-        if maker.returncode:
-            raise SystemExit("a region could not be made")
-    told = subprocess.run(command("region", "info", folders[0], "--json"), check=True, capture_output=True)
-    definition: dict[str, Any] = json.loads(told.stdout)["definition"]
+    makers = [start(command("region", "create", folder, "--size", f"{size_mib}MiB", "--json")) for folder in folders]
+    said = [maker.communicate()[0] for maker in makers]
+    if any(maker.returncode for maker in makers):
+        raise SystemExit("a region could not be made")
+    definition: dict[str, Any] = json.loads(said[0])
     return definition
 
 

@@ -172,3 +172,25 @@ def test_without_matplotlib_it_says_what_to_install(run: Run, monkeypatch: pytes
 
 def test_every_subject_has_a_name_of_its_own() -> None:
     assert len({subject.name for subject in ALL}) == len(ALL)
+
+
+@pytest.mark.real_client
+def test_a_real_run_can_be_shown(require_program: Callable[[str], str], tmp_path: Path) -> None:
+    """Real programs, real charts: complete, and nothing of this machine in it."""
+    pytest.importorskip("matplotlib")
+    for program in ("fio", "nbdkit"):
+        require_program(program)
+    words = "--against nbdkit-memory --lines read-1m-qd4 --rounds 1 --seconds 0.1 --size-mib 16"
+    asked = ["run", "--out", str(tmp_path / "out"), "--folder", str(tmp_path), *words.split()]
+    result = CliRunner().invoke(command.app, asked, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = results.read(tmp_path / "out")
+    assert found.measured == [OURS, MEMORY]
+    assert found.programs["fio"].startswith("fio-")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(written) == {"results.json", "report.md", "report.html", charts.THROUGHPUT, charts.LATENCY, charts.CPU}
+    for name in ("results.json", "report.md"):
+        text = written[name].decode()
+        assert str(tmp_path) not in text
+        assert ABSOLUTE_PATH.findall(text) == []
