@@ -132,7 +132,11 @@ def run(
     require_out(out)
     require_room(folder, chosen, size_mib)
     found, failed = measured(asked, chosen, folder)
-    write(found, out)
+    try:
+        write(found, out)
+    except OSError as problem:
+        typer.echo(f"bench: --out {out}: the report could not be written: {problem}.", err=True)
+        raise typer.Exit(1) from None
     for sentence in [*page.verdict_lines(found), page.noise(found)]:
         typer.echo(sentence)
     for sentence in report.complaints(found.absent, found.disqualified, found.failures):
