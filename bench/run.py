@@ -101,8 +101,8 @@ def write(found: results.Results, out: Path) -> None:
     for name, data in pictures.items():
         (out / name).write_bytes(data)
     blocks = page.page(found)
-    (out / "report.md").write_text(document.markdown(blocks))
-    (out / "report.html").write_text(document.html(page.TITLE, blocks, pictures))
+    (out / "report.md").write_text(document.markdown(blocks), encoding="utf-8")
+    (out / "report.html").write_text(document.html(page.TITLE, blocks, pictures), encoding="utf-8")
 
 
 def run(

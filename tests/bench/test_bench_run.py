@@ -63,8 +63,8 @@ def test_the_usual_run_asks_this_disk_and_all_peers_every_line_of_the_table(run:
     assert "floor 3: not met" in output
     assert "goal 1.5: not met" in output
     assert {path.name for path in out.iterdir()} == {"results.json", "report.md", "report.html", *PICTURES}
-    assert "| randwrite-4k-qd16 | 3 | 2.00 (2.00–2.00) | not met |" in (out / "report.md").read_text()
-    assert "data:image/png;base64," in (out / "report.html").read_text()
+    assert "| randwrite-4k-qd16 | 3 | 2.00 (2.00–2.00) | not met |" in (out / "report.md").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_quick_is_shorter_and_options_win_over_it(run: Run) -> None:
@@ -94,7 +94,9 @@ def test_missing_peer_is_named_and_changes_no_exit_code(run: Run, fakes) -> None
     code, output, out = run("--quick")
     assert code == 0
     assert "missing: nbdkit-python-mirror: nbdkit's plugin python is not installed" in output
-    assert "missing: nbdkit-python-mirror: nbdkit's plugin python is not installed" in (out / "report.md").read_text()
+    assert "missing: nbdkit-python-mirror: nbdkit's plugin python is not installed" in (out / "report.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_own_absence_disqualification_or_a_failed_run_is_exit_code_1(run: Run, fakes) -> None:
@@ -161,6 +163,16 @@ def test_an_out_that_cannot_be_written_is_refused_before_anything_runs(run: Run,
     code, output, _ = run()
     assert code == 2
     assert "nothing can be written there (file exists); give a folder that is yours" in output
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(found: results.Results, out: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "write", full)
+    code, output, _ = run("--quick")
+    assert code == 1
+    assert "the report could not be written: [Errno 28] No space left on device" in output
 
 
 def test_without_matplotlib_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
