@@ -129,8 +129,8 @@ def run(
     )
     require_fio()
     require_charts()
-    require_out(out)
     require_room(folder, chosen, size_mib)
+    require_out(out)
     found, failed = measured(asked, chosen, folder)
     try:
         write(found, out)

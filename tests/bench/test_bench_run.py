@@ -67,6 +67,13 @@ def test_the_usual_run_asks_this_disk_and_all_peers_every_line_of_the_table(run:
     assert "data:image/png;base64," in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_disk_slowed_on_purpose_shows_in_the_verdict(run: Run, fakes) -> None:
+    line = ("--quick", "--lines", "write-1m-qd4")
+    assert "write-1m-qd4: 2.00 (2.00–2.00) × qemu-quorum, floor 1.2: met" in run(*line)[1]
+    fakes.speed[OURS] /= 2
+    assert "write-1m-qd4: 1.00 (1.00–1.00) × qemu-quorum, floor 1.2: not met" in run(*line)[1]
+
+
 def test_quick_is_shorter_and_options_win_over_it(run: Run) -> None:
     asked = results.read(run("--quick")[2]).asked
     assert (asked.rounds, asked.seconds) == (3, 1.0)
