@@ -25,6 +25,8 @@ from uuid import uuid4
 from bench.subjects import OURS, find_program
 
 REPLICAS = 3
+ENDS_WITHIN_S = 5.0
+"""How long the Upstairs may take to flush and leave; less than this program is given itself."""
 
 
 def command(*words: object) -> list[str]:
@@ -93,7 +95,11 @@ def main(folder: Path, size_mib: int, uri: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is waiting
         if upstairs is not None:
             upstairs.terminate()
-            upstairs.wait()
+            try:
+                upstairs.wait(ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:  # without its Downstairs it has nowhere to flush to
+                upstairs.kill()
+                upstairs.wait()
         for replica in replicas:
             replica.communicate()
 
