@@ -102,6 +102,7 @@ def _bars(
         heights,
         width,
         label=name,
+        color=f"C{number}",
         yerr=reach,
         error_kw={"elinewidth": 0.8, "alpha": 0.6},
     )

@@ -139,7 +139,7 @@ def gather(
         machine=machine,
         commit=commit[0],
         changed=commit[1],
-        programs=programs,
+        programs={name: clean(said) for name, said in programs.items()},
         asked=asked,
         noise=spread(outcome.rows),
         rows=tuple(outcome.rows),

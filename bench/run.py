@@ -101,8 +101,8 @@ def write(found: results.Results, out: Path) -> None:
     for name, data in pictures.items():
         (out / name).write_bytes(data)
     blocks = page.page(found)
-    (out / "report.md").write_text(document.markdown(blocks))
-    (out / "report.html").write_text(document.html(page.TITLE, blocks, pictures))
+    (out / "report.md").write_text(document.markdown(blocks), encoding="utf-8")
+    (out / "report.html").write_text(document.html(page.TITLE, blocks, pictures), encoding="utf-8")
 
 
 def run(
@@ -129,10 +129,14 @@ def run(
     )
     require_fio()
     require_charts()
-    require_out(out)
     require_room(folder, chosen, size_mib)
+    require_out(out)
     found, failed = measured(asked, chosen, folder)
-    write(found, out)
+    try:
+        write(found, out)
+    except OSError as problem:
+        typer.echo(f"bench: --out {out}: the report could not be written: {problem}.", err=True)
+        raise typer.Exit(1) from None
     for sentence in [*page.verdict_lines(found), page.noise(found)]:
         typer.echo(sentence)
     for sentence in report.complaints(found.absent, found.disqualified, found.failures):

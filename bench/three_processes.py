@@ -25,6 +25,8 @@ from uuid import uuid4
 from bench.subjects import OURS, find_program
 
 REPLICAS = 3
+ENDS_WITHIN_S = 5.0
+"""How long the Upstairs may take to flush and leave; less than this program is given itself."""
 
 
 def command(*words: object) -> list[str]:
@@ -65,13 +67,11 @@ def ready(process: subprocess.Popen[str], what: str) -> dict[str, Any]:
 
 def make_regions(folders: list[Path], size_mib: int) -> dict[str, Any]:
     """Make a region in each folder, all at once: what they are. Raises :class:`SystemExit`."""
-    makers = [start(command("region", "create", folder, "--size", f"{size_mib}MiB")) for folder in folders]
-    for maker in makers:
-        maker.communicate()
-        if maker.returncode:
-            raise SystemExit("a region could not be made")
-    told = subprocess.run(command("region", "info", folders[0], "--json"), check=True, capture_output=True)
-    definition: dict[str, Any] = json.loads(told.stdout)["definition"]
+    makers = [start(command("region", "create", folder, "--size", f"{size_mib}MiB", "--json")) for folder in folders]
+    said = [maker.communicate()[0] for maker in makers]
+    if any(maker.returncode for maker in makers):
+        raise SystemExit("a region could not be made")
+    definition: dict[str, Any] = json.loads(said[0])
     return definition
 
 
@@ -95,7 +95,11 @@ def main(folder: Path, size_mib: int, uri: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is waiting
         if upstairs is not None:
             upstairs.terminate()
-            upstairs.wait()
+            try:
+                upstairs.wait(ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:  # without its Downstairs it has nowhere to flush to
+                upstairs.kill()
+                upstairs.wait()
         for replica in replicas:
             replica.communicate()
 

@@ -23,7 +23,7 @@ overlay /tmp/twice overlay rw 0 0
 @pytest.mark.parametrize(
     ("folder", "kind"),
     [
-        ("/home/x", "ext4"),
+        ("/srv/x", "ext4"),
         ("/tmp/x", "tmpfs"),
         ("/tmpx", "ext4"),
         ("/tmp/with blank/y", "xfs"),
@@ -59,12 +59,12 @@ def test_this_machine_can_be_observed(tmp_path: Path) -> None:
         ("error 5 (Input/output error), 3 MiB/s and/or/else", "error 5 (Input/output error), 3 MiB/s and/or/else"),
         ("err=84/file:io_u.c:2190", "err=84/file:io_u.c:2190"),
         ("jdoe@box may not: jdoes, boxes", "USER@HOST may not: jdoes, boxes"),
-        ("cd '/home/j doe/disks'", "cd '…/disks'"),
-        ("cd '/home/j doe/disks/r0'", "cd '…/r0'"),
+        ("cd '/srv/j doe/disks'", "cd '…/disks'"),
+        ("cd '/srv/j doe/disks/r0'", "cd '…/r0'"),
     ],
 )
 def test_places_and_names_are_taken_out_and_nothing_else(said: str, kept: str) -> None:
-    assert without_places(said, ["/home/j doe"], {"jdoe": "USER", "box": "HOST"}) == kept
+    assert without_places(said, ["/srv/j doe"], {"jdoe": "USER", "box": "HOST"}) == kept
 
 
 def test_versions_are_those_that_the_programs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_plugin_that_nbdkit_does_not_have_is_named_with_its_package(tmp_path: Pa
 def test_mirrors_by_hand_keep_what_they_are_given(require_program: Callable[[str], str], tmp_path: Path) -> None:
     for program in ("fio", "nbdkit"):
         require_program(program)
-    outcome = measuring.run(BY_HAND, [LINE], 1, 0.1, 16 * MIB, tmp_path)
+    outcome = measuring.run(BY_HAND, [LINE], 1, 0.1, 2 * MIB, tmp_path)
     assert (outcome.absent, outcome.disqualified, outcome.failures) == ({}, {}, [])
     assert outcome.subjects == ["nbdkit-python-mirror", "asyncio-aiofiles"]
     assert all(row.latency_us_p50 and row.latency_us_p99 and row.latency_us_p999 for row in outcome.rows)

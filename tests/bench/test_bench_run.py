@@ -63,8 +63,15 @@ def test_the_usual_run_asks_this_disk_and_all_peers_every_line_of_the_table(run:
     assert "floor 3: not met" in output
     assert "goal 1.5: not met" in output
     assert {path.name for path in out.iterdir()} == {"results.json", "report.md", "report.html", *PICTURES}
-    assert "| randwrite-4k-qd16 | 3 | 2.00 (2.00–2.00) | not met |" in (out / "report.md").read_text()
-    assert "data:image/png;base64," in (out / "report.html").read_text()
+    assert "| randwrite-4k-qd16 | 3 | 2.00 (2.00–2.00) | not met |" in (out / "report.md").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_disk_slowed_on_purpose_shows_in_the_verdict(run: Run, fakes) -> None:
+    line = ("--quick", "--lines", "write-1m-qd4")
+    assert "write-1m-qd4: 2.00 (2.00–2.00) × qemu-quorum, floor 1.2: met" in run(*line)[1]
+    fakes.speed[OURS] /= 2
+    assert "write-1m-qd4: 1.00 (1.00–1.00) × qemu-quorum, floor 1.2: not met" in run(*line)[1]
 
 
 def test_quick_is_shorter_and_options_win_over_it(run: Run) -> None:
@@ -94,7 +101,9 @@ def test_missing_peer_is_named_and_changes_no_exit_code(run: Run, fakes) -> None
     code, output, out = run("--quick")
     assert code == 0
     assert "missing: nbdkit-python-mirror: nbdkit's plugin python is not installed" in output
-    assert "missing: nbdkit-python-mirror: nbdkit's plugin python is not installed" in (out / "report.md").read_text()
+    assert "missing: nbdkit-python-mirror: nbdkit's plugin python is not installed" in (out / "report.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_own_absence_disqualification_or_a_failed_run_is_exit_code_1(run: Run, fakes) -> None:
@@ -163,6 +172,16 @@ def test_an_out_that_cannot_be_written_is_refused_before_anything_runs(run: Run,
     assert "nothing can be written there (file exists); give a folder that is yours" in output
 
 
+def test_a_report_that_cannot_be_written_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(found: results.Results, out: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "write", full)
+    code, output, _ = run("--quick")
+    assert code == 1
+    assert "the report could not be written: [Errno 28] No space left on device" in output
+
+
 def test_without_matplotlib_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(charts, "is_installed", lambda: False)
     code, output, _ = run()
@@ -172,3 +191,25 @@ def test_without_matplotlib_it_says_what_to_install(run: Run, monkeypatch: pytes
 
 def test_every_subject_has_a_name_of_its_own() -> None:
     assert len({subject.name for subject in ALL}) == len(ALL)
+
+
+@pytest.mark.real_client
+def test_a_real_run_can_be_shown(require_program: Callable[[str], str], tmp_path: Path) -> None:
+    """Real programs, real charts: complete, and nothing of this machine in it."""
+    pytest.importorskip("matplotlib")
+    for program in ("fio", "nbdkit"):
+        require_program(program)
+    words = "--against nbdkit-memory --lines read-1m-qd4 --rounds 1 --seconds 0.1 --size-mib 16"
+    asked = ["run", "--out", str(tmp_path / "out"), "--folder", str(tmp_path), *words.split()]
+    result = CliRunner().invoke(command.app, asked, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = results.read(tmp_path / "out")
+    assert found.measured == [OURS, MEMORY]
+    assert found.programs["fio"].startswith("fio-")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert set(written) == {"results.json", "report.md", "report.html", charts.THROUGHPUT, charts.LATENCY, charts.CPU}
+    for name in ("results.json", "report.md"):
+        text = written[name].decode()
+        assert str(tmp_path) not in text
+        assert ABSOLUTE_PATH.findall(text) == []
