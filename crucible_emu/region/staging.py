@@ -42,7 +42,7 @@ class Staging:
 
     def __init__(self, total_blocks: int, block_size: int, capacity: int) -> None:
         self.capacity = capacity
-        self.rows: Rows = reserve((capacity + 1, block_size), np.uint8).array
+        self.rows: Rows = reserve((capacity + 1, block_size), np.uint8, dense=True).array
         self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
         self.row_of_block: RowNumbers = reserve(total_blocks, np.uint32).array
         # Rows that are filled and not frozen: those may be overwritten.
