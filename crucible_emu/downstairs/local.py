@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count as count_from
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +163,26 @@ class LocalConnection:
             return False  # the messages find out which of them fails, and answer it
         self._core.train_done(jobs, first_job_id, len(starts), len(blocks))
         if self._region.wants_destage():
+            self._runner.relieve()
+        return True
+
+    def admits_singles(self, blocks: list[int]) -> bool:
+        """Whether :meth:`write_singles` of these blocks would pass nothing that must not be passed, and has room."""
+        jobs = self._jobs_to_pass_by()
+        return jobs is not None and jobs.writes_pass(blocks, repeat(1)) and self._region.admits_singles(len(blocks))
+
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
+        """Write plain single blocks with job ids ``first_job_id``, ..., which :meth:`admits_singles` has just allowed.
+        ``False``: not all of it was done."""
+        jobs, region = self._core.running_in_order(self.id), self._region
+        if jobs is None:
+            return False
+        try:
+            region.write_singles(blocks, data, hashes)
+        except (CrucibleError, OSError):
+            return False  # the messages find out which of them fails, and answer it
+        self._core.train_done(jobs, first_job_id, len(blocks), len(blocks))
+        if region.wants_destage():
             self._runner.relieve()
         return True
 
