@@ -34,6 +34,7 @@ from crucible_emu.downstairs.repair_http import serve_repair
 from crucible_emu.downstairs.repair_service import RepairService
 from crucible_emu.downstairs.runner import Runner
 from crucible_emu.downstairs.statistics import Statistics
+from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
 from crucible_emu.integrity import BlockContexts, Rows
@@ -51,7 +52,10 @@ Closed = Callable[[str], None]
 
 
 class LocalDownstairs:
-    """Serves ``region``, which the caller opened and closes, to Upstairs of this process. :meth:`run` must run."""
+    """Serves ``region``, which the caller opened and closes, to Upstairs of this process. :meth:`run` must run.
+
+    ``together``: shared by those whose flushes may go together.
+    """
 
     def __init__(
         self,
@@ -61,12 +65,13 @@ class LocalDownstairs:
         faults: Faults | None = None,
         faithful: bool = False,
         limits: JobLimits | None = None,
+        together: FlushesTogether | None = None,
     ) -> None:
         self.region = region
         self.core = Downstairs(region.definition, read_only=region.read_only, limits=limits, faithful=faithful)
         self.faulty = faults is not None and faults.any
         injector = FaultInjector(faults) if faults is not None and faults.any else None
-        self.runner = Runner(region, self.core, sources=ProcessSources(), injector=injector)
+        self.runner = Runner(region, self.core, sources=ProcessSources(), injector=injector, together=together)
         self._repair_host = repair_host
         self.repair_address = SocketAddress(f"{DISCARD_PREFIX}{next(_numbers):x}", 1)
 
