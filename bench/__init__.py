@@ -1,15 +1,34 @@
 """The same job given to this disk and to what a user would pick instead, in one run.
 
-``python -m bench quick`` starts every disk beside the others, fills each through its own door, and gives all of them
-the same fio lines round by round. What is compared is the ratio within a round: the machine's mood changes from
-second to second and moves all disks of a round together, so ratios are steady where rates are not.
+``python -m bench run`` (and ``quick``) starts every disk beside the others, fills each through its own door, and gives
+all of them the same fio lines round by round. What is compared is the ratio within a round: the machine's mood changes
+from second to second and moves all disks of a round together, so ratios are steady where rates are not.
 
 ``lines``      what is asked of a disk: the table of fio lines
-``subjects``   who is asked: how each server is started, watched and ended
+``subjects``   who is asked: how each server is started, watched and ended, and what it does not do
 ``fio``        one line run against one server, its result or its failure in a sentence
 ``flush``      what a line left to do, done before the next one is measured
+``measuring``  all subjects served beside each other, verified, and measured in turns
 ``rounds``     the interleaving, the medians and the ratios (pure)
-``report``     the table for a person and the records for a program
+``floors``     what this disk must reach and aims at, and the judgement (pure)
+``machine``    where and with what was measured, without naming a person or a place
+
+Three subjects are programs of the bench: ``mirror_plugin`` and ``asyncio_mirror`` are mirrors as one would write them
+by hand, ``three_processes`` is this disk over three Downstairs as one command. ``cipher`` is what encryption alone
+allows.
+
+``report``     the table of ``quick`` for a person, and its records for a program
+``results``    everything that ``run`` found out, as one document, written and read again
+``page``       what stands in its report; ``document`` renders that, ``charts`` draws
+``compare``    two results side by side
+``questions``  what all commands understand alike
+
+``python -m bench profile`` says where this disk's CPU time goes:
+
+``profiling``  the command, and three runs of a line, the second one sampled
+``sampled``    a Python program under a sampler that goes by CPU time; shares a process with what it measures
+``layers``     which layer of the disk a stack belongs to: a literal table (pure)
+``flame``      the flame graph (pure)
 
 ``python -m bench control-plane`` asks how the control plane grows:
 

@@ -12,7 +12,6 @@ import signal
 import statistics
 import sys
 import tempfile
-from contextlib import ExitStack
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
@@ -20,15 +19,15 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
-from bench import copying, fio, report, rounds
+from bench import copying, fio, report
 from bench import repair as repairing
-from bench.flush import FlushError, flush
-from bench.lines import MIB, Line, choose
-from bench.subjects import OURS, PEER, REFERENCES, SUBJECTS, Absent, Server, Subject, find_program, running
-
-REPORT_COLUMNS = 120
+from bench.compare import compare
+from bench.profiling import profile
+from bench.questions import Folder, Records, refuse, require_fio
+from bench.quick import quick
+from bench.run import run
+from bench.subjects import find_program
 
 app = typer.Typer(help="This disk and its peers under the same load.", no_args_is_help=True, add_completion=False)
 
@@ -38,119 +37,27 @@ def commands() -> None:
     """This disk and its peers under the same load, side by side in one run."""
 
 
-def refuse(sentence: str) -> NoReturn:
-    """Say what is wrong with the question, and leave with 2."""
-    typer.echo(f"bench: {sentence}", err=True)
-    raise typer.Exit(2)
-
-
-def words(given: str | None) -> list[str]:
-    """The words of an option that takes several, separated by commas."""
-    return [word.strip() for word in (given or "").split(",") if word.strip()]
-
-
-def take_part(against: str | None) -> tuple[Subject, ...]:
-    """This disk and the peers that ``--against`` names; all of them by default."""
-    names = words(against)
-    peers = [subject.name for subject in SUBJECTS if subject.name != OURS]
-    for name in names:
-        if name not in peers:
-            refuse(f"--against does not know '{name}'; there are {', '.join(peers)}.")
-    return tuple(subject for subject in SUBJECTS if subject.name == OURS or not names or subject.name in names)
-
-
-def sample(line: Line, server: Server, turn: int, seconds: float) -> rounds.Sample | rounds.Failure:
-    """One run against a server that is up; one that writes is flushed afterwards, outside the measured time."""
-    subject = server.subject.name
-    reason = server.death()
-    before = server.cpu_seconds()
-    if reason is None:
-        try:
-            achieved = fio.measure(line, server.uri, server.place.size_bytes, seconds, server.place.folder)
-            if line.writes:
-                flush(server.place.socket)
-        except (fio.FioError, FlushError) as problem:
-            reason = server.death() or str(problem).removeprefix(f"{line.name}: ")
-    if reason is not None:
-        return rounds.Failure(line.name, subject, turn, reason)
-    after = server.cpu_seconds()
-    cpu_us = None if before is None or after is None else (after - before) * 1e6 / achieved.operations
-    return rounds.Sample(line.name, subject, turn, achieved.iops, achieved.mib_s, cpu_us)
-
-
-def run(
-    subjects: tuple[Subject, ...], lines: tuple[Line, ...], turns: int, seconds: float, size_bytes: int, folder: Path
-) -> report.Outcome:
-    """Serve all subjects beside each other, measure them in turns, end them."""
-    absent: dict[str, str] = {}
-    with ExitStack() as stack:
-        servers: dict[str, Server] = {}
-        for subject in subjects:
-            try:
-                servers[subject.name] = stack.enter_context(running(subject, folder, size_bytes))
-            except Absent as problem:
-                absent[subject.name] = str(problem)
-        names = list(servers)
-        samples, failures = rounds.interleave(
-            lines, names, turns, lambda line, name, turn: sample(line, servers[name], turn, seconds)
-        )
-    return report.Outcome(lines, names, rounds.summarise(lines, names, samples, REFERENCES), absent, failures)
-
-
 def leave(_number: int, _frame: FrameType | None) -> NoReturn:
     """End like an interrupted program does: through every ``with`` block, so that no server is left behind."""
     sys.exit(143)
 
 
-@app.command()
-def quick(
-    json: Annotated[Path | None, typer.Option(help="Write the records to this file as well.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each run measures.")] = 1.0,
-    turns: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds; figures are their medians.")] = 3,
-    against: Annotated[str | None, typer.Option(help="The peers to run, separated by commas; all by default.")] = None,
-    lines: Annotated[
-        str | None, typer.Option(help="The lines to run, separated by commas; 'randread-*' and the like are allowed.")
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, writable=True, help="Where the disks' files go.")
-    ] = None,
-    size_mib: Annotated[int, typer.Option(min=16, help="The size of every disk.")] = 256,
-) -> None:
-    """Measure this disk and its peers in a few minutes: random 4 KiB and sequential 1 MiB, round by round."""
-    try:
-        chosen = choose(words(lines))
-    except ValueError as problem:
-        refuse(str(problem))
-    subjects = take_part(against)
-    if find_program("fio") is None:
-        refuse("fio is not installed (Debian package fio); nothing can be measured without it.")
-    if json is not None and not json.parent.is_dir():
-        refuse(f"--json {json}: there is no folder {json.parent}.")
-    machine = report.conditions(os.getloadavg()[0], os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as home:
-        outcome = run(subjects, chosen, turns, seconds, size_mib * MIB, Path(home))
-    # A file or a pipe has no width of its own; the table needs more than the usual guess of 80.
-    console = Console(width=None if sys.stdout.isatty() else REPORT_COLUMNS)
-    report.show(console, outcome, OURS, [name for name in REFERENCES if name in outcome.subjects], machine)
-    if json is not None:
-        report.write_json(json, report.records(outcome, PEER))
-    if OURS in outcome.absent or outcome.failures:
-        raise typer.Exit(1)
+app.command()(quick)
+app.command()(run)
+app.command()(compare)
+app.command()(profile)
 
 
 @app.command()
 def repair(
-    json: Annotated[Path | None, typer.Option(help="Write the records to this file as well.")] = None,
+    json: Records = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long the undisturbed run measures.")] = 3.0,
     turns: Annotated[int, typer.Option("--rounds", min=1, help="How many replacements, each on a new disk.")] = 3,
-    folder: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, writable=True, help="Where the disks' files go.")
-    ] = None,
+    folder: Folder = None,
     size_mib: Annotated[int, typer.Option(min=64, help="The size of the disk.")] = 512,
 ) -> None:
     """Replace a Downstairs under fio: what the repair costs the guest, and how fast it is beside a plain copy."""
-    if find_program("fio") is None:
-        refuse("fio is not installed (Debian package fio); nothing can be measured without it.")
+    require_fio()
     done: list[repairing.Round] = []
     for number in range(turns):
         with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as home:
@@ -173,11 +80,9 @@ def repair(
 
 @app.command()
 def copy(
-    json: Annotated[Path | None, typer.Option(help="Write the records to this file as well.")] = None,
+    json: Records = None,
     turns: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds; figures are their medians.")] = 5,
-    folder: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, writable=True, help="Where the disk's files go.")
-    ] = None,
+    folder: Folder = None,
     size_mib: Annotated[int, typer.Option(min=16, help="The size of the disk and of the file.")] = 1024,
 ) -> None:
     """Copy a file to this disk and back, by the asyncio client and by nbdcopy, in turns."""

@@ -51,21 +51,40 @@ QUICK = (
 """The lines of ``bench quick``."""
 
 MORE = (Line("randwrite-4k-qd16-flush32", "randwrite", 4 * KIB, 16, flush_every=32),)
-"""Lines that are run when asked for by name."""
+"""Lines that ``bench quick`` runs when asked for by name."""
+
+RUN = QUICK + MORE
+"""The lines of ``bench run``: those of the table of floors."""
+
+SECTOR = (
+    Line("randwrite-512-qd1", "randwrite", 512, 1),
+    Line("randwrite-512-qd16", "randwrite", 512, 16),
+    Line("randwrite-512-qd64", "randwrite", 512, 64),
+    Line("randread-512-qd1", "randread", 512, 1),
+    Line("randread-512-qd16", "randread", 512, 16),
+    Line("randread-512-qd64", "randread", 512, 64),
+)
+"""Lines in blocks of 512 bytes, asked of those that serve such blocks."""
 
 FILL = Line("fill", "write", 64 * KIB, 4)
 """How every disk is filled before it is measured: in pieces of 64 KiB. A file that was filled in larger pieces sits
 in the page cache in larger folios, and each small overwrite then dirties, and writes back, many times its size."""
 
 
-def choose(patterns: Sequence[str]) -> tuple[Line, ...]:
-    """The lines that ``patterns`` name (``randread-*`` and the like), in the table's order; QUICK for no pattern.
+def verifying(block_bytes: int) -> Line:
+    """How a disk that will be measured in blocks of this size is verified before."""
+    return Line(f"verify-{block_bytes}", "randwrite", block_bytes, 16)
+
+
+def choose(patterns: Sequence[str], usual: tuple[Line, ...] = QUICK, more: tuple[Line, ...] = MORE) -> tuple[Line, ...]:
+    """The lines that ``patterns`` name (``randread-*`` and the like), in the table's order; the ``usual`` ones for no
+    pattern, and ``more`` are there to be named.
 
     Raises :class:`ValueError`, whose text lists the names, where a pattern fits no line.
     """
     if not patterns:
-        return QUICK
-    table = QUICK + MORE
+        return usual
+    table = usual + more
     for pattern in patterns:
         if not any(fnmatchcase(line.name, pattern) for line in table):
             known = ", ".join(line.name for line in table)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.lines import Line
-from bench.rounds import Failure, Ratio, Row
+from bench.rounds import Failure, Ratio, Row, Sample
 
 NOTHING = "–"
 BUSY_SHARE = 0.25
@@ -27,13 +27,27 @@ BUSY_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that a run found out. ``absent`` maps a subject's name to why it did not take part."""
+    """All that a run found out. ``absent`` maps a subject's name to why it did not take part, ``disqualified`` to what
+    it did to data; of those there are no rows. ``samples`` are what the rows were made of, ``invalid`` those of the
+    disqualified."""
 
     lines: Sequence[Line]
     subjects: Sequence[str]
     rows: Sequence[Row]
     absent: Mapping[str, str]
     failures: Sequence[Failure]
+    disqualified: Mapping[str, str] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    invalid: Sequence[Sample] = ()
+
+    @property
+    def without(self) -> dict[str, str]:
+        """Those who have no figures, and why."""
+        return {**self.absent, **{name: f"disqualified: {why}" for name, why in self.disqualified.items()}}
+
+    def failed(self, own: Iterable[str]) -> bool:
+        """Whether there is less than was asked for: a run without figures, or none of one of these subjects."""
+        return bool(self.failures) or any(name in self.without for name in own)
 
 
 def rate(line: Line, row: Row) -> str:
@@ -75,16 +89,23 @@ def table(outcome: Outcome, own: str, references: Sequence[str]) -> Table:
     return shown
 
 
+def complaints(absent: Mapping[str, str], disqualified: Mapping[str, str], failures: Iterable[Failure]) -> list[str]:
+    """Who is missing, who is disqualified and what failed, one sentence each."""
+    return [
+        *(f"missing: {name}: {reason}" for name, reason in absent.items()),
+        *(f"disqualified: {name}: {complaint}" for name, complaint in disqualified.items()),
+        *(f"failed: {one.subject}, round {one.round + 1}: {one.line}: {one.reason}" for one in failures),
+    ]
+
+
 def footing(outcome: Outcome) -> list[str]:
-    """Who is missing and what failed, one sentence each."""
-    missing = [f"missing: {name}: {reason}" for name, reason in outcome.absent.items()]
-    failed = [f"failed: {one.subject}, round {one.round + 1}: {one.line}: {one.reason}" for one in outcome.failures]
-    return missing + failed
+    """Who is missing, who is disqualified and what failed."""
+    return complaints(outcome.absent, outcome.disqualified, outcome.failures)
 
 
-def conditions(load: float, cores: int) -> str:
+def conditions(load: float, cores: int, system: str = f"{platform.system()} {platform.release()}") -> str:
     """The machine in a sentence; ``load`` is its load average before the run. A busy machine is called busy."""
-    sentence = f"{platform.system()} {platform.release()}, {cores} cores, load {load:.1f} before the run"
+    sentence = f"{system}, {cores} cores, load {load:.1f} before the run"
     return f"{sentence}: the machine was busy, trust the ratios only" if load > cores * BUSY_SHARE else sentence
 
 
@@ -99,18 +120,18 @@ def show(console: Console, outcome: Outcome, own: str, references: Sequence[str]
 def records(outcome: Outcome, peer: str) -> list[dict[str, object]]:
     """``{line, subject, iops, mib_s, ratio_to_quorum}`` for each line and subject, in the order of the table.
 
-    A subject that is absent, or has no successful run of a line, keeps its record: its figures are ``None`` and
-    ``reason`` says why. ``cpu_us`` is there where it is known.
+    A subject that is absent or disqualified, or has no successful run of a line, keeps its record: its figures are
+    ``None`` and ``reason`` says why. ``cpu_us`` and the latencies are there where they are known.
     """
     rows = {(row.line, row.subject): row for row in outcome.rows}
     found: list[dict[str, object]] = []
     for line in outcome.lines:
-        for name in [*outcome.subjects, *(name for name in outcome.absent if name not in outcome.subjects)]:
+        for name in [*outcome.subjects, *outcome.without]:
             row = rows.get((line.name, name))
             record: dict[str, object] = {"line": line.name, "subject": name}
             if row is None:
                 reasons = [one.reason for one in outcome.failures if (one.line, one.subject) == (line.name, name)]
-                reason = outcome.absent.get(name) or "; ".join(reasons)
+                reason = outcome.without.get(name) or "; ".join(reasons)
                 record |= {"iops": None, "mib_s": None, "ratio_to_quorum": None, "reason": reason}
             else:
                 ratio = row.ratios.get(peer)
@@ -119,8 +140,10 @@ def records(outcome: Outcome, peer: str) -> list[dict[str, object]]:
                     "mib_s": round(row.mib_s, 2),
                     "ratio_to_quorum": None if ratio is None else round(ratio.median, 4),
                 }
-                if row.cpu_us is not None:
-                    record["cpu_us"] = round(row.cpu_us, 2)
+                for figure in ("cpu_us", "latency_us_p50", "latency_us_p99", "latency_us_p999"):
+                    value = getattr(row, figure)
+                    if value is not None:
+                        record[figure] = round(value, 2)
             found.append(record)
     return found
 

@@ -20,7 +20,8 @@ from bench.lines import Line
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run: rates, and the server's CPU time per operation in µs (``None`` where it is not known)."""
+    """One run: rates, the server's CPU time per operation in µs, and the latency that 50, 99 and 99.9 percent of the
+    operations stayed below, in µs (``None`` where it is not known)."""
 
     line: str
     subject: str
@@ -28,6 +29,9 @@ class Sample:
     iops: float
     mib_s: float
     cpu_us: float | None = None
+    latency_us_p50: float | None = None
+    latency_us_p99: float | None = None
+    latency_us_p999: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +46,22 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A subject's rate over another's: the median over the rounds, and the extremes."""
+    """A subject's figure over another's: the median over the rounds, and the extremes."""
 
     median: float
     low: float
     high: float
 
+    @property
+    def spread(self) -> float:
+        """How far the extremes are apart, as a share of the median."""
+        return (self.high - self.low) / self.median
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of one subject over all rounds. ``ratios`` maps a reference's name to this subject's rate over that
-    reference's; a reference that shares no successful round is absent."""
+    """One line of one subject: medians over all rounds, of the rate its extremes, too. ``ratios`` maps a reference's
+    name to this subject's rate over that reference's; a reference that shares no successful round is absent."""
 
     line: str
     subject: str
@@ -61,10 +70,21 @@ class Row:
     cpu_us: float | None
     rounds: int
     ratios: dict[str, Ratio]
+    iops_low: float
+    iops_high: float
+    latency_us_p50: float | None = None
+    latency_us_p99: float | None = None
+    latency_us_p999: float | None = None
 
 
-Measure = Callable[[Line, str, int], Sample | Failure]
-"""Runs one line against one subject in one round."""
+Measure = Callable[[Line, str, int], Sample | Failure | None]
+"""Runs one line against one subject in one round; ``None`` where the subject is not asked this line."""
+Figure = Callable[[Sample], float | None]
+"""What of a sample is compared."""
+
+
+def rate(sample: Sample) -> float:
+    return sample.iops
 
 
 def rotated(subjects: Sequence[str], turn: int) -> list[str]:
@@ -85,16 +105,31 @@ def interleave(
                 result = measure(line, subject, turn)
                 if isinstance(result, Sample):
                     samples.append(result)
-                else:
+                elif result is not None:
                     failures.append(result)
     return samples, failures
 
 
-def ratio(own: Iterable[Sample], reference: Iterable[Sample]) -> Ratio | None:
-    """The ratio of two subjects in one line, from the rounds which both have; ``None`` where there is none."""
-    by_round = {sample.round: sample.iops for sample in reference}
-    ratios = [sample.iops / by_round[sample.round] for sample in own if sample.round in by_round]
+def ratio(own: Iterable[Sample], reference: Iterable[Sample], figure: Figure = rate) -> Ratio | None:
+    """The ratio of two subjects' figures, from the rounds which both have; ``None`` where there is none."""
+    by_round = {sample.round: figure(sample) for sample in reference}
+    ratios = []
+    for sample in own:
+        mine, other = figure(sample), by_round.get(sample.round)
+        if mine is not None and other:
+            ratios.append(mine / other)
     return Ratio(median(ratios), min(ratios), max(ratios)) if ratios else None
+
+
+def median_of(samples: Iterable[Sample], figure: Figure) -> float | None:
+    """The median of a figure over the samples that have it; ``None`` where none has."""
+    known = [value for value in map(figure, samples) if value is not None]
+    return median(known) if known else None
+
+
+def of(samples: Iterable[Sample], line: str, subject: str) -> list[Sample]:
+    """The samples of one line and subject."""
+    return [sample for sample in samples if (sample.line, sample.subject) == (line, subject)]
 
 
 def summarise(
@@ -103,25 +138,27 @@ def summarise(
     """One row for each line and subject that has a sample, in the order given."""
     rows = []
     for line in lines:
-        of = {
-            name: [sample for sample in samples if sample.line == line.name and sample.subject == name]
-            for name in {*subjects, *references}
-        }
+        by_name = {name: of(samples, line.name, name) for name in {*subjects, *references}}
         for subject in subjects:
-            own = of[subject]
+            own = by_name[subject]
             if not own:
                 continue
-            cpu = [sample.cpu_us for sample in own if sample.cpu_us is not None]
-            ratios = {name: ratio(own, of[name]) for name in references}
+            rates = [sample.iops for sample in own]
+            ratios = {name: ratio(own, by_name[name]) for name in references}
             rows.append(
                 Row(
                     line=line.name,
                     subject=subject,
-                    iops=median(sample.iops for sample in own),
+                    iops=median(rates),
                     mib_s=median(sample.mib_s for sample in own),
-                    cpu_us=median(cpu) if cpu else None,
+                    cpu_us=median_of(own, lambda sample: sample.cpu_us),
                     rounds=len(own),
                     ratios={name: found for name, found in ratios.items() if found is not None},
+                    iops_low=min(rates),
+                    iops_high=max(rates),
+                    latency_us_p50=median_of(own, lambda sample: sample.latency_us_p50),
+                    latency_us_p99=median_of(own, lambda sample: sample.latency_us_p99),
+                    latency_us_p999=median_of(own, lambda sample: sample.latency_us_p999),
                 )
             )
     return rows

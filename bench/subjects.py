@@ -1,7 +1,8 @@
 """Who is asked: this disk and its peers, each as the command that serves it on a unix socket.
 
-What it is for: :data:`SUBJECTS` is the table; :func:`running` starts one subject, waits until its socket accepts,
-fills its disk, and ends it.
+What it is for: :data:`SUBJECTS` is the table of those that ``bench quick`` compares, :data:`ALL` has those of
+``bench run`` as well; each row says what its subject does not do, for a rate means nothing without that.
+:func:`running` starts one subject, waits until its socket accepts, fills its disk, and ends it.
 
 What it guarantees: only what was started here is ended, by its own process group; the server is gone and its files
 and socket are removed when the ``with`` block is left, however it is left. A subject that cannot take part raises
@@ -23,16 +24,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import fio
-from bench.lines import MIB
+from bench.lines import KIB, MIB, Line
 
-START_S = 30.0
+START_S = 120.0
 END_S = 10.0
 LAST_LINES = 3
 OURS = "crucible-emu"
+ENCRYPTED = "crucible-emu-encrypted"
+CIPHER = "cipher-alone"
+"""No subject: what the cipher does without a disk, see :mod:`bench.cipher`."""
 PEER = "qemu-quorum"
 MEMORY = "nbdkit-memory"
 REFERENCES = (PEER, MEMORY)
@@ -54,20 +58,47 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One row of the table. ``programs`` maps each program it needs to where it is had; ``files`` are the raw
-    files that its command expects, made empty at the disk's size."""
+    """One row of the table. ``programs`` maps each program it needs to where it is had, ``plugins`` each plugin of
+    nbdkit; ``files`` are the raw files that its command expects, made empty at the disk's size. ``lacks`` is what it
+    does not do, ``copies`` how many of the disk it keeps in files, ``block_bytes`` the smallest block it serves.
+    ``environment`` is added to that of its process."""
 
     name: str
     what: str
     programs: dict[str, str]
     command: Callable[[Place], list[str]]
     files: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    copies: int = 1
+    block_bytes: int = 512
+    plugins: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def serves(self, line: Line) -> bool:
+        """Whether the line's blocks are whole blocks of this disk."""
+        return line.block_bytes % self.block_bytes == 0
 
 
-def serve(place: Place) -> list[str]:
-    """This project's disk: three regions under one Upstairs in one process."""
-    size = f"{place.size_bytes // MIB}MiB"
-    return [OURS, "serve", str(place.folder / "disk"), "--size", size, "--nbd", fio.uri_of(place.socket)]
+def serve(*options: str) -> Callable[[Place], list[str]]:
+    """This project's disk: three regions under one Upstairs in one process. ``{folder}`` in an option is filled in."""
+
+    def command(place: Place) -> list[str]:
+        size = f"{place.size_bytes // MIB}MiB"
+        words = [OURS, "serve", str(place.folder / "disk"), "--size", size, "--nbd", fio.uri_of(place.socket)]
+        return [*words, *(option.format(folder=place.folder) for option in options)]
+
+    return command
+
+
+def three_processes(place: Place) -> list[str]:
+    """This project's disk over three Downstairs on loopback, four processes in all."""
+    words = [sys.executable, "-m", "bench.three_processes", str(place.folder)]
+    return [*words, "--size-mib", str(place.size_bytes // MIB), "--nbd", fio.uri_of(place.socket)]
+
+
+def asyncio_mirror(place: Place) -> list[str]:
+    """What one would write by hand."""
+    return [sys.executable, "-m", "bench.asyncio_mirror", str(place.folder), "--socket", str(place.socket)]
 
 
 def quorum(place: Place) -> list[str]:
@@ -95,20 +126,121 @@ def nbdkit(*plugin: str) -> Callable[[Place], list[str]]:
 
 
 NBDKIT = {"nbdkit": "Debian package nbdkit"}
+CRUCIBLE = {OURS: "pip install -e ."}
 QUORUM_FILES = ("r0", "r1", "r2")
+ROOT = Path(__file__).resolve().parent.parent
+OF_THIS_TREE = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+"""For servers that are modules of the bench: they are started in a folder from where Python would not find them."""
+
+NO_HASHES = "hashes: a block that rots is served as it is"
+NO_MIRROR = "a mirror: one copy, and what that loses is lost"
+NO_CRASH_SAFETY = "crash safety: after a crash the copies differ, and nothing makes them equal"
+NO_REPAIR = "repair: a copy that was away stays out, or stale"
+NO_ENCRYPTION = "encryption"
+NOT_DURABLE = "durability: what is in memory ends with the process"
+ONE_PROCESS = "separate replicas: the three are in one process and die together"
+NO_SECTORS = "blocks of 512 bytes"
+LACKS_OF_A_PLAIN_MIRROR = (NO_HASHES, NO_CRASH_SAFETY, NO_REPAIR, NO_ENCRYPTION)
 
 SUBJECTS = (
-    Subject(OURS, "three regions, one process", {OURS: "pip install -e ."}, serve),
+    Subject(
+        OURS,
+        "three regions, one process",
+        CRUCIBLE,
+        serve(),
+        lacks=(NO_ENCRYPTION, ONE_PROCESS, NO_SECTORS),
+        copies=3,
+        block_bytes=4 * KIB,
+    ),
     Subject(
         PEER,
         "three files, fifo reads, io_uring",
         {"qemu-storage-daemon": "Debian package qemu-system-common"},
         quorum,
         QUORUM_FILES,
+        lacks=LACKS_OF_A_PLAIN_MIRROR,
+        copies=3,
     ),
-    Subject(MEMORY, "one copy in memory", NBDKIT, nbdkit("memory", "{size}")),
-    Subject("nbdkit-file", "one file", NBDKIT, nbdkit("file", "{folder}/r0"), ("r0",)),
+    Subject(
+        MEMORY,
+        "one copy in memory",
+        NBDKIT,
+        nbdkit("memory", "{size}"),
+        lacks=(NO_HASHES, NO_MIRROR, NOT_DURABLE, NO_ENCRYPTION),
+        copies=0,
+    ),
+    Subject(
+        "nbdkit-file",
+        "one file",
+        NBDKIT,
+        nbdkit("file", "{folder}/r0"),
+        ("r0",),
+        lacks=(NO_HASHES, NO_MIRROR, NO_ENCRYPTION),
+    ),
 )
+"""This disk, and the peers that are programs."""
+
+BY_HAND = (
+    Subject(
+        "nbdkit-python-mirror",
+        "three files, a plugin in Python",
+        NBDKIT,
+        nbdkit("python", str(Path(__file__).with_name("mirror_plugin.py")), "dir={folder}"),
+        QUORUM_FILES,
+        lacks=LACKS_OF_A_PLAIN_MIRROR,
+        copies=3,
+        plugins={"python": "Debian package nbdkit-plugin-python"},
+    ),
+    Subject(
+        "asyncio-aiofiles",
+        "three files, asyncio and aiofiles",
+        {},
+        asyncio_mirror,
+        QUORUM_FILES,
+        lacks=LACKS_OF_A_PLAIN_MIRROR,
+        copies=3,
+        environment=OF_THIS_TREE,
+    ),
+)
+"""Mirrors in Python, as one would write them by hand."""
+
+FORMS = (
+    Subject(
+        f"{OURS}-processes",
+        "three regions, a process each",
+        CRUCIBLE,
+        three_processes,
+        lacks=(NO_ENCRYPTION, NO_SECTORS),
+        copies=3,
+        block_bytes=4 * KIB,
+        environment=OF_THIS_TREE,
+    ),
+    Subject(
+        ENCRYPTED,
+        "three regions, AES-256-GCM-SIV",
+        CRUCIBLE,
+        serve("--encrypt", "{folder}/key"),
+        lacks=(ONE_PROCESS, NO_SECTORS),
+        copies=3,
+        block_bytes=4 * KIB,
+    ),
+    Subject(
+        f"{OURS}-512",
+        "three regions, 512-byte blocks",
+        CRUCIBLE,
+        serve("--block-size", "512"),
+        lacks=(NO_ENCRYPTION, ONE_PROCESS),
+        copies=3,
+    ),
+)
+"""This disk in its other forms."""
+
+ALL = (*SUBJECTS, *BY_HAND, *FORMS)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a subject is this disk, in whatever form."""
+    return name == OURS or name.startswith(f"{OURS}-")
 
 
 def find_program(name: str) -> str | None:
@@ -119,10 +251,14 @@ def find_program(name: str) -> str | None:
 
 
 def check_programs(subject: Subject, find: Callable[[str], str | None] = find_program) -> None:
-    """Raise :class:`Absent` where a program that ``subject`` needs is missing."""
+    """Raise :class:`Absent` where a program or plugin that ``subject`` needs is missing."""
     for program, source in subject.programs.items():
         if find(program) is None:
             raise Absent(f"{program} is not installed ({source})")
+    for plugin, source in subject.plugins.items():
+        # nbdkit knows where its plugins are; one that it cannot load ends it with a complaint.
+        if subprocess.run(["nbdkit", "--dump-plugin", plugin], capture_output=True).returncode:
+            raise Absent(f"nbdkit's plugin {plugin} is not installed ({source})")
 
 
 class Server:
@@ -226,6 +362,7 @@ def running(subject: Subject, folder: Path, size_bytes: int) -> Iterator[Server]
                 stdout=output,
                 stderr=output,
                 cwd=place.folder,
+                env=os.environ | subject.environment,
                 start_new_session=True,
             )
         try:

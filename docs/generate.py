@@ -1,14 +1,15 @@
 """Write what is generated of the documents: ``python docs/generate.py``.
 
 ``state-machines.md`` comes from the tables that the code runs, ``conformance.md`` from ``conformance.toml``,
-``nexus-database.md`` from the schema of Nexus. In ``replacement.md``, which somebody wrote, the diagrams and tables of
-its machines are made; they stand between two marks. Tests compare the files with what this program would write, so that
-no diagram can differ from the code.
+``nexus-database.md`` from the schema of Nexus. In ``replacement.md`` and ``profile.md``, which somebody wrote, the
+diagrams and tables are made; they stand between two marks. Tests compare the files with what this program would write,
+so that no diagram can differ from the code.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -380,6 +381,17 @@ def _rows(machine: Machine[Any]) -> list[str]:
     return lines
 
 
+def _layers() -> list[str]:
+    """The layers of ``bench profile``."""
+    here = str(DOCS.resolve().parent)
+    if here not in sys.path:  # the bench is not among the packages that are installed
+        sys.path.append(here)
+    from bench.layers import LAYERS
+
+    lines = ["| layer | what it does | what would make it cheaper |", "|---|---|---|"]
+    return [*lines, *(f"| {layer.name} | {layer.what} | {layer.cheaper} |" for layer in LAYERS)]
+
+
 PARTS: dict[str, Callable[[], list[str]]] = {
     f"{name}, {what}": partial(made, machine)
     for name, machine in (
@@ -388,7 +400,7 @@ PARTS: dict[str, Callable[[], list[str]]] = {
         ("step", READ_ONLY_REPLACEMENT_STEP),
     )
     for what, made in (("diagram", _edges), ("table", _rows))
-}
+} | {"layers of a profile": _layers}
 """What stands between two marks in a document, and what makes it."""
 MARK = re.compile(r"(<!-- made from the code: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -404,6 +416,7 @@ def renew(name: str) -> str:
 
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "replacement.md": lambda: renew("replacement.md"),
+    "profile.md": lambda: renew("profile.md"),
     "state-machines.md": render,
     "conformance.md": render_conformance,
     "nexus-database.md": describe,

@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import dataclass
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import trio
 from sqlalchemy import URL, Connection, Engine
@@ -62,7 +62,7 @@ class Statistics:
 
 
 @dataclass(slots=True)
-class _Attempt(Generic[T]):
+class Attempt(Generic[T]):
     """How one run of a body went: a value, an error to pass on, or a reason to try again."""
 
     tally: Tally
@@ -96,7 +96,7 @@ class Database:
         inline: bool = False,
         random: Random | None = None,
         connections: int = CONNECTIONS,
-    ) -> Database:
+    ) -> Self:
         """Open the database at ``url`` (``sqlite:///FILE``, ``sqlite://`` for one in memory, ``postgresql://…``), and
         make or bring up to date its schema. Blocks: it is done once, before the loop has anything else to do.
 
@@ -190,7 +190,7 @@ class Database:
     # -- attempts -----------------------------------------------------------------------------------------------------
 
     async def _run(
-        self, run: Callable[[Body[T], int], _Attempt[T]], body: Body[T], limiter: trio.CapacityLimiter, counted: str
+        self, run: Callable[[Body[T], int], Attempt[T]], body: Body[T], limiter: trio.CapacityLimiter, counted: str
     ) -> T:
         for number in range(1, ATTEMPTS_MAX + 1):
             if self._inline:
@@ -209,7 +209,7 @@ class Database:
         most: float = min(PAUSE_SECONDS_MAX * 2 ** (number - 1), LONGEST_PAUSE_SECONDS_MAX)
         return self._random.uniform(0, most)
 
-    def _is_over(self, attempt: _Attempt[Any], number: int, counted: str) -> bool:
+    def _is_over(self, attempt: Attempt[Any], number: int, counted: str) -> bool:
         """Whether there is a value; if there is not, whether to try again. Raises what is to be passed on."""
         counts = self._counts
         counts["statements"] += attempt.tally.statements
@@ -233,15 +233,16 @@ class Database:
         counts["rows_written"] += attempt.tally.rows_written
         return True
 
-    def _write(self, body: Body[T], number: int) -> _Attempt[T]:
-        return self._attempt(self._backend.writer, body, self.after_body, number)
+    def _write(self, body: Body[T], number: int) -> Attempt[T]:
+        return self.attempt(self._backend.writer, body, self.after_body, number)
 
-    def _read(self, body: Body[T], number: int) -> _Attempt[T]:
-        return self._attempt(self._backend.reader, body, None, number)
+    def _read(self, body: Body[T], number: int) -> Attempt[T]:
+        return self.attempt(self._backend.reader, body, None, number)
 
-    def _attempt(self, lanes: Lanes, body: Body[T], after_body: Body[None] | None, number: int) -> _Attempt[T]:
-        """Run ``body`` for the ``number``-th time; this is what happens in the thread."""
-        attempt: _Attempt[T] = _Attempt(Tally())
+    def attempt(self, lanes: Lanes, body: Body[T], after_body: Body[None] | None, number: int) -> Attempt[T]:
+        """Run ``body`` for the ``number``-th time; this is what happens in the thread. (The explorer's world is the
+        same on every run, and it knows of some bodies already what comes of them.)"""
+        attempt: Attempt[T] = Attempt(Tally())
         lost_often = number > ATTEMPTS_BESIDE_OTHERS and self.dialect == "postgresql"
         committing = False
         try:

@@ -21,7 +21,7 @@ from nexus.explore.results import Result, kind_of
 from nexus.explore.run import run_case, run_cases
 from nexus.explore.without import removed
 
-CHUNK_CASES = 64
+CHUNK_CASES = 128
 CHUNK_CASES_TO_FIRST = 16
 """Where the first finding is wanted."""
 PROCESSES = 2

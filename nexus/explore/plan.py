@@ -16,7 +16,7 @@ from random import Random
 
 from nexus.explore.cases import BEFORE_EFFECT, Case, Interference, Moment
 from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ERROR, SECOND_NEXUS, WITHOUT_RIVAL
-from nexus.explore.run import run_case
+from nexus.explore.run import passed_by
 from nexus.explore.scenarios import ALONE, SCENARIOS, Scenario
 from nexus.saga.dag import Dag
 from nexus.sagas import ALL_SAGAS
@@ -30,7 +30,7 @@ _DAGS = {saga.name: Dag.of(saga) for saga in ALL_SAGAS}
 
 def moments(scenario: Scenario) -> list[Moment]:
     """What the scenario's sagas come by, once each, without those that are the same instant as another."""
-    found = dict.fromkeys(each for each in run_case(Case(scenario.name)).passed if _wanted(scenario, each))
+    found = dict.fromkeys(each for each in next(passed_by(scenario.name, [()])) if _wanted(scenario, each))
     return [each for each in found if not _same_as_before(each)]
 
 
@@ -65,8 +65,7 @@ def every(scenario: Scenario) -> Iterator[Case]:
     found = moments(scenario)
     for moment in found:
         yield from _at(scenario, moment)
-    for saga, nth in dict.fromkeys((each.saga, each.nth) for each in found):
-        yield from _while_undoing(scenario, saga, nth)
+    yield from _while_undoing(scenario, dict.fromkeys((each.saga, each.nth) for each in found))
 
 
 def _at(scenario: Scenario, moment: Moment) -> Iterator[Case]:
@@ -88,16 +87,14 @@ def _at(scenario: Scenario, moment: Moment) -> Iterator[Case]:
         yield case(COMPETE)
 
 
-def _while_undoing(scenario: Scenario, saga: str, nth: int) -> Iterator[Case]:
-    last = last_action(saga)
-    if last is None:
-        return
-    failing = Interference(Moment(saga, last, BEFORE_EFFECT, nth), ERROR)
-    passed = run_case(Case(scenario.name, (failing,))).passed
-    ours = (each for each in passed if (each.saga, each.nth) == (saga, nth) and each.point in UNDOING)
-    for moment in dict.fromkeys(ours):
-        for name in (*scenario.operations, CRASH, SECOND_NEXUS):
-            yield Case(scenario.name, (failing, Interference(moment, name)))
+def _while_undoing(scenario: Scenario, sagas: Iterable[tuple[str, int]]) -> Iterator[Case]:
+    lasts = [(saga, last_action(saga), nth) for saga, nth in sagas]
+    failing = [Interference(Moment(saga, last, BEFORE_EFFECT, nth), ERROR) for saga, last, nth in lasts if last]
+    for each, passed in zip(failing, passed_by(scenario.name, [(each,) for each in failing]), strict=True):
+        saga = (each.moment.saga, each.moment.nth)
+        for moment in dict.fromkeys(one for one in passed if (one.saga, one.nth) == saga and one.point in UNDOING):
+            for name in (*scenario.operations, CRASH, SECOND_NEXUS):
+                yield Case(scenario.name, (each, Interference(moment, name)))
 
 
 def pairs(scenario: Scenario, per_moment: int, seed: int) -> Iterator[Case]:

@@ -23,9 +23,10 @@ from sqlalchemy import Connection, insert
 
 from crucible_emu.client.persistence import Persistence
 from crucible_emu.client.retry import Backoff
-from nexus.db import Database, schema
+from nexus.db import schema
 from nexus.db.schema import RepairNotificationType, RepairType
 from nexus.explore.fabric import AGENT_PORT, HOST_PORT, PANTRY_PORT, Fabric
+from nexus.explore.rehearsal import Course, Recalling
 from nexus.explore.services import Switchboard
 from nexus.explore.upstairs import Repaired
 from nexus.objects.hardware import NewAgent, NewSled, datasets_of, physical_disk_expunge, sled_add, sled_expunge
@@ -86,7 +87,7 @@ class Stock:
     """The database of this process, and the empty one that racks begin with."""
 
     def __init__(self) -> None:
-        self.database = Database.open("sqlite://", inline=True, random=Random(0))
+        self.database = Recalling.open("sqlite://", inline=True, random=Random(0))
         self.empty = self.database.image()
 
 
@@ -120,19 +121,25 @@ def _remember_documents() -> None:
 
 
 class Rack:
-    """All of it, for one run. ``nursery``: where what goes on by itself in pantries and hosts lives."""
+    """All of it, for one run. ``nursery``: where what goes on by itself in pantries and hosts lives.
+    ``course``: knows what its first transactions come to."""
 
-    def __init__(self, nursery: trio.Nursery, image: Image | None = None) -> None:
+    def __init__(self, nursery: trio.Nursery, image: Image | None = None, course: Course | None = None) -> None:
         self.database = stock().database
         self.nursery = nursery
         memory = None if image is None else pickle.loads(image.memory)
-        self.database.fill(stock().empty if image is None else image.rows)
+        self.database.course = None
+        if course is None:
+            self.database.fill(stock().empty if image is None else image.rows)
         self.things: dict[str, Thing] = {} if memory is None else memory["things"]
         self.fabric: Fabric = Fabric(SLEDS) if memory is None else memory["fabric"]
         self._ids: int = 0 if memory is None else memory["ids"]
         self._ticks: int = 0 if memory is None else memory["ticks"]
         self._base_s: float = 0.0 if memory is None else memory["seconds"]
         self._random = Random(0) if memory is None else memory["random"]
+        self._draws = 0
+        if course is not None:
+            course.begin(self, self.database)
         self.fabric.now_s = trio.current_time
         self.mute = 0
         """So many notifications of Upstairs are lost on their way."""
@@ -164,9 +171,31 @@ class Rack:
         self._ids, self._ticks, state = value
         self._random.setstate(state)
 
+    @property
+    def draws(self) -> int:
+        """How often chance was asked: if a transaction leaves that as it is, it leaves chance as it is."""
+        return self._draws
+
+    def _chance(self) -> float:
+        self._draws += 1
+        return self._random.random()
+
+    def _randbytes(self, length: int) -> bytes:
+        self._draws += 1
+        return self._random.randbytes(length)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Of :attr:`drawn` what is told quickly: ids and ticks."""
+        return self._ids, self._ticks
+
+    @counted.setter
+    def counted(self, value: tuple[int, int]) -> None:
+        self._ids, self._ticks = value
+
     def _world(self) -> World:
         connections: Any = self.switchboard
-        persistence = Persistence(QUICK, self._random.random)
+        persistence = Persistence(QUICK, self._chance)
         return World(
             self.database,
             Agents(self.database, connections, persistence, self.now),
@@ -175,7 +204,7 @@ class Rack:
             FairLocks(),
             self.now,
             self.id,
-            self._random.randbytes,
+            self._randbytes,
             SIZES,
         )
 

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -34,6 +35,7 @@ from nexus.explore.cases import BEFORE_EFFECT, POINTS, Case, Moment
 from nexus.explore.operations import MISFORTUNES, USERS, Operation, task_operations
 from nexus.explore.processes import Process, Processes
 from nexus.explore.rack import Image, Rack
+from nexus.explore.rehearsal import Course, Happened, Rehearsal
 from nexus.explore.results import Result
 from nexus.explore.scenarios import SCENARIOS, SETUPS, Scenario
 from nexus.explore.standing import Standing
@@ -90,6 +92,7 @@ class Interferer:
         """Called where an operation changed nothing, with the place of its lines in the story."""
         self.act: Callable[[str, str], Awaitable[bool]] | None = None
         """Does an operation, beside the saga of an id; whether anything is different now."""
+        self.course: Course | None = None
         self.armed = False
 
     def moment(self, saga_id: str, label: str, point: str) -> Moment:
@@ -101,7 +104,14 @@ class Interferer:
 
     def due(self, moment: Moment) -> Iterator[str]:
         """The operations that happen now, which are those that come next."""
-        while self._left and self._left[0].moment == moment:
+        course = self.course
+        while True:
+            if course is not None:
+                course.come_by(moment)
+            if not self._left or self._left[0].moment != moment:
+                return
+            if course is not None:
+                course.part(self._left[0])
             yield self._left.pop(0).operation
 
     async def hook(self, point: Point, saga_id: str, label: str) -> None:
@@ -146,11 +156,12 @@ class Interferer:
 class Run:
     """One run, from the image to the verdict."""
 
-    def __init__(self, case: Case, image: Image, *, shortcut: bool = False) -> None:
+    def __init__(self, case: Case, image: Image, *, shortcut: bool = False, course: Course | None = None) -> None:
         self.scenario: Scenario = SCENARIOS[case.scenario]
         self.outcome = Outcome(case)
         self._image = image
         self._interferer = Interferer(self.outcome)
+        self._interferer.course = self._course = course
         if shortcut:
             self._interferer.on_nothing_changed = self._go_no_further
         self.alike: tuple[Case, int, tuple[str, ...]] | None = None
@@ -158,9 +169,9 @@ class Run:
         self.rack: Rack
         self.processes: Processes
 
-    async def go(self) -> None:
+    async def go(self, *, to_the_end: bool = True) -> None:
         async with trio.open_nursery() as nursery:
-            self.rack = Rack(nursery, self._image)
+            self.rack = Rack(nursery, self._image, self._course)
             self.processes = Processes(self.rack, nursery)
             self._note_names()
             self._interferer.act = self._act
@@ -171,12 +182,14 @@ class Run:
                 await self._attempt("the story", lambda: self.scenario.story(first))
             await self._attempt("the sagas of the story", self._settle)
             self._interferer.armed = False
-            await self._end()
+            if self._course is not None:
+                self._course.end()
+            if to_the_end:
+                await self._end()
             nursery.cancel_scope.cancel()
 
     async def _go_no_further(self, place: int) -> None:
-        number = len(self.outcome.happened) - 1
-        self.alike = self.outcome.case.without(number), place, tuple(self.outcome.story[place:])
+        self.alike = self.outcome.case.without(len(self.outcome.happened) - 1), place, tuple(self.outcome.story[place:])
         self.rack.nursery.cancel_scope.cancel()
         await trio.sleep_forever()
 
@@ -406,23 +419,36 @@ def run_case(case: Case) -> Outcome:
     return run.outcome
 
 
+def passed_by(scenario: str, each_of: Sequence[Happened]) -> Iterator[list[Moment]]:
+    """Every moment that the sagas come by, with each of these interferences."""
+    image, cases = image_of(SCENARIOS[scenario].setup), [Case(scenario, each) for each in each_of]
+    rehearsal = Rehearsal(scenario, cases, image.rows)
+    for case in cases:
+        run = Run(case, image, course=Course(rehearsal))
+        with _collecting_later():
+            _in_a_loop(partial(run.go, to_the_end=False))
+        yield run.outcome.passed
+
+
 def run_cases(cases: Sequence[Case]) -> list[Result]:
-    """What comes of cases, in their order: as of :func:`run_case`, and faster. Where an operation changed nothing, the
-    run goes no further: what follows is what follows without it (*optimisation*)."""
+    """What comes of cases, in their order: as of :func:`run_case`, and faster (*optimisation*). Where an operation
+    changed nothing, the run goes no further; what runs begin with is asked once (:mod:`nexus.explore.rehearsal`)."""
     known: dict[Case, Result] = {}
-    return [_result_of(case, known) for case in cases]
+    names = {case.scenario for case in cases}
+    rehearsals = {name: Rehearsal(name, cases, image_of(SCENARIOS[name].setup).rows) for name in names}
+    return [_result_of(case, known, rehearsals[case.scenario]) for case in cases]
 
 
-def _result_of(case: Case, known: dict[Case, Result]) -> Result:
+def _result_of(case: Case, known: dict[Case, Result], rehearsal: Rehearsal) -> Result:
     if case not in known:
-        run = Run(case, image_of(SCENARIOS[case.scenario].setup), shortcut=True)
+        run = Run(case, image_of(SCENARIOS[case.scenario].setup), shortcut=True, course=Course(rehearsal))
         with _collecting_later():
             _in_a_loop(run.go)
         if run.alike is None:
             known[case] = run.outcome.result()
         else:
             fewer, place, lines = run.alike
-            known[case] = _result_of(fewer, known).with_nothing_more(case, place, lines)
+            known[case] = _result_of(fewer, known, rehearsal).with_nothing_more(case, place, lines)
     return known[case]
 
 

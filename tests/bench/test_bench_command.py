@@ -1,64 +1,17 @@
 """``python -m bench quick``: what it prints and writes, with fakes and once for real."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from bench import __main__ as command
-from bench import fio, report, subjects
+from bench import measuring, questions, report, subjects
 from bench.flush import FlushError
-from bench.lines import MIB, QUICK
-from bench.subjects import MEMORY, OURS, PEER, SUBJECTS, Absent, Subject
-
-SPEED = {OURS: 30_000.0, PEER: 15_000.0, MEMORY: 60_000.0, "nbdkit-file": 50_000.0}
-
-
-class Fakes:
-    """Servers and an fio without processes. ``absent``: who does not start; ``fails``: (line, subject) that fails."""
-
-    def __init__(self) -> None:
-        self.speed = dict(SPEED)
-        self.absent: dict[str, str] = {}
-        self.fails: set[tuple[str, str]] = set()
-        self.up: list[str] = []
-        self.flushed: list[str] = []
-
-    @contextmanager
-    def running(self, subject: Subject, folder: Path, size_bytes: int) -> Iterator[SimpleNamespace]:
-        if subject.name in self.absent:
-            raise Absent(self.absent[subject.name])
-        self.up.append(subject.name)
-        place = SimpleNamespace(size_bytes=size_bytes, folder=folder, socket=subject.name)
-        clock = iter(range(10_000))
-        yield SimpleNamespace(
-            subject=subject,
-            place=place,
-            uri=subject.name,
-            death=lambda: None,
-            cpu_seconds=lambda: next(clock) / 1000,
-        )
-        self.up.remove(subject.name)
-
-    def measure(self, line, uri: str, size_bytes: int, seconds: float, folder: Path) -> fio.Achieved:
-        assert uri in self.up
-        if (line.name, uri) in self.fails:
-            raise fio.FioError(f"{line.name}: fio ended with error 5 (Input/output error).")
-        return fio.Achieved(self.speed[uri], self.speed[uri] * line.block_bytes / MIB, 100)
-
-
-@pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    fakes = Fakes()
-    monkeypatch.setattr(command, "running", fakes.running)
-    monkeypatch.setattr(command, "find_program", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(fio, "measure", fakes.measure)
-    monkeypatch.setattr(command, "flush", fakes.flushed.append)
-    return fakes
+from bench.lines import MIB, QUICK, SECTOR
+from bench.subjects import MEMORY, OURS, PEER, SUBJECTS, Subject
 
 
 @pytest.fixture
@@ -79,7 +32,7 @@ def only(records: list[dict], subject: str) -> list[dict]:
     return [record for record in records if record["subject"] == subject]
 
 
-def test_everybody_is_measured_and_compared(fakes: Fakes, quick) -> None:
+def test_everybody_is_measured_and_compared(fakes, quick) -> None:
     code, output, records = quick()
     assert code == 0
     assert fakes.up == []
@@ -93,14 +46,14 @@ def test_everybody_is_measured_and_compared(fakes: Fakes, quick) -> None:
     assert "missing" not in output
 
 
-def test_disk_is_flushed_after_each_line_that_writes(fakes: Fakes, quick, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_is_flushed_after_each_line_that_writes(fakes, quick, monkeypatch: pytest.MonkeyPatch) -> None:
     quick("--lines", "randread-4k-qd1,write-1m-qd4", "--rounds", "2", "--against", PEER)
     assert sorted(fakes.flushed) == sorted([OURS, PEER] * 2)
 
     def refuse(socket: Path) -> None:
         raise FlushError("flush: the server answered with error 28.")
 
-    monkeypatch.setattr(command, "flush", refuse)
+    monkeypatch.setattr(measuring, "flush", refuse)
     code, output, records = quick("--lines", "randread-4k-qd1,write-1m-qd4", "--rounds", "1", "--against", PEER)
     assert code == 1
     assert f"failed: {OURS}, round 1: write-1m-qd4: flush: the server answered with error 28." in output
@@ -112,14 +65,14 @@ def test_busy_machine_is_called_busy() -> None:
     assert report.conditions(1.9, 2).endswith("the machine was busy, trust the ratios only")
 
 
-def test_subject_slowed_on_purpose_shows(fakes: Fakes, quick) -> None:
+def test_subject_slowed_on_purpose_shows(fakes, quick) -> None:
     fakes.speed[OURS] /= 10
     _, output, records = quick("--lines", "randread-4k-qd16")
     assert [record["ratio_to_quorum"] for record in only(records, OURS)] == [0.2]
     assert "0.20" in output
 
 
-def test_missing_peer_is_named(fakes: Fakes, quick) -> None:
+def test_missing_peer_is_named(fakes, quick) -> None:
     fakes.absent[PEER] = "qemu-storage-daemon is not installed (Debian package qemu-system-common)"
     code, output, records = quick("--lines", "randread-4k-qd1")
     assert code == 0
@@ -130,14 +83,14 @@ def test_missing_peer_is_named(fakes: Fakes, quick) -> None:
     assert (ours["iops"], ours["ratio_to_quorum"]) == (30_000, None)
 
 
-def test_own_absence_is_a_failure(fakes: Fakes, quick) -> None:
+def test_own_absence_is_a_failure(fakes, quick) -> None:
     fakes.absent[OURS] = "it did not start: it ended with code 2"
     code, output, _ = quick("--lines", "randread-4k-qd1")
     assert code == 1
     assert f"missing: {OURS}: it did not start" in output
 
 
-def test_failed_run_is_named_and_is_a_failure(fakes: Fakes, quick) -> None:
+def test_failed_run_is_named_and_is_a_failure(fakes, quick) -> None:
     fakes.fails.add(("write-1m-qd4", "nbdkit-file"))
     code, output, records = quick("--rounds", "2")
     assert code == 1
@@ -148,7 +101,43 @@ def test_failed_run_is_named_and_is_a_failure(fakes: Fakes, quick) -> None:
     assert "error 5" in failed[0]["reason"]
 
 
-def test_against_picks_the_peers(fakes: Fakes, quick) -> None:
+def test_who_corrupts_data_is_disqualified_and_has_no_figures(fakes, quick) -> None:
+    fakes.corrupts = {"nbdkit-file"}
+    code, output, records = quick("--lines", "randread-4k-qd1")
+    complaint = "verify-4096: fio ended with code 1: crc32c: verify failed"
+    assert f"disqualified: nbdkit-file: {complaint}" in output
+    (record,) = only(records, "nbdkit-file")
+    assert (record["iops"], record["reason"]) == (None, f"disqualified: {complaint}")
+    assert code == 0  # it says nothing about this disk
+    fakes.corrupts = {OURS}
+    code, output, _ = quick("--lines", "randread-4k-qd1")
+    assert code == 1
+    assert f"disqualified: {OURS}: {complaint}" in output
+
+
+def test_who_corrupts_data_under_the_load_is_disqualified_afterwards(fakes, tmp_path: Path) -> None:
+    peers = [subject for subject in SUBJECTS if subject.name in (PEER, OURS)]
+    line = next(line for line in QUICK if line.name == "write-1m-qd4")
+    outcome = measuring.run(
+        peers, [line], 2, 1, 64 * MIB, tmp_path, lambda said: fakes.corrupts.add(PEER) if "round" in said else None
+    )
+    assert outcome.subjects == [OURS]
+    assert outcome.disqualified[PEER].startswith("after the measurement: verify-1048576: ")
+    assert [row.subject for row in outcome.rows] == [OURS]
+    assert [row.ratios for row in outcome.rows] == [{}]
+    assert {sample.subject for sample in outcome.samples} == {OURS}
+    assert {sample.subject for sample in outcome.invalid} == {PEER}
+
+
+def test_nobody_is_asked_for_smaller_blocks_than_it_serves(fakes, tmp_path: Path) -> None:
+    peers = [subject for subject in SUBJECTS if subject.name in (PEER, OURS)]
+    outcome = measuring.run(peers, [SECTOR[0], QUICK[0]], 1, 1, 64 * MIB, tmp_path)
+    asked = {(sample.line, sample.subject) for sample in outcome.samples}
+    assert asked == {(SECTOR[0].name, PEER), (QUICK[0].name, PEER), (QUICK[0].name, OURS)}
+    assert outcome.failures == []
+
+
+def test_against_picks_the_peers(fakes, quick) -> None:
     _, _, records = quick("--against", MEMORY, "--lines", "read-1m-qd4")
     assert [record["subject"] for record in records] == [OURS, MEMORY]
 
@@ -161,14 +150,14 @@ def test_against_picks_the_peers(fakes: Fakes, quick) -> None:
         (["--json", "/no/such/folder/x"], "there is no folder /no/such/folder"),
     ],
 )
-def test_wrong_question_is_refused(fakes: Fakes, quick, arguments: list[str], sentence: str) -> None:
+def test_wrong_question_is_refused(fakes, quick, arguments: list[str], sentence: str) -> None:
     code, output, _ = quick(*arguments)
     assert code == 2
     assert sentence in output
 
 
-def test_without_fio_nothing_is_claimed(fakes: Fakes, quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_program", lambda name: None)
+def test_without_fio_nothing_is_claimed(fakes, quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "find_program", lambda name: None)
     code, output, records = quick()
     assert (code, records) == (2, [])
     assert "fio is not installed (Debian package fio)" in output
@@ -184,7 +173,7 @@ def test_delay_filter_shows_in_a_real_run(require_program, tmp_path: Path) -> No
         "slow", "delayed reads", memory.programs, lambda place: [*memory.command(place), "--filter=delay", "rdelay=2ms"]
     )
     line = next(line for line in QUICK if line.name == "randread-4k-qd1")
-    outcome = command.run((memory, slow), (line,), 1, 0.2, 16 * MIB, tmp_path)
+    outcome = measuring.run((memory, slow), (line,), 1, 0.2, 16 * MIB, tmp_path)
     assert (outcome.absent, outcome.failures) == ({}, [])
     rows = {row.subject: row for row in outcome.rows}
     assert rows["slow"].iops <= 500

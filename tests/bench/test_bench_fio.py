@@ -6,13 +6,19 @@ from pathlib import Path
 import pytest
 
 from bench import fio
-from bench.lines import FILL, MORE, QUICK
+from bench.lines import FILL, MIB, MORE, QUICK, verifying
 
 RANDWRITE = QUICK[0]
+LATENCIES = ("latency_us_p50", "latency_us_p99", "latency_us_p999")
 
 
 def document(error: int = 0, **write: object) -> str:
-    part = {"iops": 512.0, "bw_bytes": 2097152, "total_ios": 256, "clat_ns": {"percentile": {"99.000000": 12500}}}
+    part = {
+        "iops": 512.0,
+        "bw_bytes": 2097152,
+        "total_ios": 256,
+        "clat_ns": {"percentile": {"50.000000": 7000, "99.000000": 12500, "99.900000": 20000}},
+    }
     nothing = {"iops": 0.0, "bw_bytes": 0, "total_ios": 0, "clat_ns": {}}
     return json.dumps({"jobs": [{"error": error, "read": nothing, "write": part | write}]})
 
@@ -33,7 +39,9 @@ def test_socket_path_is_quoted() -> None:
 
 def test_output_is_read_behind_what_fio_says_first() -> None:
     achieved = fio.parse(RANDWRITE, "fio: connected to NBD server\n" + document())
-    assert achieved == fio.Achieved(iops=512.0, mib_s=2.0, operations=256, latency_us_p99=12.5)
+    assert achieved == fio.Achieved(iops=512.0, mib_s=2.0, operations=256, **dict(zip(LATENCIES, (7.0, 12.5, 20.0))))
+    without = fio.parse(RANDWRITE, document(clat_ns={}))
+    assert without == fio.Achieved(iops=512.0, mib_s=2.0, operations=256)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +75,28 @@ def test_exit_code_comes_with_the_complaint(tmp_path: Path, monkeypatch: pytest.
     fake_fio(tmp_path, monkeypatch, "echo 'fio: nbd_connect_uri:' >&2; echo ' no such socket' >&2; echo '{}'; exit 1")
     with pytest.raises(fio.FioError, match=r"ended with code 1: fio: nbd_connect_uri: no such socket$"):
         fio.measure(RANDWRITE, "U", 1024, 1, tmp_path)
+
+
+def test_long_complaint_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_fio(tmp_path, monkeypatch, "for i in $(seq 1000); do echo 'verify: bad header' >&2; done; exit 1")
+    with pytest.raises(fio.FioError, match=r"ended with code 1: (verify: bad header )+.{0,20} \.\.\.$") as refused:
+        fio.measure(RANDWRITE, "U", 1024, 1, tmp_path)
+    assert len(str(refused.value)) < fio.COMPLAINT_CHARACTERS_MAX + 60
+
+
+def test_verifying_writes_each_block_once_and_reads_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "answer").write_text(document())
+    fake_fio(tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/asked; cat {tmp_path}/answer')
+    for line, size_bytes, verified in (
+        (verifying(MIB), 1 << 30, 16 * MIB),
+        (verifying(4096), 1 << 30, 4 * MIB),
+        (verifying(4096), MIB, MIB),
+    ):
+        fio.verify(line, "U", size_bytes, tmp_path)
+        asked = (tmp_path / "asked").read_text().split()
+        assert {"--verify=crc32c", "--do_verify=1", "--verify_fatal=1", f"--size={verified}"} <= set(asked)
+        assert "--norandommap" not in asked
+        assert not any("runtime" in word or "time_based" in word for word in asked)
 
 
 def test_hung_server_costs_the_grace_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

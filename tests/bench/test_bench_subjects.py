@@ -9,7 +9,7 @@ import pytest
 
 from bench import fio, subjects
 from bench.lines import MIB
-from bench.subjects import SUBJECTS, Absent, Place, Subject
+from bench.subjects import ALL, SUBJECTS, Absent, Place, Subject
 
 PLACE = Place(Path("/f,o"), Path("/s"), 256 * MIB)
 
@@ -98,12 +98,18 @@ def test_missing_program_is_named_with_its_source() -> None:
 
 
 def test_commands_name_their_socket_their_files_and_their_size() -> None:
-    commands = {subject.name: subject.command(PLACE) for subject in SUBJECTS}
+    commands = {subject.name: subject.command(PLACE) for subject in ALL}
     assert commands["crucible-emu"] == [
         *("crucible-emu", "serve", "/f,o/disk", "--size", "256MiB", "--nbd", "nbd+unix:///?socket=/s")
     ]
     assert commands["nbdkit-memory"] == ["nbdkit", "-f", "-U", "/s", "memory", str(256 * MIB)]
     assert commands["nbdkit-file"][-1] == "/f,o/r0"
+    assert commands["nbdkit-python-mirror"][-1] == "dir=/f,o"
+    assert Path(commands["nbdkit-python-mirror"][-2]).is_file()
+    assert commands["asyncio-aiofiles"][1:] == ["-m", "bench.asyncio_mirror", "/f,o", "--socket", "/s"]
+    assert commands["crucible-emu-processes"][1:4] == ["-m", "bench.three_processes", "/f,o"]
+    assert commands["crucible-emu-encrypted"][-2:] == ["--encrypt", "/f,o/key"]
+    assert commands["crucible-emu-512"][-2:] == ["--block-size", "512"]
     quorum = " ".join(commands["qemu-quorum"])
     for index in range(3):
         assert f"filename=/f,,o/r{index},aio=io_uring" in quorum

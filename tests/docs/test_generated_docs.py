@@ -10,7 +10,9 @@ import pytest
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["state-machines.md", "conformance.md", "nexus-database.md", "replacement.md"])
+@pytest.mark.parametrize(
+    "name", ["state-machines.md", "conformance.md", "nexus-database.md", "replacement.md", "profile.md"]
+)
 def test_documents_are_what_the_generator_writes(name: str) -> None:
     spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
     assert spec is not None and spec.loader is not None

@@ -253,7 +253,7 @@ def without_index(*names: str) -> Callable[[Any], Any]:
         def fill(self: Any, rows: bytes) -> None:
             original(self, rows)
             for name in names:
-                self.transact_blocking(lambda c, one=name: c.execute(text(f"DROP INDEX {one}")) and None)
+                self.transact_blocking(lambda c, one=name: c.execute(text(f"DROP INDEX IF EXISTS {one}")) and None)
 
         return fill
 
