@@ -262,8 +262,8 @@ class Region:
         return not (self.read_only or self._any_closed) and self._writer.takes_singles and self.has_room(count)
 
     def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
-        """As :meth:`write` for plain blocks in range, each with its own data (one block of bytes) and its XXH64, which is
-        right. Of a block that is named twice the last counts. Only where :meth:`admits_singles` says so."""
+        """As :meth:`write` for plain blocks in range, each with its own data (one block of bytes) and the hash of that.
+        Of a block that is named twice the last counts. Only where :meth:`admits_singles` says so."""
         self._writer.write_singles(blocks, data, hashes)
         self._written += len(blocks)
 
