@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.downstairs.work import Kind, Work, outcome_of
 from crucible_emu.errors import CrucibleError
 from crucible_emu.region import FlushWork, Region, SyncPolicy
@@ -23,9 +24,10 @@ InThread = Callable[..., Awaitable[Any]]
 class Flushes:
     """The flushes of one region, one at a time."""
 
-    def __init__(self, region: Region, in_thread: InThread) -> None:
+    def __init__(self, region: Region, in_thread: InThread, together: FlushesTogether | None = None) -> None:
         self.region = region
         self._in_thread = in_thread
+        self._together = together
 
     def begin(self, work: Work) -> FlushWork:
         """Fix what has to reach the files before ``work`` is done. Raises what the region raises."""
@@ -68,6 +70,8 @@ class Flushes:
     async def _run(self, work: Work, flush: FlushWork) -> Any:
         if flush.is_empty or (self.region.policy is not SyncPolicy.STAGED and snapshot_name(work) is not None):
             return outcome_of(flush.run)
+        if self._together is not None and self._together.takes(flush):
+            return await self._together.run(flush)
         return await self._in_thread(flush.run)
 
     async def _snapshot(self, work: Work) -> Any:

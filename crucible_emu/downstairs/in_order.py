@@ -70,17 +70,18 @@ class InOrderJobs(JobQueue):
         """Whether a read that arrives now waits for nothing: only flushes and reads are outstanding."""
         return self.outstanding_jobs == len(self._flushes) + self._reads and not self._broken
 
-    def writes_pass(self, starts: Sequence[int], counts: Sequence[int]) -> bool:
+    def writes_pass(self, starts: Sequence[int], counts: Iterable[int]) -> bool:
         """Whether writes that arrive now wait for nothing: besides, every flush has fixed what it covers, and no
         outstanding read is of the same blocks."""
         if self._unfixed or not self.reads_pass:
             return False
         if not self._reads:
             return True
+        spans = list(zip(starts, counts))
         return not any(
             start < read.start + read.count and read.start < start + count
             for read in self._guest
-            for start, count in zip(starts, counts)
+            for start, count in spans
         )
 
     def admit(self, work: Work) -> bool:

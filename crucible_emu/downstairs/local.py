@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count as count_from
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from crucible_emu.downstairs.repair_http import serve_repair
 from crucible_emu.downstairs.repair_service import RepairService
 from crucible_emu.downstairs.runner import Runner
 from crucible_emu.downstairs.statistics import Statistics
+from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
 from crucible_emu.integrity import BlockContexts, Rows
@@ -50,7 +52,10 @@ Closed = Callable[[str], None]
 
 
 class LocalDownstairs:
-    """Serves ``region``, which the caller opened and closes, to Upstairs of this process. :meth:`run` must run."""
+    """Serves ``region``, which the caller opened and closes, to Upstairs of this process. :meth:`run` must run.
+
+    ``together``: shared by those whose flushes may go together.
+    """
 
     def __init__(
         self,
@@ -60,12 +65,13 @@ class LocalDownstairs:
         faults: Faults | None = None,
         faithful: bool = False,
         limits: JobLimits | None = None,
+        together: FlushesTogether | None = None,
     ) -> None:
         self.region = region
         self.core = Downstairs(region.definition, read_only=region.read_only, limits=limits, faithful=faithful)
         self.faulty = faults is not None and faults.any
         injector = FaultInjector(faults) if faults is not None and faults.any else None
-        self.runner = Runner(region, self.core, sources=ProcessSources(), injector=injector)
+        self.runner = Runner(region, self.core, sources=ProcessSources(), injector=injector, together=together)
         self._repair_host = repair_host
         self.repair_address = SocketAddress(f"{DISCARD_PREFIX}{next(_numbers):x}", 1)
 
@@ -162,6 +168,26 @@ class LocalConnection:
             return False  # the messages find out which of them fails, and answer it
         self._core.train_done(jobs, first_job_id, len(starts), len(blocks))
         if self._region.wants_destage():
+            self._runner.relieve()
+        return True
+
+    def admits_singles(self, blocks: list[int]) -> bool:
+        """Whether :meth:`write_singles` of these blocks would pass nothing that must not be passed, and has room."""
+        jobs = self._jobs_to_pass_by()
+        return jobs is not None and jobs.writes_pass(blocks, repeat(1)) and self._region.admits_singles(len(blocks))
+
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
+        """Write plain single blocks with job ids ``first_job_id``, ..., which :meth:`admits_singles` has just allowed.
+        ``False``: not all of it was done."""
+        jobs, region = self._core.running_in_order(self.id), self._region
+        if jobs is None:
+            return False
+        try:
+            region.write_singles(blocks, data, hashes)
+        except (CrucibleError, OSError):
+            return False  # the messages find out which of them fails, and answer it
+        self._core.train_done(jobs, first_job_id, len(blocks), len(blocks))
+        if region.wants_destage():
             self._runner.relieve()
         return True
 

@@ -30,6 +30,7 @@ from crucible_emu.downstairs.faults import FaultInjector
 from crucible_emu.downstairs.flushes import Flushes
 from crucible_emu.downstairs.repair_client import Sources, fetch_extent
 from crucible_emu.downstairs.session import State
+from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.downstairs.work import (
     DROPPED,
     NO_ROOM,
@@ -95,7 +96,13 @@ class Runner:
     :meth:`run` gives to threads of its own."""
 
     def __init__(
-        self, region: Region, core: Downstairs, *, sources: Sources, injector: FaultInjector | None = None
+        self,
+        region: Region,
+        core: Downstairs,
+        *,
+        sources: Sources,
+        injector: FaultInjector | None = None,
+        together: FlushesTogether | None = None,
     ) -> None:
         self.region = region
         self.core = core
@@ -114,7 +121,7 @@ class Runner:
         self._repairs: dict[Work, trio.CancelScope] = {}
         self._held: list[Work] | None = None
         self._limiter = trio.CapacityLimiter(READ_THREADS + 2)
-        self._flushes = Flushes(region, self._in_thread)
+        self._flushes = Flushes(region, self._in_thread, together)
         self._sequence = 0
 
     # Connections

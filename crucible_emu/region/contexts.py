@@ -11,16 +11,19 @@ staged blocks may not, because nothing else knows them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from crucible_emu.geometry import BlockIndexes
-from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts, Hashes
+from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, PLAIN, TAG_BYTES, BlockContexts, Hashes
 from crucible_emu.region.memory import reserve
 
 UNKNOWN = 0
 """An entry's ``kind`` is that of integrity.BlockContexts plus one; zero is what untouched memory says."""
 KNOWN_EMPTY = 1
+KNOWN_PLAIN = PLAIN + 1
 
 PAGE_BLOCKS = 512
 """Blocks whose hashes share a page of memory: the unit in which the table's size is counted."""
@@ -62,6 +65,13 @@ class ContextTable:
         """As :meth:`put` for one plain block."""
         self._one_hash[block] = block_hash
         self._one_kind[block] = kind + 1
+
+    def put_plain(self, blocks: Sequence[int], hashes: Sequence[int]) -> None:
+        """As :meth:`put` for plain blocks."""
+        one_hash, one_kind = self._one_hash, self._one_kind
+        for block, block_hash in zip(blocks, hashes):
+            one_hash[block] = block_hash
+            one_kind[block] = KNOWN_PLAIN
 
     def put(self, which: Selection, contexts: BlockContexts) -> None:
         """Remember these contexts. Those that are encrypted must know their ``on_disk_hash``."""

@@ -25,6 +25,7 @@ old and the failed version. Writing a third version over either could lose the b
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,9 +40,11 @@ from crucible_emu.region.layout import ExtentMetadata, Slots, pack_slots
 from crucible_emu.region.redo import RedoFile
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
 from crucible_emu.region.staging import RowNumbers, Span, Staging
-from crucible_emu.region.storage import explain
+from crucible_emu.region.storage import Storage, explain
 
 ExtentIds = npt.NDArray[np.int64]
+Steps = Generator[list[int], None, None]
+"""Descriptors of files to be synced, again and again."""
 
 
 class FlushWork(Protocol):
@@ -102,6 +105,7 @@ class StagedFlush:
         self._redo = redo
         self.sets = sets
         self.chosen = chosen
+        self._is_chosen = frozenset(chosen.tolist())
         self.spans = spans
         self.numbers = numbers
         self.whole = whole
@@ -110,6 +114,16 @@ class StagedFlush:
         """How many of ``sets``, from the first, may have reached the files in part."""
         self.outcome: list[_Group] = []
         self.block_count = sum(map(len, sets))
+
+    @property
+    def storage(self) -> Storage:
+        """The disk that it writes to."""
+        return self._extents.storage
+
+    @property
+    def size_bytes(self) -> int:
+        """Block data to be written."""
+        return self.block_count * self._extents.layout.block_size
 
     @property
     def is_empty(self) -> bool:
@@ -125,6 +139,18 @@ class StagedFlush:
 
     def run(self) -> None:
         """See :class:`FlushWork`."""
+        steps, storage = self.steps(), self._extents.storage
+        descriptors = next(steps, None)
+        while descriptors is not None:
+            try:
+                storage.sync_files(descriptors)
+            except OSError as error:
+                steps.throw(error)
+            descriptors = next(steps, None)
+
+    def steps(self) -> Steps:
+        """All the I/O of :meth:`run` but the syncs: yields the files that have to be durable before it goes on, for
+        whoever syncs those of several flushes together. A sync that fails is thrown in."""
         if self.is_empty:
             return
         for each in self.sets:
@@ -132,19 +158,19 @@ class StagedFlush:
             each.rows, each.blocks, each.contexts = each.rows[order], each.blocks[order], each.contexts[order]
         ids, step = self.extent_ids(), self._extents.flushed_together_max
         for start in range(0, len(ids), step):
-            self._run_group(ids[start : start + step])
+            yield from self._run_group(ids[start : start + step])
 
-    def _run_group(self, ids: ExtentIds) -> None:
+    def _run_group(self, ids: ExtentIds) -> Steps:
         extents = self._extents
         group = _Group(ids, extents.bits[ids].copy())
         try:
             for extent_id in ids.tolist():
                 group.descriptors.append(extents.descriptors.open(extent_id))
-            self._rewrite_suspects(group)
+            yield from self._rewrite_suspects(group)
             for number, each in enumerate(self.sets):
-                self._run_set(group, number, self._plan(group, each))
+                yield from self._run_set(group, number, self._plan(group, each))
             if self.numbers is not None:
-                self._write_metadata(group)
+                yield from self._write_metadata(group)
         except OSError as error:
             raise explain(error, "flushing", extents.path) from error
         finally:
@@ -152,7 +178,7 @@ class StagedFlush:
                 extents.storage.close(descriptor)
         self.outcome.append(group)
 
-    def _rewrite_suspects(self, group: _Group) -> None:
+    def _rewrite_suspects(self, group: _Group) -> Steps:
         """*Safety*: destaged data whose sync failed once must be written again before a sync of it means anything."""
         extents = self._extents
         suspects = np.flatnonzero(extents.suspect[group.extent_ids]).tolist()
@@ -163,7 +189,7 @@ class StagedFlush:
             inside = limbo[(limbo >= first) & (limbo < first + size)] - first
             extents.rewrite(first // size, group.descriptors[index], inside)
         if suspects:
-            extents.storage.sync_files([group.descriptors[index] for index in suspects])
+            yield [group.descriptors[index] for index in suspects]
 
     def _plan(self, group: _Group, each: BlockSet) -> Plan:
         """The set's part in the group. Targets follow from the group's bits, which are flipped: call it in turn."""
@@ -181,7 +207,7 @@ class StagedFlush:
         _stamp(slots, self._extents.flush_number[extent_ids])
         return Plan(index, inside, each.rows[part], slots, target)
 
-    def _run_set(self, group: _Group, number: int, plan: Plan) -> None:
+    def _run_set(self, group: _Group, number: int, plan: Plan) -> Steps:
         extents, storage = self._extents, self._extents.storage
         touched = np.unique(plan.index).tolist()
         descriptors = [group.descriptors[index] for index in touched]
@@ -189,13 +215,13 @@ class StagedFlush:
         # Phase 0. *Safety*: what a destage left unsynced must be durable before its other slot is overwritten.
         unsynced = [group.descriptors[index] for index in touched if extents.unsynced[group.extent_ids[index]]]
         if unsynced:
-            storage.sync_files(unsynced)
+            yield unsynced
         # Phase 1.
         for descriptor in descriptors:
             storage.pwrite(descriptor, b"\x01", extents.layout.metadata_offset)
         self._write_contexts(group, plan)
         if descriptors:
-            storage.sync_files(descriptors)
+            yield descriptors
         if self._redo is not None and descriptors:
             self._redo.write(group.extent_ids[plan.index], plan.inside, plan.slots, plan.rows)
         # Phase 2.
@@ -208,7 +234,7 @@ class StagedFlush:
                 storage.pwrite(group.descriptors[index], group.bits[index].data, extents.layout.bitmap_offset)
             descriptors = [group.descriptors[index] for index in sorted({*touched, *chosen})]
         if descriptors and not (last and self.numbers is None and self._redo is None):
-            storage.sync_files(descriptors)
+            yield descriptors
         if self._redo is not None and len(plan):
             self._redo.clear()
 
@@ -237,10 +263,10 @@ class StagedFlush:
 
     def _chosen_in(self, group: _Group) -> list[int]:
         """Which of the group's extents become clean, as positions in it."""
-        found: list[int] = np.flatnonzero(np.isin(group.extent_ids, self.chosen, assume_unique=True)).tolist()
-        return found
+        chosen = self._is_chosen
+        return [index for index, extent_id in enumerate(group.extent_ids.tolist()) if extent_id in chosen]
 
-    def _write_metadata(self, group: _Group) -> None:
+    def _write_metadata(self, group: _Group) -> Steps:
         """Phase 3."""
         extents, storage = self._extents, self._extents.storage
         assert self.numbers is not None
@@ -253,7 +279,7 @@ class StagedFlush:
             record = ExtentMetadata(False, gen_number, flush_number, bonus_sync_count=bonus, defrag_count=defrag)
             storage.pwrite(group.descriptors[index], record.pack(), extents.layout.metadata_offset)
         if chosen:
-            storage.sync_files([group.descriptors[index] for index in chosen])
+            yield [group.descriptors[index] for index in chosen]
 
     def take_over(self) -> None:
         """After :meth:`run` succeeded, on the loop's thread: memory says what the files say now."""

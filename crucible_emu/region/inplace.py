@@ -14,6 +14,7 @@ A call is one job per extent, as in the real program: its blocks are written in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from threading import Lock
 
@@ -38,6 +39,8 @@ class InPlaceWriter:
     """An immediate policy: see :class:`writing.Writer`. A write holds the region's lock, and so does the flush of each
     extent: these policies do one thing after the other, as the real program does."""
 
+    takes_singles = False
+
     def __init__(self, extents: Extents, contexts: ContextTable, reader: Reader, lock: Lock, rules: Rules) -> None:
         self._extents = extents
         self._contexts = contexts
@@ -53,6 +56,9 @@ class InPlaceWriter:
 
     def free_blocks(self) -> int | None:
         return None
+
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
+        raise RuntimeError("a policy that writes at once takes whole batches: ask takes_singles first")
 
     def dirty_extents(self) -> npt.NDArray[np.bool_]:
         return self._extents.dirty.copy()

@@ -30,12 +30,14 @@ class Reservation(Generic[Scalar]):
 
     array: npt.NDArray[Scalar]
 
-    def __init__(self, shape: int | tuple[int, ...], dtype: type[Scalar]) -> None:
+    def __init__(self, shape: int | tuple[int, ...], dtype: type[Scalar], *, dense: bool = False) -> None:
         count = int(np.prod(shape, dtype=np.int64))
         size_bytes = max(1, count * np.dtype(dtype).itemsize)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, size_bytes, flags=flags)
-        if size_bytes > HUGE_PAGES_BYTES_MAX:
+        if dense:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        elif size_bytes > HUGE_PAGES_BYTES_MAX:
             self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self.array = np.frombuffer(self._map, dtype, count).reshape(shape)
 
@@ -44,6 +46,6 @@ class Reservation(Generic[Scalar]):
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def reserve(shape: int | tuple[int, ...], dtype: type[Scalar]) -> Reservation[Any]:
+def reserve(shape: int | tuple[int, ...], dtype: type[Scalar], *, dense: bool = False) -> Reservation[Any]:
     """A :class:`Reservation` of zeros."""
-    return Reservation(shape, dtype)
+    return Reservation(shape, dtype, dense=dense)

@@ -257,6 +257,16 @@ class Region:
             self._write_in_parts(blocks, rows, contexts)
         self._written += count
 
+    def admits_singles(self, count: int) -> bool:
+        """Whether :meth:`write_singles` takes ``count`` blocks at once, whichever they are."""
+        return not (self.read_only or self._any_closed) and self._writer.takes_singles and self.has_room(count)
+
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
+        """As :meth:`write` for plain blocks in range, each with its own data (one block of bytes) and the hash of that.
+        Of a block that is named twice the last counts. Only where :meth:`admits_singles` says so."""
+        self._writer.write_singles(blocks, data, hashes)
+        self._written += len(blocks)
+
     def write_unwritten(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
         """Write those of ``blocks`` that were never written; see :meth:`write`. May wait for the device."""
         if self.read_only:

@@ -19,6 +19,8 @@ frequent flushes keeps using the same few rows, which stay in the processor's ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,7 +44,9 @@ class Staging:
 
     def __init__(self, total_blocks: int, block_size: int, capacity: int) -> None:
         self.capacity = capacity
-        self.rows: Rows = reserve((capacity + 1, block_size), np.uint8).array
+        self.rows: Rows = reserve((capacity + 1, block_size), np.uint8, dense=True).array
+        self._memory = self.rows.data.cast("B")
+        self._block_size = block_size
         self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
         self.row_of_block: RowNumbers = reserve(total_blocks, np.uint32).array
         # Rows that are filled and not frozen: those may be overwritten.
@@ -81,17 +85,33 @@ class Staging:
         """As :meth:`put` for a single block."""
         row = self._row_of_block[block]
         if not self._one_writable[row]:
-            if self._next == self._stop:
-                self._next_span()
-            row = self._next
-            self._next = row + 1
-            self.free_rows -= 1
-            self._block_of_row[row] = block
-            self._row_of_block[block] = row
-            self._one_writable[row] = True
-            if row >= self._highest:
-                self._highest = row + 1
+            row = self._take_row(block)
         self.rows[row : row + 1] = data
+
+    def put_singles(self, blocks: Sequence[int], data: Sequence[memoryview]) -> None:
+        """As :meth:`put` for blocks whose data lies here and there, each of one block's length. Of a block that is
+        named twice the last counts."""
+        row_of_block, writable, memory, size = self._row_of_block, self._one_writable, self._memory, self._block_size
+        for block, each in zip(blocks, data):
+            row = row_of_block[block]
+            if not writable[row]:
+                row = self._take_row(block)
+            start = row * size
+            memory[start : start + size] = each
+
+    def _take_row(self, block: int) -> int:
+        """The next free row is the block's from now on."""
+        if self._next == self._stop:
+            self._next_span()
+        row = self._next
+        self._next = row + 1
+        self.free_rows -= 1
+        self._block_of_row[row] = block
+        self._row_of_block[block] = row
+        self._one_writable[row] = True
+        if row >= self._highest:
+            self._highest = row + 1
+        return row
 
     def _overwrite(self, rows: RowNumbers, data: Rows) -> None:
         first, count = int(rows[0]), len(rows)

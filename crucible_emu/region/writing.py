@@ -11,6 +11,7 @@ newer versions notwithstanding, until a later flush has completed them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
@@ -53,11 +54,18 @@ class Work(FlushWork, Protocol):
 class Writer(Protocol):
     """Takes writes and makes them durable. For the loop's thread."""
 
+    takes_singles: bool
+    """Whether there is :meth:`write_singles`."""
+
     def free_blocks(self) -> int | None:
         """How many blocks :meth:`write` takes at once; ``None``: any number."""
         ...
 
     def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None: ...
+
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
+        """Plain blocks, each from its own memory."""
+        ...
 
     def begin(self, first: int, stop: int, numbers: Numbers | None) -> Work:
         """A flush of the extents ``first .. stop``; without numbers, a destage."""
@@ -88,6 +96,8 @@ class _Limbo:
 
 class StagedWriter:
     """The STAGED policy: see :class:`Writer`, and :mod:`staging` for where blocks wait."""
+
+    takes_singles = True
 
     def __init__(
         self,
@@ -141,6 +151,11 @@ class StagedWriter:
             else:
                 self._staging.put(blocks, rows)
                 self._contexts.put(blocks, contexts)
+
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
+        with self._lock:
+            self._staging.put_singles(blocks, data)
+            self._contexts.put_plain(blocks, hashes)
 
     def begin(self, first: int, stop: int, numbers: Numbers | None) -> StagedFlush:
         extents, staging, limbo = self._extents, self._staging, self._limbo

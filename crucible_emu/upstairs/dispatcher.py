@@ -138,6 +138,14 @@ class Dispatcher(ABC):
         self._last_write = job.first_id
         self._enqueue(job)
 
+    def written_at_once(self, count: int) -> int:
+        """A train of ``count`` writes, of one block each, is done on all clients within the call that admits it: what
+        is left of a job that begins, is acknowledged and ends. The first of its ids. Not with remote replicas."""
+        first = self._last_write = self.next_job_id
+        self.next_job_id = first + count
+        self.need_flush = True
+        return first
+
     def read(self, job: Job, client: int | None) -> None:
         """Send an admitted read to ``client``; others are tried when it fails there. With ``None`` it waits for a
         replica that is away and expected back."""

@@ -31,6 +31,7 @@ from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.single_reads import SingleReads
+from crucible_emu.upstairs.single_writes import SingleWrites
 from crucible_emu.upstairs.zeroing import LargeZeroes
 
 JOBS_IN_PROGRESS_MAX = 1500
@@ -65,6 +66,7 @@ class Guest:
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
         self._single_reads = SingleReads(upstairs, self._read_later)
+        self._single_writes = SingleWrites(upstairs, self._writes_are_watched)
         self._admitting = False
         upstairs.on_progress = self._progress
         upstairs.on_damage = self.healer.damaged
@@ -164,8 +166,10 @@ class Guest:
                     stop = index + 1
                     self._read(request, done, completed)
             elif kind is Kind.WRITE:
-                stop = self._train_end(requests, index)
-                self._write(requests[index:stop], done, completed)
+                stop = self._single_writes.submit(requests, index, done)
+                if stop == index:
+                    stop = self._train_end(requests, index)
+                    self._write(requests[index:stop], done, completed)
             elif kind is Kind.WRITE_UNWRITTEN:
                 self._write_unwritten(request, done, completed)
             elif kind is Kind.FLUSH:
@@ -198,6 +202,10 @@ class Guest:
         return stop
 
     # -- writes -------------------------------------------------------------------------------------------------------
+
+    def _writes_are_watched(self) -> bool:
+        """Whether something has to know of each write: a healing, zeros that are still being written."""
+        return self.healer.watching or bool(self._large_zeroes.unfinished)
 
     def _write(self, requests: list[Request], done: list[Request], completed: Completed) -> None:
         error = self._core.admission_error(JobKind.WRITE)

@@ -42,6 +42,20 @@ class Link(Protocol):
 
 
 @runtime_checkable
+class SinglesLink(Protocol):
+    """A link to a replica in this process that takes plain single blocks without a job."""
+
+    def admits_singles(self, blocks: list[int]) -> bool:
+        """Whether writes of these blocks would be done at once now."""
+        ...
+
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
+        """Do what :meth:`admits_singles` has just allowed, under consecutive ids; of a block that is named twice, the
+        last counts. ``hashes``: XXH64 of each of ``data``. ``False``: not all of it was done."""
+        ...
+
+
+@runtime_checkable
 class PacedLink(Protocol):
     """A link that can be slowed down."""
 

@@ -79,6 +79,12 @@ class LocalLink:
         self._connection.send(self._write_messages(job))
         return False
 
+    def admits_singles(self, blocks: list[int]) -> bool:
+        return self._connection.admits_singles(blocks)
+
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
+        return self._connection.write_singles(first_job_id, blocks, data, hashes)
+
     def _write_messages(self, job: Job) -> list[m.Message]:
         """The train as ordinary messages, with data of their own."""
         assert job.rows is not None and job.contexts is not None

@@ -27,6 +27,7 @@ from uuid import UUID, uuid4
 import numpy as np
 
 from crucible_emu.downstairs.local import LocalDownstairs
+from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import (
     BLOCK_SIZE_DEFAULT,
@@ -266,7 +267,8 @@ async def open_disk(
         disk = replace(disk, generation=max(disk.generation, stored) + 1)
         _write_disk_file(directory, disk)
         identity = Identity(disk.id, uuid4(), encrypted, remote=False)
-        downstairs = [LocalDownstairs(region) for region in regions]
+        together = FlushesTogether()
+        downstairs = [LocalDownstairs(region, together=together) for region in regions]
         connectors: list[Connector] = [
             LocalConnector(one, identity.upstairs_id, identity.session_id) for one in downstairs
         ]
