@@ -211,6 +211,16 @@ class LocalConnection:
         except (CrucibleError, OSError):
             return None  # the requests find out which of them fails, and answer it
 
+    def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
+        """The same for blocks that are plain, and all at hand: the hash that each must have. ``None``: ask for them by
+        :meth:`read_blocks_cached`."""
+        if self._jobs_to_pass_by() is None:
+            return None
+        try:
+            return self._region.read_singles(blocks, outs)
+        except (CrucibleError, OSError):
+            return None  # the requests find out which of them fails, and answer it
+
     def written(self, start: int, count: int) -> npt.NDArray[np.bool_] | None:
         """Which blocks were ever written, bool[count]; ``None`` while writes are under way that may change it, or where
         the region cannot say. May wait for the device."""

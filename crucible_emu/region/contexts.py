@@ -49,7 +49,7 @@ class ContextTable:
         self.stored: Hashes = self._stored.array
         self.seal: npt.NDArray[np.uint8] = self._seal.array
         self._one_kind = self.kind.data
-        self._one_hash = self.hash.data
+        self._one_hash = self.hash_of_block = self.hash.data
 
     def get(self, which: Selection) -> BlockContexts:
         """Copies of the contexts of blocks that are all known; an EMPTY one has hash 0."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
+import xxhash
 
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, equal_runs, split_at_extents
@@ -62,6 +63,7 @@ class Reader:
         self._block_size = extents.layout.block_size
         self._blocks_per_extent = extents.layout.blocks
         self._zeros = bytes(self._block_size)
+        self._zero_hash = xxhash.xxh64_intdigest(self._zeros)
         # Looking up one entry: 0.04 µs in a memoryview, 0.1 in an array.
         self._row_of_block = staging.row_of_block.data
         self._kind_of_block = contexts.kind.data
@@ -126,6 +128,37 @@ class Reader:
         contexts = self._contexts.get(np.array(blocks, np.int64))
         contexts.kind[late] = EMPTY
         return contexts, late
+
+    def read_singles(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[int] | None:
+        """As :meth:`read_blocks_cached`, where all are at hand and plain or known to be empty: the XXH64 that each must
+        have, with no array made. ``None``, and anything in ``outs``, where that is not so."""
+        kinds, rows, staged, size = self._kind_of_block, self._row_of_block, self._staged, self._block_size
+        per_extent, find, read = self._blocks_per_extent, self._extents.descriptors.find, self._storage.preadv_nowait
+        hash_of_block = self._contexts.hash_of_block
+        expected = []
+        for block, out in zip(blocks, outs):
+            row, kind = rows[block], kinds[block]
+            if kind == KNOWN_PLAIN:
+                expected.append(hash_of_block[block])
+            elif kind == KNOWN_EMPTY:
+                expected.append(self._zero_hash)
+                out[:] = self._zeros
+                continue
+            else:
+                return None
+            if row:
+                out[:] = staged[row * size : (row + 1) * size]
+                continue
+            extent_id, inside = divmod(block, per_extent)
+            descriptor = find(extent_id)
+            if descriptor is None:
+                return None
+            try:
+                if read(descriptor, (out,), inside * size) != size:
+                    return None
+            except OSError as error:
+                raise self._explain(error, extent_id) from error
+        return expected
 
     def know(self, start: int, count: int, *, wait: bool) -> bool:
         """Have the contexts of these blocks in the table; False if that would take waiting and ``wait`` is not set."""

@@ -210,6 +210,13 @@ class Region:
                 self._counter.count_access(block, 1)
         return found
 
+    def read_singles(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[int] | None:
+        """Many single blocks, where each is at hand and plain or never written: the XXH64 that each must have. ``None``
+        where :meth:`read_blocks_cached` is the way. ``blocks`` are within the region."""
+        if self._any_closed or self._counter is not None:
+            return None
+        return self._reader.read_singles(blocks, outs)
+
     def read(self, start: int, count: int, out: memoryview) -> BlockContexts:
         """As :meth:`read_cached`, but waits for the device. For any thread."""
         self._check_range(start, count)

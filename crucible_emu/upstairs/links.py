@@ -7,6 +7,7 @@ one hint: a link that runs jobs at once, in order, in this process may say so by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from crucible_emu.integrity import BlockContexts
@@ -43,7 +44,7 @@ class Link(Protocol):
 
 @runtime_checkable
 class SinglesLink(Protocol):
-    """A link to a replica in this process that takes plain single blocks without a job."""
+    """A link to a replica in this process that takes and gives plain single blocks without a job."""
 
     def admits_singles(self, blocks: list[int]) -> bool:
         """Whether writes of these blocks would be done at once now."""
@@ -53,6 +54,27 @@ class SinglesLink(Protocol):
         """Do what :meth:`admits_singles` has just allowed, under consecutive ids; of a block that is named twice, the
         last counts. ``hashes``: XXH64 of each of ``data``. ``False``: not all of it was done."""
         ...
+
+    def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
+        """Read blocks that are all at hand, each into its own buffer: the XXH64 that each must have. ``None``: this is
+        not the way."""
+        ...
+
+
+class SinglesLinks:
+    """Which links are :class:`SinglesLink`, in client order. *Optimisation*: to ask one costs a microsecond, so that is
+    done when a link has changed."""
+
+    def __init__(self) -> None:
+        self._seen: list[object] = []
+        self._found: list[SinglesLink | None] = []
+
+    def among(self, links: Sequence[object]) -> list[SinglesLink | None]:
+        """For each of ``links`` it or ``None``."""
+        if links != self._seen:
+            self._seen = list(links)
+            self._found = [link if isinstance(link, SinglesLink) else None for link in self._seen]
+        return self._found
 
 
 @runtime_checkable

@@ -85,6 +85,9 @@ class LocalLink:
     def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
         return self._connection.write_singles(first_job_id, blocks, data, hashes)
 
+    def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
+        return self._connection.read_singles(blocks, outs)
+
     def _write_messages(self, job: Job) -> list[m.Message]:
         """The train as ordinary messages, with data of their own."""
         assert job.rows is not None and job.contexts is not None

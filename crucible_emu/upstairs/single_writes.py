@@ -18,7 +18,7 @@ import xxhash
 
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.upstairs.driver import Upstairs
-from crucible_emu.upstairs.links import SinglesLink
+from crucible_emu.upstairs.links import SinglesLink, SinglesLinks
 from crucible_emu.upstairs.rules import CLIENTS
 from crucible_emu.upstairs.states import UpstairsState
 
@@ -36,14 +36,14 @@ class SingleWrites:
         self._block_size = definition.block_size
         self._shift = definition.shift
         self._size_bytes = definition.size_bytes
-        self._known: list[object] = []
-        self._links: list[SinglesLink] = []
+        self._links = SinglesLinks()
 
     def submit(self, requests: list[Request], index: int, done: list[Request]) -> int:
         """Writes of one block each, from ``index`` on, are done. Returns where they end; ``index`` itself where this is
         not the way."""
         core = self._core
-        if not self._passable() or core.state is not UpstairsState.ACTIVE or core.repair is not None:
+        links = self._passable()
+        if not links or core.state is not UpstairsState.ACTIVE or core.repair is not None:
             return index
         size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self._size_bytes
         blocks: list[int] = []
@@ -61,7 +61,6 @@ class SingleWrites:
             stop += 1
         if not blocks:
             return index
-        links = self._links
         for link in links:
             if not link.admits_singles(blocks):
                 return index
@@ -76,14 +75,12 @@ class SingleWrites:
         statistics.written_bytes += len(blocks) << shift
         return stop
 
-    def _passable(self) -> bool:
-        """Whether all three replicas are in service and take single blocks, and nobody has to be told."""
-        upstairs = self._upstairs
-        if len(self._core.readers) != len(CLIENTS) or upstairs.cipher is not None or self._watched():
-            return False
-        links = upstairs.links
-        if links != self._known:
-            self._known = list(links)
-            each: list[object] = [*links]
-            self._links = [link for link in each if isinstance(link, SinglesLink)]
-        return len(self._links) == len(CLIENTS) and not self._core.identity.read_only
+    def _passable(self) -> list[SinglesLink]:
+        """The three replicas, if all are in service and take single blocks and nobody has to be told; else none."""
+        core, upstairs = self._core, self._upstairs
+        if len(core.readers) != len(CLIENTS) or upstairs.cipher is not None or core.identity.read_only:
+            return []
+        if self._watched():
+            return []
+        links = [link for link in self._links.among(upstairs.links) if link is not None]
+        return links if len(links) == len(CLIENTS) else []
