@@ -339,7 +339,7 @@ _REPLACEMENTS = (
         _start,
         stride=VARIATION,
     ),
-    Scenario("lose-two-copies", "behind", _until_replaced, (), (), _lose_two),
+    Scenario("lose-two-copies", "behind", _until_replaced, (), ALONE, _lose_two),
     Scenario(
         "lose-region",
         "disk",
