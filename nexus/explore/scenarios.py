@@ -190,6 +190,10 @@ RACK = (
 GUEST = ("start-guest", "stop-guest", "restart-guest", "guest-writes")
 
 
+ALONE = ("no saga",)
+"""Of a scenario that is one case: its story is the interference."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """``prelude``: what has to run before the story, and is not interfered with. ``sagas``: those whose nodes this
@@ -411,9 +415,6 @@ _REPLACEMENTS = (
 )
 
 # -- stories that no interference makes -------------------------------------------------------------------------------
-
-ALONE = ("no saga",)
-"""Of a scenario that is one case: its story is the interference."""
 
 
 class Starved(Exception):
