@@ -190,6 +190,10 @@ RACK = (
 GUEST = ("start-guest", "stop-guest", "restart-guest", "guest-writes")
 
 
+ALONE = ("no saga",)
+"""Of a scenario that is one case: its story is the interference."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """``prelude``: what has to run before the story, and is not interfered with. ``sagas``: those whose nodes this
@@ -339,7 +343,7 @@ _REPLACEMENTS = (
         _start,
         stride=VARIATION,
     ),
-    Scenario("lose-two-copies", "behind", _until_replaced, (), (), _lose_two),
+    Scenario("lose-two-copies", "behind", _until_replaced, (), ALONE, _lose_two),
     Scenario(
         "lose-region",
         "disk",
@@ -411,9 +415,6 @@ _REPLACEMENTS = (
 )
 
 # -- stories that no interference makes -------------------------------------------------------------------------------
-
-ALONE = ("no saga",)
-"""Of a scenario that is one case: its story is the interference."""
 
 
 class Starved(Exception):

@@ -93,6 +93,16 @@ def test_a_race_of_two_interferences_ends_well(case: str) -> None:
     assert outcome.violations == [], "\n".join(outcome.story)
 
 
+def test_chance_draws_from_what_can_be_interfered_with() -> None:
+    """Some scenarios are a story that is told once, with no moment in it."""
+    for each in SCENARIOS.values():
+        assert each.operations or each.sagas == ALONE, each.name
+    named = [SCENARIOS[name] for name in ("lose-two-copies", "stranger", "delete-image")]
+    drawn = list(plan.chance(20, 1, named))
+    assert {case.scenario for case in drawn} == {"delete-image"}
+    assert all(2 <= len(case.interferences) <= 4 for case in drawn)
+
+
 def test_the_same_cases_leave_the_same_trace_however_they_are_split_and_hashed() -> None:
     """Two processes and one; and under two seeds of Python's hashes."""
     arguments = ("--scenario", "create-image", "--scenario", "verify", "--every", "60", "--json")
