@@ -24,7 +24,7 @@ from crucible_emu.region.extent import Descriptors, raise_descriptor_limit
 from crucible_emu.region.layout import ExtentLayout
 from crucible_emu.region.memory import HUGE_PAGES_BYTES_MAX, reserve
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
-from crucible_emu.region.staging import Staging
+from crucible_emu.region.staging import ROW_TABLE_BYTES_MAX, Staging
 from crucible_emu.region.storage import explain
 from crucible_emu.sim.disk import SimulatedDisk
 
@@ -62,10 +62,12 @@ def _resident_bytes() -> int:
             st.sampled_from(["freeze", "thaw", "keep"]),
         ),
         max_size=40,
-    )
+    ),
+    st.sampled_from([0, ROW_TABLE_BYTES_MAX]),
 )
-def test_staging_against_a_dictionary(program: list[list[int] | str]) -> None:
-    staging = Staging(30, 8, 25)
+def test_staging_against_a_dictionary(program: list[list[int] | str], table_bytes_max: int) -> None:
+    """With a table that is given back after every flush, and with one that never is."""
+    staging = Staging(30, 8, 25, table_bytes_max=table_bytes_max)
     model: dict[int, int] = {}
     frozen: tuple[list[tuple[int, int]], np.ndarray, np.ndarray] | None = None
     for number, step in enumerate(program):
@@ -117,6 +119,22 @@ def test_staging_keeps_to_its_first_rows_when_flushes_are_frequent() -> None:
         staging.drop(rows, blocks)
         staging.thaw(spans)
         assert rows.max() <= 20
+
+
+def test_blocks_all_over_a_tebibyte_do_not_leave_a_table_of_its_size_behind() -> None:
+    """Each of these blocks has a page of the table for itself, and after its flush nothing to say there."""
+    staging = Staging(1 << 28, 8, 4096)
+    data = np.zeros((2048, 8), np.uint8)
+    before = _resident_bytes()
+    for number in range(16):
+        staging.put(np.arange(2048) * 65_536 + number * 4096, data)
+        rows, blocks = staging.live(staging.filled())
+        spans = staging.freeze()
+        staging.put_one(77, data[:1])  # while the flush is under way
+        staging.drop(rows, blocks)
+        staging.thaw(spans)
+        assert staging.live_all()[1].tolist() == [77]
+    assert _resident_bytes() - before < 4 * ROW_TABLE_BYTES_MAX, "32,768 pages were touched, that is 128 MiB"
 
 
 @pytest.mark.parametrize("blocks", [np.arange(40), np.arange(40)[::-1], np.arange(0, 40, 2), np.array([5])])
