@@ -37,7 +37,8 @@ allows.
 ``opening``    a server from its command to the first reply; ``many_disks`` is one with many disks
 ``pipelined``  an NBD client for exact numbers of requests; ``process_figures`` what they cost the server
 
-``python -m bench services`` has the rates of what happens around a disk (``services``, ``region_rates``, ``saga_rate``).
+``python -m bench services`` has the rates of what happens around a disk (``services``, ``region_rates``,
+``saga_rate``).
 
 ``python -m bench control-plane`` asks how the control plane grows:
 
