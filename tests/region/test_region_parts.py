@@ -25,7 +25,7 @@ from crucible_emu.region.layout import ExtentLayout
 from crucible_emu.region.memory import HUGE_PAGES_BYTES_MAX, reserve
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
 from crucible_emu.region.staging import ROW_TABLE_BYTES_MAX, Staging
-from crucible_emu.region.storage import explain
+from crucible_emu.region.storage import DIRTY_BYTES_PER_FILE, FOREIGN_DIRTY_BYTES_MAX, explain
 from crucible_emu.sim.disk import SimulatedDisk
 
 # --- memory
@@ -327,6 +327,78 @@ def test_many_files_are_synced_at_once_and_one_by_one_if_that_fails(
     assert library.calls == ["syncfs"] and synced[-2:] == descriptors[:2]
     for descriptor in descriptors:
         storage.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("count", "dirty", "at_once"),
+    [
+        (3, 0, False),
+        (4, 0, True),
+        (4, FOREIGN_DIRTY_BYTES_MAX + 1, False),
+        (16_384, FOREIGN_DIRTY_BYTES_MAX + 1, True),
+        (16_384, 16_384 * DIRTY_BYTES_PER_FILE + 1, False),
+    ],
+)
+def test_the_more_files_the_more_of_others_dirty_data_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, dirty: int, at_once: bool
+) -> None:
+    """16,384 files that are clean take two seconds one by one: a gigabyte can be written meanwhile."""
+    storage = OsStorage()
+    library = CountingLibrary(storage, 0)
+    monkeypatch.setattr(storage, "_libc", library)
+    monkeypatch.setattr(storage, "_syncfs_durable", lambda descriptor: True)
+    monkeypatch.setattr("crucible_emu.region.storage._dirty_bytes", lambda: dirty)
+    assert storage.sync_at_once(tmp_path, count) is at_once
+    assert library.calls == ["syncfs"] * at_once
+    monkeypatch.setattr(storage, "_syncfs_durable", lambda descriptor: False)
+    assert not storage.sync_at_once(tmp_path, count)
+
+
+def test_once_a_sync_of_all_has_failed_each_file_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system tells of a failure once: asked again, it would say that all is well."""
+    storage = OsStorage()
+    library = CountingLibrary(storage, -1)
+    monkeypatch.setattr(storage, "_libc", library)
+    monkeypatch.setattr(storage, "_syncfs_reports", True)
+    monkeypatch.setattr(storage, "_durable_by_device", {tmp_path.stat().st_dev: True})
+    monkeypatch.setattr("crucible_emu.region.storage._dirty_bytes", lambda: 0)
+    assert not storage.sync_at_once(tmp_path, 6)
+    descriptors = [storage.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT) for number in range(6)]
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    storage.sync_files(descriptors)
+    assert library.calls == ["syncfs"]
+    assert synced == descriptors
+    for descriptor in descriptors:
+        storage.close(descriptor)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_open_believes_nothing_that_is_not_synced(tmp_path: Path, at_once: bool) -> None:
+    """All extents at once, or file by file: but before the first of them is read."""
+    Region.create(tmp_path / "region", definition(extents=5)).close()
+    calls: list[str] = []
+
+    class Recording(OsStorage):
+        def sync_at_once(self, directory: Path, count: int) -> bool:
+            calls.append(f"{count} at once")
+            return at_once
+
+        def sync_files(self, descriptors: Sequence[int]) -> None:
+            calls.append(f"{len(descriptors)} files")
+
+        @staticmethod
+        def preadv(descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+            calls.append("read")
+            return OsStorage.preadv(descriptor, parts, offset)
+
+    Region.open(tmp_path / "region", storage=Recording()).close()
+    count = len([call for call in calls if call == "read"])
+    assert calls[: 1 if at_once else 2] == [f"{count} at once", f"{count} files"][: 1 if at_once else 2]
+    assert set(calls[1 if at_once else 2 :]) == {"read"}
+    calls.clear()
+    Region.open(tmp_path / "region", storage=Recording(), read_only=True).close()
+    assert set(calls) == {"read"}, "who reads only changes nothing, and syncs nothing"
 
 
 def test_others_dirty_data_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
