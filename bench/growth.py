@@ -40,7 +40,7 @@ EXTENTS_PER_GIB = 16
 """Of a disk whose extents nobody asked for: 64 MiB each."""
 FILE_BYTES = 8192
 """What a sparse extent occupies: a page at its end, where bitmap and metadata are, and one of contexts."""
-ROOM_BYTES = 4 * GIB
+ROOM_BYTES = 6 * GIB
 """What the loads write, on all three replicas, beyond the sparse files."""
 
 EXTENTS_DISK_BLOCKS = 800_000
