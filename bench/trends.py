@@ -91,7 +91,7 @@ def _judge_growth(limit: Growth, points: Sequence[Point]) -> Verdict:
             excess = times
             found = f"{value:,.3g} times at {cause:,.3g} times the cause"
             found += "" if part is kept else f" (last {TAIL_POINTS} points)"
-    return Verdict(f"{said}: {found}; {NOISE:g} times more than that is noise", excess <= NOISE)
+    return Verdict(f"{said}: {found}; up to {NOISE:g} times as much is noise", excess <= NOISE)
 
 
 def _judge_ceiling(limit: Ceiling, figure: str, points: Sequence[Point]) -> Verdict:
@@ -103,6 +103,6 @@ def _judge_ceiling(limit: Ceiling, figure: str, points: Sequence[Point]) -> Verd
 
     worst = max(points, key=over)
     allowed = limit.at(in_unit(figure, worst.disk_bytes))
-    unit = figure.rpartition("_")[2]
+    unit = figure.rpartition("_")[2].replace("mib", "MiB")
     found = f"{worst.value:,.4g} at the cause {worst.cause:,.0f}"
     return Verdict(f"at most {allowed:,.4g} {unit}: {found}", over(worst) <= 1)

@@ -63,7 +63,7 @@ def test_memory_may_grow_with_the_disk_and_no_more() -> None:
     assert judge(limit, "idle_memory_mib", [Point(100, at_limit, 100 * GIB)]).met is True
     beyond = judge(limit, "idle_memory_mib", [Point(1, 60, GIB), Point(100, at_limit + 1, 100 * GIB)])
     assert beyond.met is False
-    assert beyond.sentence == "at most 166.4 mib: 167.4 at the cause 100"
+    assert beyond.sentence == "at most 166.4 MiB: 167.4 at the cause 100"
 
 
 def test_every_limit_is_of_a_figure_with_a_unit() -> None:
