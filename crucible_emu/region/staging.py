@@ -25,6 +25,7 @@ frequent flushes keeps using the same few rows, which stay in the processor's ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from mmap import PAGESIZE
 
 import numpy as np
@@ -68,7 +69,7 @@ class Staging:
         # Rows that are filled and not frozen: those may be overwritten.
         self._writable = np.zeros(capacity + 1, np.bool_)
         self._one_writable = self._writable.data
-        self._row_numbers = np.arange(capacity + 1, dtype=np.uint32)
+        self._row_numbers = _numbers(capacity + 1)
         self._block_of_row = self.block_of_row.data
         self._row_of_block = self.row_of_block.data
         self._used: list[Span] = []
@@ -224,6 +225,14 @@ class Staging:
             self._used.append((self._start, self._next))
         self._start, self._stop = self._free.pop(0)
         self._next = self._start
+
+
+@lru_cache(maxsize=4)
+def _numbers(count: int) -> RowNumbers:
+    """0 to ``count - 1``, the same array for every region of a process that stages as many blocks."""
+    numbers = np.arange(count, dtype=np.uint32)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _merged(spans: list[Span]) -> list[Span]:

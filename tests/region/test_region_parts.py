@@ -110,6 +110,16 @@ def test_staging_against_a_dictionary(program: list[list[int] | str], table_byte
     assert not staging.row_of_block.any()
 
 
+def test_regions_of_a_process_share_what_is_the_same_for_all() -> None:
+    """The numbers of 262,144 rows are a MiB; 200 disks have 600 regions."""
+    before = _resident_bytes()
+    kept = [Staging(1 << 20, 1, 1 << 18) for _ in range(40)]
+    for staging in kept:
+        staging.put(np.arange(5, 9), np.ones((4, 1), np.uint8))
+        assert staging.live_all()[0].tolist() == [1, 2, 3, 4]
+    assert _resident_bytes() - before < 20 << 20
+
+
 def test_staging_keeps_to_its_first_rows_when_flushes_are_frequent() -> None:
     staging = Staging(100, 8, 90)
     for number in range(50):
