@@ -83,7 +83,7 @@ DECIDING = tuple(
 DRIVERS = {
     *(
         f"crucible_emu.downstairs.{name}"
-        for name in ("connection", "listening", "local", "runner", "server", "transport")
+        for name in ("connection", "listening", "local", "runner", "server", "together", "transport")
     ),
     *(
         f"crucible_emu.downstairs.{name}"
