@@ -30,6 +30,16 @@ allows.
 ``layers``     which layer of the disk a stack belongs to: a literal table (pure)
 ``flame``      the flame graph (pure)
 
+``python -m bench growth`` asks what gets dearer with a disk's size, its extents, its neighbours:
+
+``growth``     the series and their loads; ``growth_report`` and ``growth_command`` show them
+``limits``     what growth may cost, as data; ``trends`` judges points by it (pure)
+``opening``    a server from its command to the first reply; ``many_disks`` is one with many disks
+``pipelined``  an NBD client for exact numbers of requests; ``process_figures`` what they cost the server
+
+``python -m bench services`` has the rates of what happens around a disk (``services``, ``region_rates``,
+``saga_rate``).
+
 ``python -m bench control-plane`` asks how the control plane grows:
 
 ``crowd``          a database with thousands of disks and snapshots in it

@@ -23,6 +23,7 @@ import typer
 from bench import copying, fio, report
 from bench import repair as repairing
 from bench.compare import compare
+from bench.growth_command import growth, rates
 from bench.profiling import profile
 from bench.questions import Folder, Records, refuse, require_fio
 from bench.quick import quick
@@ -46,6 +47,8 @@ app.command()(quick)
 app.command()(run)
 app.command()(compare)
 app.command()(profile)
+app.command()(growth)
+app.command("services")(rates)
 
 
 @app.command()

@@ -66,8 +66,11 @@ NEXUS_COMMANDS_MAY_KNOW = NEXUS_MAY_KNOW | {"crucible_emu.cli"}
 NEXUS_EXPLORER_MAY_KNOW = NEXUS_MAY_KNOW | {"crucible_emu.sim"}
 """The explorer runs Trio as simulations do."""
 
-COUNTING = {"bench.asked", "bench.control_plane", "bench.crowd", "bench.replacement"}
-"""The parts of the bench that count what happens inside; the rest of it are clients."""
+COUNTING = {
+    *("bench.asked", "bench.control_plane", "bench.crowd", "bench.replacement"),
+    *("bench.many_disks", "bench.region_rates", "bench.saga_rate"),
+}
+"""The parts of the bench that look at what happens inside, or put it together; the rest of it are clients."""
 
 DECIDING = tuple(
     f"crucible_emu.{name}"
@@ -80,7 +83,7 @@ DECIDING = tuple(
 DRIVERS = {
     *(
         f"crucible_emu.downstairs.{name}"
-        for name in ("connection", "listening", "local", "runner", "server", "transport")
+        for name in ("connection", "listening", "local", "runner", "server", "together", "transport")
     ),
     *(
         f"crucible_emu.downstairs.{name}"

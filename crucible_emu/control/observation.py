@@ -15,16 +15,19 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import trio
 from pydantic import BaseModel
 
 from crucible_emu.control.notices import Reporter
-from crucible_emu.control.notifier import Notifier, check_url
 from crucible_emu.downstairs.listening import listen_on_tcp
 from crucible_emu.errors import UsageError
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs.driver import Upstairs
+
+if TYPE_CHECKING:
+    from crucible_emu.control.notifier import Notifier
 
 WHAT = "the control API"
 
@@ -82,6 +85,8 @@ def check(control: str | None, notify: str | None) -> None:
     if control is not None:
         split_address(control)
     if notify is not None:
+        from crucible_emu.control.notifier import check_url  # an HTTP client, which few need
+
         check_url(notify)
 
 
@@ -109,7 +114,11 @@ def report(upstairs: Upstairs, notifier: Notifier) -> None:
 async def observing(control: str | None = None, notify: str | None = None) -> AsyncIterator[Observation]:
     """Look at the disks that are watched inside the block: ``control`` is an address for all of them, ``notify`` the
     base URL of a receiver of notices. Raises :class:`UsageError`."""
-    notifier = None if notify is None else Notifier(notify)
+    notifier: Notifier | None = None
+    if notify is not None:
+        from crucible_emu.control.notifier import Notifier
+
+        notifier = Notifier(notify)
     async with trio.open_nursery() as nursery:
         observation = Observation(nursery, notifier)
         try:

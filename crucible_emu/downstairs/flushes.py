@@ -10,9 +10,8 @@ else runs meanwhile.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
-from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.downstairs.work import Kind, Work, outcome_of
 from crucible_emu.errors import CrucibleError
 from crucible_emu.region import FlushWork, Region, SyncPolicy
@@ -21,10 +20,22 @@ InThread = Callable[..., Awaitable[Any]]
 """Runs a function in a thread; what it returns, or the error with which it failed."""
 
 
+class Together(Protocol):
+    """Runs flushes of several regions side by side (:mod:`crucible_emu.downstairs.together`)."""
+
+    def takes(self, flush: FlushWork) -> bool:
+        """Whether :meth:`run` is the way for this flush."""
+        ...
+
+    async def run(self, flush: FlushWork) -> CrucibleError | None:
+        """Run it in a thread; the error with which it failed."""
+        ...
+
+
 class Flushes:
     """The flushes of one region, one at a time."""
 
-    def __init__(self, region: Region, in_thread: InThread, together: FlushesTogether | None = None) -> None:
+    def __init__(self, region: Region, in_thread: InThread, together: Together | None = None) -> None:
         self.region = region
         self._in_thread = in_thread
         self._together = together

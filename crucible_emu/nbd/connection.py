@@ -240,7 +240,7 @@ class Transmission:
             if targets is None:
                 await self._wait_for_progress()
                 continue
-            count = await receive(targets, admitted == 1 and not self._outstanding)
+            count = await receive(targets, admitted > 0 and not self._outstanding)
             if not count:
                 if intake.midway:
                     raise RemoteError("the stream ended in the middle of a request")

@@ -25,12 +25,13 @@ BUFFERS_MAX = 1000
 
 Buffers = list[bytes | memoryview]
 
-TURNS_MAX = 4
-"""Receives in a row that may succeed at once before other tasks get their turn."""
+TURN_S = 250e-6
+"""How long receives in a row may succeed at once before other tasks get their turn."""
 
 ASKING_S = 60e-6
-"""How long the socket of a client that waits for each answer is asked again before the loop sleeps. *Optimisation*:
-such a client's next request arrives within some 40 µs, and a sleep costs as much again on both sides."""
+"""How long the socket of a client that has got all its answers is asked again before the loop sleeps. *Optimisation*:
+its next request arrives within some 40 µs, and a sleep costs as much again on both sides. Of a client with many requests
+under way it takes the next ones a few at a time, so that both are at work at once, rather than in turns."""
 
 UNASKED_MAX = 256
 """After this many answers at most the socket is asked again, however often that was in vain."""
@@ -81,7 +82,7 @@ class Transport(Protocol):
     async def receive(self, targets: list[memoryview], eager: bool = False) -> int:
         """Fill ``targets`` with what is there, at least one byte; 0 at the end of the stream.
 
-        ``eager``: the client got its only answer just now, so that its next request is likely to be close.
+        ``eager``: the client got the last of its answers just now, so that its next request is likely to be close.
         """
         ...
 
@@ -108,7 +109,7 @@ class SocketTransport:
         else:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self.socket = connected
-        self._turns = 0
+        self._turn_ends = 0.0
         self._eagerness = Eagerness()
         self._closed = False
 
@@ -118,21 +119,20 @@ class SocketTransport:
             try:
                 count = connected.recv_into(targets[0]) if len(targets) == 1 else connected.recvmsg_into(targets)[0]
             except BlockingIOError:
-                self._turns = 0
                 if eager and self._eagerness.willing() and (found := self._ask_again(targets)) is not None:
                     await self._take_turn()
                     return found
                 eager = False
                 await trio.lowlevel.wait_readable(connected)
+                self._turn_ends = perf_counter() + TURN_S
                 continue
             await self._take_turn()
             return count
 
     async def _take_turn(self) -> None:
-        self._turns += 1
-        if self._turns >= TURNS_MAX:
-            self._turns = 0
+        if perf_counter() >= self._turn_ends:
             await trio.lowlevel.checkpoint()
+            self._turn_ends = perf_counter() + TURN_S
 
     def _ask_again(self, targets: list[memoryview]) -> int | None:
         """Receive without sleeping for :data:`ASKING_S`: the count, or None where nothing came."""

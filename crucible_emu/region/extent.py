@@ -157,10 +157,16 @@ class Extents:
         :class:`errors.IoError`, :class:`errors.BadMetadata`, :class:`errors.BadContextSlot` or
         :class:`errors.MissingContextSlot` for the first that cannot be opened.
         """
+        sync = not (self.read_only or durable)
+        try:
+            if sync and len(extent_ids) > 1 and self.storage.sync_at_once(self.path, len(extent_ids)):
+                sync = False
+        except OSError as error:
+            raise explain(error, "syncing the extents of", self.path) from error
         tails = np.zeros((len(extent_ids), TAIL_BYTES), np.uint8)
         for start in range(0, len(extent_ids), self.flushed_together_max):
             group = slice(start, start + self.flushed_together_max)
-            self._load_tails(extent_ids[group], tails[group], sync=not (self.read_only or durable))
+            self._load_tails(extent_ids[group], tails[group], sync=sync)
         ids = np.array(extent_ids, np.int64)
         records = np.ascontiguousarray(tails[:, : layout.METADATA_BYTES]).view(layout.METADATA)[:, 0]
         self._check_metadata(ids, records)

@@ -13,6 +13,11 @@ filled: it stays zero, and "row 0" means "not staged".
 Why memory and not a file: measured, a warm row costs 0.16 µs per 4 KiB in either, but the first touch of a page of a
 mapped file may wait for the file system's journal while a flush runs (28 ms seen), and that wait would stop the loop.
 
+Why the table of rows is given back now and then: it has four bytes for each block of the disk, and costs memory where
+it was touched. Writes all over a disk of one TiB touch all of it, which is one GiB for each replica, of zeros once they
+are flushed. After a flush that leaves more than :data:`ROW_TABLE_BYTES_MAX` behind, all of it is given back and what is
+still staged is entered again. That takes 2,048 pages, so at least as many writes, which cost a hundred times more.
+
 Spans are half-open ``(start, stop)`` ranges of rows. Allocation takes the lowest free span first, so that a disk with
 frequent flushes keeps using the same few rows, which stay in the processor's cache.
 """
@@ -20,6 +25,8 @@ frequent flushes keeps using the same few rows, which stay in the processor's ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from mmap import PAGESIZE
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +37,10 @@ from crucible_emu.region.memory import reserve
 
 SLICE_ROWS_MIN = 32
 """From this many rows on it pays to look whether they are consecutive: a slice copies twice as fast as a scatter."""
+
+ROW_TABLE_BYTES_MAX = 8 * 1024 * 1024
+"""Memory of ``row_of_block`` that may stay touched after a flush."""
+ROWS_PER_PAGE = PAGESIZE // 4
 
 Span = tuple[int, int]
 RowNumbers = npt.NDArray[np.uint32]
@@ -42,17 +53,23 @@ class Staging:
     the disk], 0 = not staged.
     """
 
-    def __init__(self, total_blocks: int, block_size: int, capacity: int) -> None:
+    def __init__(
+        self, total_blocks: int, block_size: int, capacity: int, *, table_bytes_max: int = ROW_TABLE_BYTES_MAX
+    ) -> None:
         self.capacity = capacity
         self.rows: Rows = reserve((capacity + 1, block_size), np.uint8, dense=True).array
         self._memory = self.rows.data.cast("B")
         self._block_size = block_size
         self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
-        self.row_of_block: RowNumbers = reserve(total_blocks, np.uint32).array
+        self._table = reserve(total_blocks, np.uint32)
+        self.row_of_block: RowNumbers = self._table.array
+        # Pages of that table which a block that was flushed since has touched.
+        self._pages = np.zeros(-(-total_blocks // ROWS_PER_PAGE), np.bool_)
+        self._pages_max = table_bytes_max // PAGESIZE
         # Rows that are filled and not frozen: those may be overwritten.
         self._writable = np.zeros(capacity + 1, np.bool_)
         self._one_writable = self._writable.data
-        self._row_numbers = np.arange(capacity + 1, dtype=np.uint32)
+        self._row_numbers = _numbers(capacity + 1)
         self._block_of_row = self.block_of_row.data
         self._row_of_block = self.row_of_block.data
         self._used: list[Span] = []
@@ -182,9 +199,20 @@ class Staging:
             self._writable[start:stop] = True
 
     def drop(self, rows: RowNumbers, blocks: BlockIndexes) -> None:
-        """These blocks are in their files now, unless they were written again meanwhile."""
+        """These blocks are in their files now, unless they were written again meanwhile. Under the region's lock, as
+        others look into the table."""
         done = self.row_of_block[blocks] == rows
         self.row_of_block[blocks[done]] = 0
+        self._pages[blocks // ROWS_PER_PAGE] = True
+        if np.count_nonzero(self._pages) > self._pages_max:
+            self._give_table_back()
+
+    def _give_table_back(self) -> None:
+        """Give the memory of ``row_of_block`` back to the system; what is staged stays in it."""
+        rows, blocks = self.live_all()
+        self._table.release()
+        self.row_of_block[blocks] = rows
+        self._pages[:] = False
 
     def thaw(self, spans: list[Span]) -> None:
         """Nothing lives in these spans any more: use them again."""
@@ -197,6 +225,14 @@ class Staging:
             self._used.append((self._start, self._next))
         self._start, self._stop = self._free.pop(0)
         self._next = self._start
+
+
+@lru_cache(maxsize=4)
+def _numbers(count: int) -> RowNumbers:
+    """0 to ``count - 1``, the same array for every region of a process that stages as many blocks."""
+    numbers = np.arange(count, dtype=np.uint32)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _merged(spans: list[Span]) -> list[Span]:

@@ -35,6 +35,8 @@ SYNCFS_FILES_MIN = 4
 """From this many files on one ``syncfs`` is cheaper than one ``fdatasync`` each (4 files: 0.29 ms against 0.58)."""
 FOREIGN_DIRTY_BYTES_MAX = 64 * 1024 * 1024
 """More dirty data than this on the machine, and ``syncfs`` would wait for what is none of our business."""
+DIRTY_BYTES_PER_FILE = 64 * 1024
+"""What the machine writes back in the time of an ``fdatasync`` that has nothing to do: 0.12 ms at 0.5 GB/s."""
 LOOK_AGAIN_AFTER_S = 0.1
 """Asking how much is dirty takes 0.1 ms, a tenth of what is decided by it."""
 SYNCFS_IS_DURABLE = {0xEF53: "ext4", 0x9123683E: "btrfs", 0x2FC12FC1: "zfs", 0x01021994: "tmpfs"}
@@ -91,6 +93,11 @@ class Storage(Protocol):
 
     def sync_files(self, descriptors: Sequence[int]) -> None:
         """What was written to these files is durable when this returns."""
+
+    def sync_at_once(self, directory: Path, count: int) -> bool:
+        """*Optimisation* for ``count`` files below ``directory``: whether what was written to them is durable now.
+        ``False`` where that would take longer than :meth:`sync_files` for all, or is not to be had."""
+        ...
 
     def sync_tree(self, directory: Path) -> None:
         """Everything below ``directory``, names included, is durable when this returns."""
@@ -222,6 +229,15 @@ class OsStorage:
             outcomes.append(failure)
         return outcomes
 
+    def sync_at_once(self, directory: Path, count: int) -> bool:
+        if count < SYNCFS_FILES_MIN or _dirty_bytes() > max(FOREIGN_DIRTY_BYTES_MAX, count * DIRTY_BYTES_PER_FILE):
+            return False
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return self._syncfs_durable(descriptor) and self._syncfs(descriptor)
+        finally:
+            os.close(descriptor)
+
     def sync_tree(self, directory: Path) -> None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -282,8 +298,14 @@ class OsStorage:
             os.close(descriptor)
 
     def _syncfs(self, descriptor: int) -> bool:
-        """Whether it succeeded. When it did not, the failure may be that of a file which is not ours: ask each file."""
-        return bool(self._libc.syncfs(descriptor) == 0)
+        """Whether it succeeded. When it did not, the failure may be that of a file which is not ours: ask each file.
+
+        *Safety*: and go on asking each. A file system tells of a failure once; a later ``syncfs`` would succeed, and
+        hide which file it was.
+        """
+        succeeded = bool(self._libc.syncfs(descriptor) == 0)
+        self._syncfs_reports = self._syncfs_reports and succeeded
+        return succeeded
 
     def _syncfs_serves(self, descriptor: int) -> bool:
         """*Optimisation*: whether ``syncfs`` is right here and not slowed down by others' data."""

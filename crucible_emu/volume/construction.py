@@ -29,7 +29,6 @@ from crucible_emu.upstairs.tcp_link import TcpAddress, TcpConnector
 from crucible_emu.volume.backend import Backend
 from crucible_emu.volume.local_file import LocalFile
 from crucible_emu.volume.region_set import RegionSet
-from crucible_emu.volume.url import http_client, open_url
 from crucible_emu.volume.vcr import (
     CrucibleOpts,
     FileRequest,
@@ -155,6 +154,8 @@ async def _part(
     if isinstance(request, RegionRequest):
         return RegionSet(build_region(request))
     if isinstance(request, UrlRequest):
+        from crucible_emu.volume.url import http_client, open_url  # an HTTP client, which few disks need
+
         client = await stack.enter_async_context(http_client())
         return await open_url(client, request.url, request.block_size, request.id)
     return _file(request, stack, below=below)

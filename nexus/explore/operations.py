@@ -18,6 +18,7 @@ from nexus.db import DatabaseError, schema
 from nexus.explore import users
 from nexus.explore.processes import Process
 from nexus.explore.rack import Rack
+from nexus.explore.redundancy import lose_sled
 from nexus.replacement.survivors import UNDER_REPAIR
 from nexus.saga import ActionFailed, Fenced, SagaFailed, SagaStuck
 from nexus.volumes import Address
@@ -73,12 +74,12 @@ async def _delete_everything(process: Process) -> None:
 
 
 async def _expunge_another(process: Process) -> None:
-    await process.rack.lose_sled(spare_sled(process.rack))
+    await lose_sled(process.rack, spare_sled(process.rack))
 
 
 async def _expunge_pantry(process: Process) -> None:
     """The sled of the first pantry, on which somebody may be attached."""
-    await process.rack.lose_sled(0)
+    await lose_sled(process.rack, 0)
 
 
 async def _expunge_successor(process: Process) -> None:
@@ -86,7 +87,7 @@ async def _expunge_successor(process: Process) -> None:
     request = schema.region_replacement
     query = select(request.c.new_region_id).where(request.c.replacement_state.in_(sorted(UNDER_REPAIR)))
     for region_id in process.rack.run(lambda c: list(c.execute(query.order_by(request.c.id)).scalars())):
-        await process.rack.lose_sled(process.rack.sled_of_region(region_id))
+        await lose_sled(process.rack, process.rack.sled_of_region(region_id))
 
 
 async def _expunge_source(process: Process) -> None:
@@ -94,7 +95,7 @@ async def _expunge_source(process: Process) -> None:
     fabric = process.rack.fabric
     sources = {region.wish.source for sled in fabric.sleds for region in sled.regions.values()} - {None}
     for ip in sorted({Address.parse(str(source)).ip for source in sources}):
-        await process.rack.lose_sled(next(sled.number for sled in fabric.sleds if sled.ip == ip))
+        await lose_sled(process.rack, next(sled.number for sled in fabric.sleds if sled.ip == ip))
 
 
 def spare_sled(rack: Rack) -> int:
@@ -249,7 +250,7 @@ def task_operations(names: list[str]) -> dict[str, Operation]:
         """The sled of the region that was made last is lost, and all that it held is replaced."""
         newest = select(_REGION.c.id).order_by(_REGION.c.time_created.desc(), _REGION.c.id)
         region_id = process.rack.run(lambda c: c.execute(newest.limit(1)).scalar_one())
-        await process.rack.lose_sled(process.rack.sled_of_region(region_id))
+        await lose_sled(process.rack, process.rack.sled_of_region(region_id))
         for _ in range(ROUNDS_TO_REPLACE):
             await all_of_them(process)
 

@@ -15,7 +15,16 @@ from itertools import islice
 from random import Random
 
 from nexus.explore.cases import BEFORE_EFFECT, Case, Interference, Moment
-from nexus.explore.operations import AT_EFFECT_ONLY, COMPETE, CRASH, CRASH_RESTART, ERROR, SECOND_NEXUS, WITHOUT_RIVAL
+from nexus.explore.operations import (
+    AT_EFFECT_ONLY,
+    COMPETE,
+    CRASH,
+    CRASH_RESTART,
+    ERROR,
+    SECOND_NEXUS,
+    TWICE,
+    WITHOUT_RIVAL,
+)
 from nexus.explore.run import passed_by
 from nexus.explore.scenarios import ALONE, SCENARIOS, Scenario
 from nexus.saga.dag import Dag
@@ -124,7 +133,10 @@ def drawn(random: Random, singles: list[Case], count: int, first: Moment | None 
     chosen = [random.choice(singles).interferences[-1] for _ in range(count)]
     if first is not None:
         chosen[0] = random.choice([case for case in singles if case.interferences[0].moment == first]).interferences[0]
-    return tuple(sorted(chosen, key=lambda each: places[each.moment]))
+    done = {each.moment for each in chosen if each.operation == TWICE}
+    # An action that ran already does not fail "before it has done anything".
+    possible = [each for each in chosen if each.operation != ERROR or each.moment not in done]
+    return tuple(sorted(possible, key=lambda each: places[each.moment]))
 
 
 def _moments_of(singles: list[Case]) -> Iterator[Moment]:

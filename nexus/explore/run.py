@@ -53,7 +53,7 @@ RECIPES = {saga.name: saga for saga in ALL_SAGAS}
 SEED = 1
 ROUND_PAUSE_S = 120.0
 ROUNDS_MAX = 40
-ROUNDS_WITH_GUESTS = 12
+ROUNDS_IN_USE = 12
 PROPER = (ActionFailed, SagaFailed, SagaStuck, Fenced, DatabaseError, Gone, ServiceRefused)
 """What a user or task may be told instead of success."""
 
@@ -337,8 +337,8 @@ class Run:
         """Run all tasks until nothing changes; whether that came to an end."""
         statistics = self.rack.database.statistics
         for number in range(ROUNDS_MAX):
-            if number == ROUNDS_WITH_GUESTS:
-                await self._stop_guests(process)
+            if number == ROUNDS_IN_USE:
+                await self._give_disks_up(process)
             # What goes on by itself comes to its end: repairs, silences, the patience of who waits in a line.
             await trio.sleep(ROUND_PAUSE_S)
             before = statistics().rows_written
@@ -353,12 +353,11 @@ class Run:
         self._judge("without rest", await verdicts.at_rest(self.rack))
         return False
 
-    async def _stop_guests(self, process: Process) -> None:
-        """A guest that has lost two copies of a disk stands still, and its Upstairs takes no new copy as long as
-        another is missing: an operator stops it."""
-        for instance in self.rack.living("instance"):
-            self.outcome.story.append(f"an operator stops {instance.name}")
-            await self._attempt("stopping a guest", lambda one=instance.name: users.stop(process, one))  # type: ignore[misc]
+    async def _give_disks_up(self, process: Process) -> None:
+        """*Liveness*: some rests are a person's to bring about."""
+        for what, way in users.ways_to_give_disks_up(process):
+            self.outcome.story.append(f"an operator {what}")
+            await self._attempt(what, way)
 
     async def _resume_stuck(self, process: Process) -> None:
         """What an operator does where an undo failed: have it tried again. That it failed is no finding only where an

@@ -91,7 +91,7 @@ class Attached:
 
     def __init__(self, request: VolumeConstructionRequest, job_id: str, volume: LightVolume) -> None:
         self.request, self.job_id, self.volume = request, job_id, volume
-        self.seen_active = False
+        self.seen_active = self.deactivated = False
         self.finished = trio.Event()
         self.succeeded = False
 
@@ -195,7 +195,9 @@ class LightPantry:
         held = self.held.get(volume_id)
         if held is None:
             return
-        if held.volume.active:
+        if held.volume.active and not held.deactivated:
+            # Once: it is out of service by then, whatever became of its last flush, and the next call finds it so.
+            held.deactivated = True
             try:
                 held.volume.flush()
             except (Taken, Unavailable) as error:

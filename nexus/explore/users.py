@@ -7,6 +7,8 @@ finding. What a user must find in a disk is written down here at the moment in w
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -55,6 +57,8 @@ from nexus.volumes import (
     volume_checkout,
     volume_checkout_randomize_ids,
 )
+
+IMPORTING = (DiskState.IMPORT_READY, DiskState.IMPORTING_FROM_BULK_WRITES)
 
 
 def named(name: str, what: str) -> str:
@@ -293,17 +297,30 @@ async def delete_everything(process: Process) -> None:
         instance.living = False
     for thing in [each for each in rack.things.values() if each.living]:
         if thing.kind == "disk":
-            await _end_import(process, thing)
+            await end_import(process, thing)
         await delete(process, thing.name)
 
 
-async def _end_import(process: Process, thing: Thing) -> None:
+def ways_to_give_disks_up(process: Process) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    """What a person does about disks of which two copies are lost while they are in use: an Upstairs that misses a copy
+    takes no new one, so whoever uses such a disk has to let go of it. That is said where it waits."""
+    rack = process.rack
+    for instance in rack.living("instance"):
+        yield f"stops {instance.name}", partial(stop, process, instance.name)
+    for thing in rack.living("disk"):
+        found = rack.run(lambda c, one=thing.id: disk_get(c, one))
+        if found is not None and found.state in IMPORTING:
+            yield f"ends the import of {thing.name}", partial(end_import, process, thing)
+
+
+async def end_import(process: Process, thing: Thing) -> None:
+    """Of a disk that is not being imported it is done."""
     found = await process.rack.database.read(lambda c: disk_get(c, thing.id))
     if found is None:
         return
     if found.state is DiskState.IMPORTING_FROM_BULK_WRITES:
         await bulk_write_stop(process.rack.world, thing.id)
-    if found.state in (DiskState.IMPORT_READY, DiskState.IMPORTING_FROM_BULK_WRITES):
+    if found.state in IMPORTING:
         await run_saga(process, finalize_disk.FINALIZE_DISK, finalize_disk.Params(disk_id=thing.id))
 
 

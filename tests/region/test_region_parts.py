@@ -24,8 +24,8 @@ from crucible_emu.region.extent import Descriptors, raise_descriptor_limit
 from crucible_emu.region.layout import ExtentLayout
 from crucible_emu.region.memory import HUGE_PAGES_BYTES_MAX, reserve
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
-from crucible_emu.region.staging import Staging
-from crucible_emu.region.storage import explain
+from crucible_emu.region.staging import ROW_TABLE_BYTES_MAX, Staging
+from crucible_emu.region.storage import DIRTY_BYTES_PER_FILE, FOREIGN_DIRTY_BYTES_MAX, explain
 from crucible_emu.sim.disk import SimulatedDisk
 
 # --- memory
@@ -62,10 +62,12 @@ def _resident_bytes() -> int:
             st.sampled_from(["freeze", "thaw", "keep"]),
         ),
         max_size=40,
-    )
+    ),
+    st.sampled_from([0, ROW_TABLE_BYTES_MAX]),
 )
-def test_staging_against_a_dictionary(program: list[list[int] | str]) -> None:
-    staging = Staging(30, 8, 25)
+def test_staging_against_a_dictionary(program: list[list[int] | str], table_bytes_max: int) -> None:
+    """With a table that is given back after every flush, and with one that never is."""
+    staging = Staging(30, 8, 25, table_bytes_max=table_bytes_max)
     model: dict[int, int] = {}
     frozen: tuple[list[tuple[int, int]], np.ndarray, np.ndarray] | None = None
     for number, step in enumerate(program):
@@ -108,6 +110,16 @@ def test_staging_against_a_dictionary(program: list[list[int] | str]) -> None:
     assert not staging.row_of_block.any()
 
 
+def test_regions_of_a_process_share_what_is_the_same_for_all() -> None:
+    """The numbers of 262,144 rows are a MiB; 200 disks have 600 regions."""
+    before = _resident_bytes()
+    kept = [Staging(1 << 20, 1, 1 << 18) for _ in range(40)]
+    for staging in kept:
+        staging.put(np.arange(5, 9), np.ones((4, 1), np.uint8))
+        assert staging.live_all()[0].tolist() == [1, 2, 3, 4]
+    assert _resident_bytes() - before < 20 << 20
+
+
 def test_staging_keeps_to_its_first_rows_when_flushes_are_frequent() -> None:
     staging = Staging(100, 8, 90)
     for number in range(50):
@@ -117,6 +129,22 @@ def test_staging_keeps_to_its_first_rows_when_flushes_are_frequent() -> None:
         staging.drop(rows, blocks)
         staging.thaw(spans)
         assert rows.max() <= 20
+
+
+def test_blocks_all_over_a_tebibyte_do_not_leave_a_table_of_its_size_behind() -> None:
+    """Each of these blocks has a page of the table for itself, and after its flush nothing to say there."""
+    staging = Staging(1 << 28, 8, 4096)
+    data = np.zeros((2048, 8), np.uint8)
+    before = _resident_bytes()
+    for number in range(16):
+        staging.put(np.arange(2048) * 65_536 + number * 4096, data)
+        rows, blocks = staging.live(staging.filled())
+        spans = staging.freeze()
+        staging.put_one(77, data[:1])  # while the flush is under way
+        staging.drop(rows, blocks)
+        staging.thaw(spans)
+        assert staging.live_all()[1].tolist() == [77]
+    assert _resident_bytes() - before < 4 * ROW_TABLE_BYTES_MAX, "32,768 pages were touched, that is 128 MiB"
 
 
 @pytest.mark.parametrize("blocks", [np.arange(40), np.arange(40)[::-1], np.arange(0, 40, 2), np.array([5])])
@@ -309,6 +337,78 @@ def test_many_files_are_synced_at_once_and_one_by_one_if_that_fails(
     assert library.calls == ["syncfs"] and synced[-2:] == descriptors[:2]
     for descriptor in descriptors:
         storage.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("count", "dirty", "at_once"),
+    [
+        (3, 0, False),
+        (4, 0, True),
+        (4, FOREIGN_DIRTY_BYTES_MAX + 1, False),
+        (16_384, FOREIGN_DIRTY_BYTES_MAX + 1, True),
+        (16_384, 16_384 * DIRTY_BYTES_PER_FILE + 1, False),
+    ],
+)
+def test_the_more_files_the_more_of_others_dirty_data_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, dirty: int, at_once: bool
+) -> None:
+    """16,384 files that are clean take two seconds one by one: a gigabyte can be written meanwhile."""
+    storage = OsStorage()
+    library = CountingLibrary(storage, 0)
+    monkeypatch.setattr(storage, "_libc", library)
+    monkeypatch.setattr(storage, "_syncfs_durable", lambda descriptor: True)
+    monkeypatch.setattr("crucible_emu.region.storage._dirty_bytes", lambda: dirty)
+    assert storage.sync_at_once(tmp_path, count) is at_once
+    assert library.calls == ["syncfs"] * at_once
+    monkeypatch.setattr(storage, "_syncfs_durable", lambda descriptor: False)
+    assert not storage.sync_at_once(tmp_path, count)
+
+
+def test_once_a_sync_of_all_has_failed_each_file_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system tells of a failure once: asked again, it would say that all is well."""
+    storage = OsStorage()
+    library = CountingLibrary(storage, -1)
+    monkeypatch.setattr(storage, "_libc", library)
+    monkeypatch.setattr(storage, "_syncfs_reports", True)
+    monkeypatch.setattr(storage, "_durable_by_device", {tmp_path.stat().st_dev: True})
+    monkeypatch.setattr("crucible_emu.region.storage._dirty_bytes", lambda: 0)
+    assert not storage.sync_at_once(tmp_path, 6)
+    descriptors = [storage.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT) for number in range(6)]
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    storage.sync_files(descriptors)
+    assert library.calls == ["syncfs"]
+    assert synced == descriptors
+    for descriptor in descriptors:
+        storage.close(descriptor)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_open_believes_nothing_that_is_not_synced(tmp_path: Path, at_once: bool) -> None:
+    """All extents at once, or file by file: but before the first of them is read."""
+    Region.create(tmp_path / "region", definition(extents=5)).close()
+    calls: list[str] = []
+
+    class Recording(OsStorage):
+        def sync_at_once(self, directory: Path, count: int) -> bool:
+            calls.append(f"{count} at once")
+            return at_once
+
+        def sync_files(self, descriptors: Sequence[int]) -> None:
+            calls.append(f"{len(descriptors)} files")
+
+        @staticmethod
+        def preadv(descriptor: int, parts: Sequence[memoryview], offset: int) -> int:
+            calls.append("read")
+            return OsStorage.preadv(descriptor, parts, offset)
+
+    Region.open(tmp_path / "region", storage=Recording()).close()
+    count = len([call for call in calls if call == "read"])
+    assert calls[: 1 if at_once else 2] == [f"{count} at once", f"{count} files"][: 1 if at_once else 2]
+    assert set(calls[1 if at_once else 2 :]) == {"read"}
+    calls.clear()
+    Region.open(tmp_path / "region", storage=Recording(), read_only=True).close()
+    assert set(calls) == {"read"}, "who reads only changes nothing, and syncs nothing"
 
 
 def test_others_dirty_data_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

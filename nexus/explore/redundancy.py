@@ -1,0 +1,57 @@
+"""Whether a sled may be lost: three copies outlive the loss of two, and nothing outlives that of all.
+
+What it is for: interferences drawn by chance lose one sled after the other, faster than anybody can repair. What comes
+of losing the last good copy is no finding, so no operation does that; and it must be decided from the bytes, before
+the sled dies: afterwards nobody could tell bad luck from a copy that was destroyed too early.
+
+What it guarantees: of every set of regions that a document names, somebody has all that the sled has of it, block by
+block, on a sled that lives. A successor that is not repaired yet may be lost (the others have what it has), and so may
+the one whose place it takes, as long as a third is there.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from nexus.db import schema
+from nexus.explore.fabric import Fabric, Sled, listening
+from nexus.explore.rack import Rack
+from nexus.explore.storage import Contents
+from nexus.explore.upstairs import sets_of
+from nexus.saga import ActionFailed
+from nexus.volumes import Address, recorded
+
+_LIVING = select(schema.volume.c.id, schema.volume.c.data).where(schema.volume.c.time_deleted.is_(None))
+
+
+async def lose_sled(rack: Rack, number: int) -> None:
+    """The sled is dead, and an operator says so. Raises :class:`~nexus.saga.ActionFailed` where it has the last copy of
+    something."""
+    sled = rack.fabric.sleds[number]
+    if sled.alive and has_the_last_copy(rack, sled):
+        raise ActionFailed(f"sled {number} has the last good copy of something: nothing would outlive its loss")
+    await rack.lose_sled(number)
+
+
+def has_the_last_copy(rack: Rack, sled: Sled) -> bool:
+    """Whether the sled alone has some block of some living volume."""
+    for volume_id, data in rack.run(lambda c: c.execute(_LIVING.order_by(schema.volume.c.id)).all()):
+        for part in sets_of(recorded.parse(data, f"volume {volume_id}")):
+            here, elsewhere = _copies(rack.fabric, part.opts.target, sled)
+            for each in here:
+                if not any(each.blocks.items() <= other.blocks.items() for other in elsewhere):
+                    return True
+    return False
+
+
+def _copies(fabric: Fabric, targets: tuple[str, ...], lost: Sled) -> tuple[list[Contents], list[Contents]]:
+    """Of the members of a set that are on living sleds, whether these answer now or not: those on the sled, and the
+    others."""
+    here: list[Contents] = []
+    elsewhere: list[Contents] = []
+    for address in map(Address.parse, targets):
+        sled = fabric.sled_at(address.ip)
+        if sled is not None and sled.alive:
+            found = [each.contents for port, each in listening(sled) if port == address.port]
+            (here if sled is lost else elsewhere).extend(found)
+    return here, elsewhere
