@@ -30,8 +30,8 @@ TURN_S = 250e-6
 
 ASKING_S = 60e-6
 """How long the socket of a client that has got all its answers is asked again before the loop sleeps. *Optimisation*:
-its next request arrives within some 40 µs, and a sleep costs as much again on both sides. Of a client with many requests
-under way it takes the next ones a few at a time, so that both are at work at once, rather than in turns."""
+its next request arrives within some 40 µs, and a sleep costs as much again on both sides. Of a client with many
+requests under way the next ones are taken a few at a time, so that both are at work at once, rather than in turns."""
 
 UNASKED_MAX = 256
 """After this many answers at most the socket is asked again, however often that was in vain."""
