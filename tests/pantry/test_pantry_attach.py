@@ -28,6 +28,7 @@ from crucible_emu import errors
 from crucible_emu.pantry import driver, work
 from crucible_emu.pantry.ledger import Job
 from crucible_emu.pantry.states import EntryState
+from crucible_emu.volume import region_set as region_set_module
 from crucible_emu.volume.vcr import CrucibleOpts, FileRequest, RegionRequest, UrlRequest, VolumeRequest
 from crucible_emu.volume.volume import Volume
 
@@ -249,6 +250,26 @@ async def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
 async def test_a_detach_of_what_is_not_there_is_fine() -> None:
     async with running_pantry() as caller:
         await caller.detach()
+
+
+async def test_a_detach_that_cannot_flush_says_so_once_and_the_next_one_finds_it_out_of_service(
+    tmp_path: Path, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """*Liveness*: two of three replicas are lost for good, so what was written last can never be flushed. The explorer's
+    pantry does the same."""
+    for words in ("connection ended", "deactivation failed", "acknowledged writes may be lost", "operation failed"):
+        expect_log(words, at_least=0)
+    monkeypatch.setattr(region_set_module, "FAREWELL_TIMEOUT_S", 0.2)
+    async with replicas(tmp_path) as servers, running_pantry() as caller:
+        await caller.attach(volume_of(request_of(servers)))
+        await caller.write(0, pattern(BLOCK))
+        for member in servers.members[1:3]:
+            await member.stop()
+        answer = await caller.call("DELETE", "/volume/v")
+        assert answer.status >= 400, "what was written may not be durable"
+        assert not (await caller.status())["active"]
+        await caller.detach()
+        assert (await caller.do("GET", ""))["volumes"] == []
 
 
 async def test_a_detach_ends_an_activation_that_would_never_end(expect_log: ExpectLog) -> None:
