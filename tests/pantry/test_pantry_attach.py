@@ -255,8 +255,8 @@ async def test_a_detach_of_what_is_not_there_is_fine() -> None:
 async def test_a_detach_that_cannot_flush_says_so_once_and_the_next_one_finds_it_out_of_service(
     tmp_path: Path, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """*Liveness*: two of three replicas are lost for good, so what was written last can never be flushed. The explorer's
-    pantry does the same."""
+    """*Liveness*: two of three replicas are lost for good, so what was written last can never be flushed. That of the
+    explorer does the same."""
     for words in ("connection ended", "deactivation failed", "acknowledged writes may be lost", "operation failed"):
         expect_log(words, at_least=0)
     monkeypatch.setattr(region_set_module, "FAREWELL_TIMEOUT_S", 0.2)
