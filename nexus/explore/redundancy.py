@@ -4,14 +4,15 @@ What it is for: interferences drawn by chance lose one sled after the other, fas
 of losing the last good copy is no finding, so no operation does that; and it must be decided from the bytes, before
 the sled dies: afterwards nobody could tell bad luck from a copy that was destroyed too early.
 
-What it guarantees: of every set of regions that a document names, somebody has all that the sled has of it, block by
-block, on a sled that lives. A successor that is not repaired yet may be lost (the others have what it has), and so may
-the one whose place it takes, as long as a third is there.
+What it guarantees: of every set of regions that something living is made of, somebody has all that the sled has of it,
+block by block, on a sled that lives. (A stash names one region, and nobody needs that.) A successor that is not
+repaired yet may be lost (the others have what it has), and so may the one whose place it takes, as long as a third is
+there.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from nexus.db import schema
 from nexus.explore.fabric import Fabric, Sled, listening
@@ -21,7 +22,8 @@ from nexus.explore.upstairs import sets_of
 from nexus.saga import ActionFailed
 from nexus.volumes import Address, recorded
 
-_LIVING = select(schema.volume.c.id, schema.volume.c.data).where(schema.volume.c.time_deleted.is_(None))
+_VOLUME = schema.volume
+_OF_THESE = select(_VOLUME.c.id, _VOLUME.c.data).where(_VOLUME.c.id.in_(bindparam("volumes", expanding=True)))
 
 
 async def lose_sled(rack: Rack, number: int) -> None:
@@ -34,8 +36,9 @@ async def lose_sled(rack: Rack, number: int) -> None:
 
 
 def has_the_last_copy(rack: Rack, sled: Sled) -> bool:
-    """Whether the sled alone has some block of some living volume."""
-    for volume_id, data in rack.run(lambda c: c.execute(_LIVING.order_by(schema.volume.c.id)).all()):
+    """Whether the sled alone has some block of something living."""
+    owners = sorted({thing.volume_id for thing in rack.things.values() if thing.living and thing.volume_id})
+    for volume_id, data in rack.run(lambda c: c.execute(_OF_THESE, {"volumes": owners}).all()):
         for part in sets_of(recorded.parse(data, f"volume {volume_id}")):
             here, elsewhere = _copies(rack.fabric, part.opts.target, sled)
             for each in here:
