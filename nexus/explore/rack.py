@@ -54,8 +54,9 @@ def pattern(*words: object) -> bytes:
 @dataclass(slots=True)
 class Thing:
     """A disk, snapshot, image or instance that a user has. ``own``: the blocks that were written to it, ``beneath``
-    those that it was made of; together what its user must find. ``either``: what a block may be as well, for it was
-    written while the snapshot was taken. ``sure``: the user was told; else the database knows whether it lives."""
+    those that it was made of; together what its user must find. ``written``: all that ever was, in order. ``either``:
+    what a block may be as well, for it was written while the snapshot was taken. ``sure``: the user was told; else the
+    database knows whether it lives."""
 
     kind: str
     name: str
@@ -63,7 +64,8 @@ class Thing:
     volume_id: str = ""
     own: dict[int, bytes] = field(default_factory=dict)
     beneath: dict[int, bytes] = field(default_factory=dict)
-    either: dict[int, bytes | None] = field(default_factory=dict)
+    written: tuple[tuple[int, bytes], ...] = ()
+    either: dict[int, frozenset[bytes]] = field(default_factory=dict)
     living: bool = True
     sure: bool = True
     read_only: bool = False
@@ -73,6 +75,11 @@ class Thing:
     @property
     def contents(self) -> dict[int, bytes]:
         return self.beneath | self.own
+
+    def note(self, block: int, data: bytes) -> None:
+        """Its user was told that this is written."""
+        self.own[block] = data
+        self.written += ((block, data),)
 
 
 @dataclass(frozen=True, slots=True)

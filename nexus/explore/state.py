@@ -21,7 +21,7 @@ from sqlalchemy import Column, Connection
 from crucible_emu.agent.documents import State
 from nexus.db import schema
 from nexus.db.schema.columns import Moment
-from nexus.explore.rack import Rack
+from nexus.explore.rack import Rack, Thing
 from nexus.explore.storage import Contents
 from nexus.explore.upstairs import LightVolume
 
@@ -95,7 +95,14 @@ def _memory(rack: Rack) -> Iterator[str]:
             yield f"host {ip} {name} {guest.state.value} {disks}"
     yield f"wrong orders {rack.fabric.wrong_orders}"
     for thing in sorted(rack.things.values(), key=lambda each: each.name):
-        yield f"{thing.name} {thing.living} {thing.sure} {sorted(thing.contents)} {sorted(thing.either)}"
+        yield f"{thing.name} {thing.living} {thing.sure} {_expected(thing)}"
+
+
+def _expected(thing: Thing) -> str:
+    """What its user must find. *Safety*: of two states with the same bytes, one may lack a write that the other never
+    had."""
+    either = [(block, sorted(data)) for block, data in sorted(thing.either.items())]
+    return blake3(repr((sorted(thing.contents.items()), either)).encode()).hexdigest()
 
 
 def _contents(contents: Contents) -> list[tuple[str, Any]]:

@@ -119,7 +119,7 @@ async def write(process: Process, name: str, *blocks: int, missed_by: int | None
     for block in blocks:
         data = pattern(name, block, len(thing.own))
         await rack.world.pantries.bulk_write(pantry, thing.id, block * BLOCK_BYTES, data)
-        thing.own[block] = data
+        thing.note(block, data)
     await rack.world.pantries.detach(pantry, thing.id)
     if missed_by is not None:
         rack.fabric.sleds[missed_by].trouble.silent = False
@@ -141,14 +141,16 @@ async def create_snapshot(process: Process, name: str, disk: str) -> Thing:
     running = await rack.database.read(lambda c: active_vmm_of_disk(c, frozen.id))
     saga = snapshot_create.SNAPSHOT_CREATE_ATTACHED if running else snapshot_create.SNAPSHOT_CREATE_DETACHED
     thing = Thing("snapshot", name, params.snapshot_id, params.volume_id, beneath=dict(frozen.contents))
+    written_before = len(frozen.written)
     try:
         return await _made(process, thing, saga, params)
     finally:
-        # What was changed while it was taken may be in it or not.
+        # What was changed while it was taken may be in it or not; of several writes to a block, any may be the last in.
         after = frozen.own if frozen.letting_go else frozen.contents
         before, zeros = thing.beneath, bytes(BLOCK_BYTES)
         changed = [block for block in before | after if before.get(block) != after.get(block)]
-        thing.either = {block: after.get(block, zeros) for block in changed}
+        meanwhile = [(block, after.get(block, zeros)) for block in changed] + list(frozen.written[written_before:])
+        thing.either = {block: frozenset(data for where, data in meanwhile if where == block) for block, _ in meanwhile}
 
 
 async def create_image(process: Process, name: str, snapshot: str) -> Thing:
@@ -284,7 +286,7 @@ async def guest_writes(rack: Rack, instance: str, disk: str, block: int) -> bool
         guest.disks[thing.id].write(block, data)
     except (Taken, Unavailable):
         return False
-    thing.own[block] = data
+    thing.note(block, data)
     return True
 
 
@@ -343,7 +345,7 @@ async def import_disk(process: Process, name: str) -> Thing:
     await bulk_write_start(rack.world, thing.id)
     data = pattern(name, 2)
     await bulk_write(rack.world, thing.id, 2 * BLOCK_BYTES, data)
-    thing.own[2] = data
+    thing.note(2, data)
     await bulk_write_stop(rack.world, thing.id)
     kept = f"{name}-snapshot"
     snapshot = snapshot_create.Params(

@@ -86,6 +86,10 @@ RACES = {
         "import-disk: finalize-disk-with-snapshot#SNAPSHOT/LOOK_AT_DISK@after-effect=expunge-another; "
         "finalize-disk-with-snapshot#SNAPSHOT/REGIONS_ENSURE_UNDO@after-effect=expunge-another"
     ),
+    "guest_writes_a_block_before_and_after_the_moment_of_a_snapshot": (
+        "create-snapshot-of-guest: snapshot-create-attached#CREATE_SNAPSHOT_RECORD@after-record=guest-writes; "
+        "snapshot-create-attached#RECORD_LEDGER@after-effect=guest-writes"
+    ),
     "last_good_copy_is_not_lost_to_chance": (
         "lose-region: region-replacement-start#GET_OLD_REGION_ADDRESS@after-effect=expunge-another; "
         "region-replacement-start#REPLACE_REGION_IN_VOLUME@after-effect=expunge-another"
