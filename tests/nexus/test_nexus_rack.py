@@ -17,10 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import trio
 from blake3 import blake3
 from nexus_commands import environment, nexus, outcome, program, said, sentence
 
 from crucible_emu.client import sync
+from nexus.cli.access import here
+from nexus.cli.session import session
 
 STEP = 1 << 20
 IMAGE_BYTES = STEP + 70_000
@@ -149,15 +152,21 @@ def test_the_life_of_a_disk(rack: Path, image: Path, tmp_path: Path) -> None:
 
 def test_an_import_that_is_interrupted_leaves_no_disk(rack: Path, tmp_path: Path) -> None:
     large = tmp_path / "large"
-    large.write_bytes(Random(2).randbytes(1 << 20) * 256)  # seconds of writing; to be heard of takes less than one
+    large.write_bytes(Random(2).randbytes(1 << 20) * 256)  # a second of writing; to be heard of takes milliseconds
+
+    async def until_it_is_imported() -> None:
+        async with session(here(rack)) as it:
+            while True:
+                with trio.fail_after(WAIT_S):
+                    states = [disk.state.state async for disk in it.external.disk_list(it.project)]
+                if "importing_from_bulk_writes" in states:
+                    return
+
     words = [sys.executable, "-m", "nexus", "disk", "import", "half", str(large)]
     with subprocess.Popen(
         words, cwd=rack, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as command:
-        states: set[str] = set()
-        while "importing_from_bulk_writes" not in states:
-            assert command.poll() is None
-            states |= {each["state"]["state"] for each in items("disk", "list", cwd=rack)}
+        trio.run(until_it_is_imported)
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=WAIT_S)
     assert (command.returncode, out, err) == (130, "", "")
