@@ -6,7 +6,7 @@ whose zero means "nothing known" is free until it says something.
 
 What it guarantees: :func:`reserve` returns zeros and reserves address space, not memory. :meth:`Reservation.release`
 gives the memory back, after which every entry is zero again. Big reservations refuse huge pages, because one entry
-written at random would then cost two MiB instead of four KiB.
+written at random would then cost two MiB instead of four KiB; those that are *dense*, filled from one end, ask for them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Reservation(Generic[Scalar]):
-    """Zero-filled private memory: ``array`` has the given shape and dtype. The memory lives as long as the array."""
+    """Zero-filled private memory: ``array`` has the given shape and dtype. The memory lives as long as the array.
+    ``dense``: what is touched lies together."""
 
     __slots__ = ("_map", "array")
 
@@ -35,10 +36,8 @@ class Reservation(Generic[Scalar]):
         size_bytes = max(1, count * np.dtype(dtype).itemsize)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, size_bytes, flags=flags)
-        if dense:
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        elif size_bytes > HUGE_PAGES_BYTES_MAX:
-            self._map.madvise(mmap.MADV_NOHUGEPAGE)
+        if size_bytes > HUGE_PAGES_BYTES_MAX:
+            self._map.madvise(mmap.MADV_HUGEPAGE if dense else mmap.MADV_NOHUGEPAGE)
         self.array = np.frombuffer(self._map, dtype, count).reshape(shape)
 
     def release(self) -> None:
