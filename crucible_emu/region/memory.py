@@ -6,7 +6,8 @@ whose zero means "nothing known" is free until it says something.
 
 What it guarantees: :func:`reserve` returns zeros and reserves address space, not memory. :meth:`Reservation.release`
 gives the memory back, after which every entry is zero again. Big reservations refuse huge pages, because one entry
-written at random would then cost two MiB instead of four KiB; those that are *dense*, filled from one end, ask for them.
+written at random would then cost two MiB instead of four KiB; those that are *dense*, filled from one end, ask for
+them.
 """
 
 from __future__ import annotations
