@@ -124,9 +124,9 @@ def test_regions_on_two_file_systems_are_synced_each_on_its_own(
         calls.append({os.fstat(descriptor).st_dev for group in groups for descriptor in group})
         return real(storage, groups)
 
-    monkeypatch.setattr(OsStorage, "sync_groups", counted)
     path = IN_MEMORY / f"crucible-together-{os.getpid()}"
     elsewhere = made(path)
+    monkeypatch.setattr(OsStorage, "sync_groups", counted)
     try:
         both = [regions[0], elsewhere]
         for region in both:

@@ -383,6 +383,29 @@ def test_once_a_sync_of_all_has_failed_each_file_is_asked(tmp_path: Path, monkey
         storage.close(descriptor)
 
 
+def test_after_one_region_saw_a_sync_of_all_fail_no_other_believes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """*Safety*: the failure may be that of the other's file, and the file system has told of it by now."""
+    monkeypatch.setattr(OsStorage, "_durable_by_device", {tmp_path.stat().st_dev: True}, raising=False)
+    monkeypatch.setattr("crucible_emu.region.storage._dirty_bytes", lambda: 0)
+    first, second = OsStorage(), OsStorage()
+    for storage in (first, second):
+        monkeypatch.setattr(storage, "_syncfs_reports", True)
+    monkeypatch.setattr(first, "_libc", CountingLibrary(first, -1))
+    library = CountingLibrary(second, 0)
+    monkeypatch.setattr(second, "_libc", library)
+    assert not first.sync_at_once(tmp_path, 6)
+    descriptors = [second.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT) for number in range(6)]
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    assert second.sync_groups([descriptors[:3], descriptors[3:]]) == [None, None]
+    assert "syncfs" not in library.calls
+    assert synced == descriptors
+    for descriptor in descriptors:
+        second.close(descriptor)
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_an_open_believes_nothing_that_is_not_synced(tmp_path: Path, at_once: bool) -> None:
     """All extents at once, or file by file: but before the first of them is read."""
