@@ -121,6 +121,20 @@ class Touched:
         return int(await self._database.read(lambda c: c.execute(text(fetched)).scalar_one()))
 
 
+def blank_disk(disk_id: str, volume_id: str) -> DiskCreate:
+    """What is asked for where disks are made one after the other."""
+    return DiskCreate(
+        disk_id=disk_id,
+        volume_id=volume_id,
+        project_id=PROJECT,
+        name=f"new-{disk_id}",
+        description="",
+        size_bytes=DISK_BYTES,
+        block_size=BLOCK_SIZE,
+        source=Blank(),
+    )
+
+
 class Plane:
     """A Nexus on one database."""
 
@@ -146,16 +160,7 @@ class Plane:
     async def round(self) -> None:
         """Make a disk, and delete its volume."""
         disk_id, volume_id = self._id(), self._id()
-        wish = DiskCreate(
-            disk_id=disk_id,
-            volume_id=volume_id,
-            project_id=PROJECT,
-            name=f"new-{disk_id}",
-            description="",
-            size_bytes=DISK_BYTES,
-            block_size=BLOCK_SIZE,
-            source=Blank(),
-        )
+        wish = blank_disk(disk_id, volume_id)
         await self._measure("disk create", lambda: self._executor.run(DISK_CREATE, wish))
         await self._measure(
             "volume delete", lambda: self._executor.run(VOLUME_DELETE, VolumeDelete(volume_id=volume_id))

@@ -10,7 +10,6 @@ that every round finds the same room.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from uuid import uuid4
 import numpy as np
 
 from bench.limits import MIB
+from bench.plain_copy import copy_seconds
 from bench.rate import Rate, RateError
 from crucible_emu.errors import CrucibleError, UsageError
 from crucible_emu.geometry import RegionDefinition
@@ -51,20 +51,6 @@ def full_region(path: Path, size_mib: int) -> Region:
         region.write(blocks, rows, BlockContexts(kinds, hashes, on_disk_hash=hashes))
     region.flush(1, 1)
     return region
-
-
-def copy_seconds(source: Path, target: Path) -> float:
-    """Seconds to copy a directory's files and have them on the disk; the copy is removed."""
-    began = time.monotonic()
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".zfs"))
-    for path in target.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-    took = time.monotonic() - began
-    shutil.rmtree(target)
-    return took
 
 
 def one_round(region: Region, folder: Path) -> tuple[float, float, float]:

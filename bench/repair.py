@@ -11,8 +11,6 @@ full, so that every extent has to be fetched.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -27,6 +25,7 @@ from uuid import uuid4
 
 from bench import fio
 from bench.lines import KIB, MIB, Line
+from bench.plain_copy import copy_seconds
 from bench.subjects import OURS, end, find_program
 
 LINE = Line("randwrite-4k-qd16", "randwrite", 4 * KIB, 16)
@@ -127,21 +126,6 @@ class Writer(threading.Thread):
             self.problem = problem
 
 
-def copy_rate(region: Path, size_mib: int) -> float:
-    """MiB/s of copying a region's files and syncing them."""
-    target = region.with_name("copy")
-    began = time.monotonic()
-    shutil.copytree(region, target)
-    for path in target.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-    took = time.monotonic() - began
-    shutil.rmtree(target)
-    return size_mib / took
-
-
 def run(folder: Path, size_mib: int, seconds: float) -> Round:
     """One replacement under load. Raises :class:`RepairError`, :class:`fio.FioError`."""
     regions = [folder / f"r{number}" for number in range(4)]
@@ -173,7 +157,7 @@ def run(folder: Path, size_mib: int, seconds: float) -> Round:
             raise writer.problem
         # The last run may have ended after the repair.
         beside = statistics.median(writer.rates[:-1] or writer.rates)
-        copied = copy_rate(regions[1], size_mib)
+        copied = size_mib / copy_seconds(regions[1], folder / "copy")
     return Round(before, beside, size_mib / took, copied)
 
 

@@ -17,15 +17,13 @@ from uuid import UUID
 
 import trio
 
-from bench.control_plane import LEASE_S, NEXUS_ID, InstantAgents, world_of
-from bench.crowd import BLOCK_SIZE, DISK_BYTES, PROJECT, Crowd
+from bench.control_plane import LEASE_S, NEXUS_ID, InstantAgents, blank_disk, world_of
+from bench.crowd import Crowd
 from bench.rate import Rate
 from nexus.db import Database
 from nexus.db.sagas import Leases, SagaStore
-from nexus.objects.sources import Blank
 from nexus.saga import Executor
 from nexus.sagas.disk_create import DISK_CREATE
-from nexus.sagas.disk_create import Params as DiskCreate
 from nexus.sagas.volume_delete import VOLUME_DELETE
 from nexus.sagas.volume_delete import Params as VolumeDelete
 from nexus.services import Connections
@@ -59,17 +57,7 @@ async def pairs(url: str, count: int, rounds: int) -> tuple[list[float], float]:
 async def pair(executor: Executor, random: Random) -> None:
     """Make a disk, and delete its volume."""
     disk_id, volume_id = (str(UUID(bytes=random.randbytes(16), version=4)) for _ in range(2))
-    wish = DiskCreate(
-        disk_id=disk_id,
-        volume_id=volume_id,
-        project_id=PROJECT,
-        name=f"new-{disk_id}",
-        description="",
-        size_bytes=DISK_BYTES,
-        block_size=BLOCK_SIZE,
-        source=Blank(),
-    )
-    await executor.run(DISK_CREATE, wish)
+    await executor.run(DISK_CREATE, blank_disk(disk_id, volume_id))
     await executor.run(VOLUME_DELETE, VolumeDelete(volume_id=volume_id))
 
 
