@@ -5,7 +5,8 @@ these are looked at: every id in a statement's values and in every row that come
 looks for the rows of each statement, by its own plan (:meth:`Asked.scans`); and the steps of its machine, which grow
 with the rows that it passes over without showing them (:attr:`Asked.steps`).
 
-It costs time, so whoever measures seconds does that in another run. One thread: open the database ``inline``.
+It costs time, so whoever measures seconds does that in another run. One thread and one connection: open the database
+in memory and ``inline``.
 """
 
 from __future__ import annotations
@@ -41,23 +42,25 @@ class Asked:
     """
 
     def __init__(self, database: Database, watched: Collection[str]) -> None:
-        assert database.dialect == "sqlite"
+        assert database.dialect == "sqlite" and len(set(database.engines)) == 1
         self._database = database
         self._watched = frozenset(watched)
         self._shapes: dict[str, tuple[tuple[str, ...], bool]] = {}
         self._plans: dict[str, Any] = {}
-        self.on = True
+        self.on = False
         self.steps = 0
         self.statements = 0
         self.met: Counter[str] = Counter()
         self.touches: dict[tuple[str, bool], Counter[str]] = {}
         for engine in database.engines:
-            event.listen(engine, "checkout", self._checked_out)
             event.listen(engine, "before_cursor_execute", self._before)
+        # One in memory has one connection, which is kept: to ask for it is to have it.
+        database.transact_blocking(lambda connection: self._watch(connection.connection.driver_connection))
+        self.on = True
 
-    def _checked_out(self, connection: Any, record: Any, proxy: Any) -> None:
-        connection.set_progress_handler(self._step, STEPS_AT_ONCE)
-        connection.row_factory = self._row
+    def _watch(self, driver: Any) -> None:
+        driver.set_progress_handler(self._step, STEPS_AT_ONCE)
+        driver.row_factory = self._row
 
     def _step(self) -> int:
         self.steps += STEPS_AT_ONCE * self.on

@@ -54,6 +54,7 @@ def test_each_affected_volume_is_touched_the_same_number_of_times_however_many_t
     for each in (few, many):
         assert (each.reads, each.writes) == ((3, 3), (1, 1))
         assert each.named[0] == each.named[1] == few.named[0]
+    assert few.steps > 10 * few.statements, "the machine's steps are counted at all"
     more = MANY - FEW
     assert (many.steps - few.steps) / more <= 1.05 * few.steps / FEW, "one more costs no more than each of a few"
     assert (many.statements - few.statements) / more <= few.statements / FEW
@@ -112,6 +113,16 @@ def test_who_looked_through_all_volumes_would_be_found_out(monkeypatch: pytest.M
     monkeypatch.setattr(affected, "volumes_using", scanned)
     found = counted(dependents=2, unrelated=20)
     assert found.strangers > 0 and found.reads == (3, 3), "a page names no volume that it reads"
+
+
+def test_a_row_that_comes_back_is_met_though_no_statement_named_it() -> None:
+    with Database.open("sqlite://", inline=True, random=Random(1)) as database:
+        family = build(database, 2, 0)
+        asked = Asked(database, family.volume_ids)
+        volumes = database.transact_blocking(lambda c: c.execute(select(schema.volume.c.id)).scalars().all())
+        assert set(family.volume_ids) <= set(volumes)
+        assert {asked.met[each] for each in family.volume_ids} == {1}
+        assert not any(asked.named(each) for each in family.volume_ids)
 
 
 def test_a_statement_that_goes_through_a_table_is_found_out() -> None:
