@@ -5,16 +5,28 @@ another; its success is taken over by the region only after that. A snapshot is 
 until then nothing that was written after :meth:`Flushes.begin` can reach a file, so the copy is what the flush covered.
 Where a write changes a file at once (every policy but STAGED), flush and snapshot run on the loop instead, and nothing
 else runs meanwhile.
+
+A flush that follows hard upon another may go to the region's journal (:mod:`crucible_emu.region.journal`), which takes
+one sync instead of three. A guest that flushes now and then gets an ordinary directory after each of them, and when the
+flushes stop, whoever runs the Downstairs has the journal settled.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+
+import trio
 
 from crucible_emu.downstairs.work import Kind, Work, outcome_of
 from crucible_emu.errors import CrucibleError
 from crucible_emu.region import FlushWork, Region, SyncPolicy
+
+JOURNALED_WITHIN_S = 0.25
+"""A flush that comes so soon after another goes to the journal."""
+SETTLED_AFTER_S = 1.0
+"""When no flush has come for so long, the journal is carried to the extents."""
 
 InThread = Callable[..., Awaitable[Any]]
 """Runs a function in a thread; what it returns, or the error with which it failed."""
@@ -39,12 +51,17 @@ class Flushes:
         self.region = region
         self._in_thread = in_thread
         self._together = together
+        self.flushed_at_s = -math.inf
+        """When the last flush that had anything to do was done, on the loop's clock."""
 
     def begin(self, work: Work) -> FlushWork:
         """Fix what has to reach the files before ``work`` is done. Raises what the region raises."""
         message = work.message
         if work.kind is Kind.FLUSH:
-            return self.region.begin_flush(message.flush_number, message.gen_number, message.extent_limit)
+            soon = trio.current_time() - self.flushed_at_s < JOURNALED_WITHIN_S
+            journal = soon and message.snapshot_details is None and message.extent_limit is None
+            numbers = message.flush_number, message.gen_number
+            return self.region.begin_flush(*numbers, message.extent_limit, journal=journal)
         if work.kind is Kind.FLUSH_EXTENT or work.kind is Kind.FLUSH_CLOSE:
             assert work.extent_id is not None
             return self.region.begin_flush_extent(work.extent_id, message.flush_number, message.gen_number)
@@ -76,6 +93,8 @@ class Flushes:
             outcome = await self._snapshot(work)
         finally:
             self.region.finish_flush(flush)
+            if work.kind is Kind.FLUSH:
+                self.flushed_at_s = trio.current_time()
         return outcome if isinstance(outcome, CrucibleError) else self._close(work)
 
     async def _run(self, work: Work, flush: FlushWork) -> Any:

@@ -4,8 +4,9 @@ What it is for: the replicas of a disk are told to flush in the same moment. :cl
 begin in one turn of the loop go through their phases in one thread with one sync for all
 (:mod:`crucible_emu.region.together`): a third of the syncs, and one change of threads instead of three.
 
-What it guarantees: who waits gets the outcome of its own flush. It is not for what is large: three threads then copy
-side by side, and the sync is the smaller part.
+What it guarantees: who waits gets the outcome of its own flush. Large ones go together, too: three threads that write
+4 KiB at a time take the interpreter's lock from one another at each (11.7 µs of CPU time a write, one thread 3.5), and
+for long stretches three are no faster than one.
 """
 
 from __future__ import annotations
@@ -16,16 +17,12 @@ import trio
 
 from crucible_emu.errors import CrucibleError
 from crucible_emu.region import FlushWork
-from crucible_emu.region.flush import StagedFlush
-from crucible_emu.region.together import may_go_together, run_together
-
-TOGETHER_BYTES_MAX = 1024 * 1024
-"""A flush of more goes by itself."""
+from crucible_emu.region.together import SteppedFlush, may_go_together, run_together
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    flush: StagedFlush
+    flush: SteppedFlush
     done: trio.Event = field(default_factory=trio.Event)
     outcome: CrucibleError | BaseException | None = None
 
@@ -38,11 +35,11 @@ class FlushesTogether:
 
     def takes(self, flush: FlushWork) -> bool:
         """Whether :meth:`run` is the way for this flush."""
-        return may_go_together(flush) and isinstance(flush, StagedFlush) and flush.size_bytes <= TOGETHER_BYTES_MAX
+        return may_go_together(flush)
 
     async def run(self, flush: FlushWork) -> CrucibleError | None:
         """Run it in a thread, with those that come in the same turn; the error with which it failed."""
-        assert isinstance(flush, StagedFlush)
+        assert may_go_together(flush)
         mine = _Waiting(flush)
         self._waiting.append(mine)
         # Not cancelled midway: others wait, and a flush that has begun is not broken off by itself either.

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crucible_emu.errors import UsageError
-from crucible_emu.geometry import GeometryError, RegionDefinition
+from crucible_emu.geometry import DATABASE_VERSION, GeometryError, RegionDefinition
 from crucible_emu.logs import get_logger
 from crucible_emu.region import layout
 from crucible_emu.region.layout import ExtentLayout, ExtentMetadata
@@ -23,6 +23,13 @@ from crucible_emu.region.storage import Storage, explain
 log = get_logger(__name__)
 
 DEFINITION_NAME = "region.json"
+JOURNALED_VERSION = 1001
+"""In ``region.json`` while flushes may be in the journal that are not in the extents: the real program refuses it."""
+UNSETTLED = (
+    "has flushes in its journal that are not in its extents yet: wait until whoever serves it has been quiet for a "
+    "moment, or open it read-write once if nobody does"
+)
+_VERSIONS = ("database_read_version", "database_write_version")
 CREATING_NAME = ".creating"
 _TEMPORARY_NAME = ".tmp-region.json"
 EXTENTS_PER_DIRECTORY = 4096
@@ -31,6 +38,15 @@ HEX_DIGITS = frozenset("0123456789ABCDEF")
 
 def read_definition(storage: Storage, region: Path) -> RegionDefinition:
     """The definition in ``region.json``. Raises :class:`UsageError` where ``region`` is no region."""
+    return _read_definition(storage, region)[0]
+
+
+def is_journaled(storage: Storage, region: Path) -> bool:
+    """Whether ``region.json`` says that there may be a journal. Raises as :func:`read_definition`."""
+    return _read_definition(storage, region)[1]
+
+
+def _read_definition(storage: Storage, region: Path) -> tuple[RegionDefinition, bool]:
     path = region / DEFINITION_NAME
     try:
         members = json.loads(read_file(storage, path))
@@ -42,8 +58,11 @@ def read_definition(storage: Storage, region: Path) -> RegionDefinition:
         raise UsageError(f"{path} is not JSON ({error}): restore it from a replica's directory") from error
     if not isinstance(members, dict):
         raise UsageError(f"{path} holds no JSON object: restore it from a replica's directory")
+    journaled = all(members.get(name) == JOURNALED_VERSION for name in _VERSIONS)
+    if journaled:
+        members |= dict.fromkeys(_VERSIONS, DATABASE_VERSION)
     try:
-        return RegionDefinition.from_json(members)
+        return RegionDefinition.from_json(members), journaled
     except GeometryError as error:
         raise UsageError(f"{path} defines no usable region: {error}") from error
 
@@ -65,10 +84,13 @@ def read_file(storage: Storage, path: Path) -> bytes:
         storage.close(descriptor)
 
 
-def write_definition(storage: Storage, region: Path, definition: RegionDefinition) -> None:
+def write_definition(storage: Storage, region: Path, definition: RegionDefinition, *, journaled: bool = False) -> None:
     """Write ``region.json`` so that it is the old one or the new one at any moment. Raises OSError."""
     temporary = region / _TEMPORARY_NAME
-    write_file(storage, temporary, definition.dumps().encode())
+    text = definition.dumps()
+    if journaled:
+        text = json.dumps(definition.as_json() | dict.fromkeys(_VERSIONS, JOURNALED_VERSION), indent=2) + "\n"
+    write_file(storage, temporary, text.encode())
     storage.rename(temporary, region / DEFINITION_NAME)
     storage.sync_directory(region)
 
@@ -130,7 +152,9 @@ def extend(storage: Storage, region: Path, extent_count: int) -> RegionDefinitio
     Raises :class:`UsageError` for fewer extents than there are or where a foreign file is in the way,
     :class:`errors.IoError` where the disk fails.
     """
-    definition = read_definition(storage, region)
+    definition, journaled = _read_definition(storage, region)
+    if journaled:
+        raise UsageError(f"the region in {region} {UNSETTLED}")
     if extent_count < definition.extent_count:
         raise UsageError(f"{region} will not shrink from {definition.extent_count} to {extent_count} extents")
     extended = replace(definition, extent_count=extent_count)

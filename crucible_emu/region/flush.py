@@ -36,6 +36,7 @@ from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.region import layout
 from crucible_emu.region.extent import Extents
+from crucible_emu.region.journal import Journal
 from crucible_emu.region.layout import ExtentMetadata, Slots, pack_slots
 from crucible_emu.region.redo import RedoFile
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
@@ -71,6 +72,17 @@ class BlockSet:
         return len(self.blocks)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ExtentMarks:
+    """What the metadata of some extents shall say: ``extent_ids`` int64[n] ascending, ``flush_numbers`` and
+    ``gen_numbers`` uint64[n], ``dirty`` bool[n] where something was written after the flush of those numbers."""
+
+    extent_ids: ExtentIds
+    flush_numbers: npt.NDArray[np.uint64]
+    gen_numbers: npt.NDArray[np.uint64]
+    dirty: npt.NDArray[np.bool_]
+
+
 @dataclass(slots=True, eq=False)
 class _Group:
     """Some extents that go through the phases together, the bitmaps they will have, and their open files."""
@@ -83,9 +95,10 @@ class _Group:
 class StagedFlush:
     """One flush (``numbers`` given) or destage (``numbers`` None) of staged blocks.
 
-    ``sets`` are written in order; all but the last are in limbo from an earlier attempt. ``chosen`` are the ids of the
-    extents that shall be clean afterwards, ascending. ``spans`` is the staging room to be given back, ``whole``
-    whether nothing but these sets lives there.
+    ``sets`` are written in order; all but the last are in limbo from an earlier attempt. ``marks`` are the extents
+    whose metadata is written. ``spans`` is the staging room to be given back, ``whole`` whether nothing but these sets
+    lives there, ``fresh_spans`` those of it that hold what was not flushed before. Everything in ``journal`` is among
+    the sets: it is empty afterwards, and gone after a destage.
     """
 
     def __init__(
@@ -94,19 +107,23 @@ class StagedFlush:
         staging: Staging,
         redo: RedoFile | None,
         sets: list[BlockSet],
-        chosen: ExtentIds,
+        marks: ExtentMarks,
         spans: list[Span],
         numbers: tuple[int, int] | None,
         *,
         whole: bool,
+        fresh_spans: list[Span],
+        journal: Journal | None,
     ) -> None:
         self._extents = extents
         self._staging = staging
         self._redo = redo
         self.sets = sets
-        self.chosen = chosen
-        self._is_chosen = frozenset(chosen.tolist())
+        self.marks = marks
+        self._is_chosen = frozenset(marks.extent_ids.tolist())
         self.spans = spans
+        self.fresh_spans = fresh_spans
+        self._journal = journal if journal is not None and journal.exists else None
         self.numbers = numbers
         self.whole = whole
         self.begun: set[int] = set()
@@ -127,12 +144,18 @@ class StagedFlush:
 
     @property
     def is_empty(self) -> bool:
-        return not len(self.chosen) and not any(map(len, self.sets))
+        is_left_over = self._journal is not None and self.numbers is None
+        return not len(self.marks.extent_ids) and not any(map(len, self.sets)) and not is_left_over
+
+    @property
+    def _leaves_unsynced(self) -> bool:
+        """Data goes to the files and nothing says that it is there."""
+        return self.numbers is None and self._redo is None and not len(self.marks.extent_ids)
 
     def extent_ids(self) -> ExtentIds:
         """Every extent that is written to, ascending."""
         named = np.zeros(self._extents.count, np.bool_)
-        named[self.chosen] = True
+        named[self.marks.extent_ids] = True
         for each in self.sets:
             named[each.blocks // self._extents.layout.blocks] = True
         return np.flatnonzero(named)
@@ -159,6 +182,18 @@ class StagedFlush:
         ids, step = self.extent_ids(), self._extents.flushed_together_max
         for start in range(0, len(ids), step):
             yield from self._run_group(ids[start : start + step])
+        if self._journal is not None:
+            self._empty_journal(self._journal)
+
+    def _empty_journal(self, journal: Journal) -> None:
+        """*Safety*: durably, before this flush is reported: a later one must not be undone by what is older."""
+        try:
+            if self.numbers is None or journal.failed:
+                journal.remove()
+            else:
+                journal.reset()
+        except OSError as error:
+            raise explain(error, "emptying the journal of", self._extents.path) from error
 
     def _run_group(self, ids: ExtentIds) -> Steps:
         extents = self._extents
@@ -169,8 +204,7 @@ class StagedFlush:
             yield from self._rewrite_suspects(group)
             for number, each in enumerate(self.sets):
                 yield from self._run_set(group, number, self._plan(group, each))
-            if self.numbers is not None:
-                yield from self._write_metadata(group)
+            yield from self._write_metadata(group)
         except OSError as error:
             raise explain(error, "flushing", extents.path) from error
         finally:
@@ -228,12 +262,12 @@ class StagedFlush:
         self.in_limbo = max(self.in_limbo, number + 1)
         self._write_data(group, plan)
         last = number == len(self.sets) - 1
-        if last and self.numbers is not None:
+        if last:
             chosen = self._chosen_in(group)
             for index in chosen:
                 storage.pwrite(group.descriptors[index], group.bits[index].data, extents.layout.bitmap_offset)
             descriptors = [group.descriptors[index] for index in sorted({*touched, *chosen})]
-        if descriptors and not (last and self.numbers is None and self._redo is None):
+        if descriptors and not (last and self._leaves_unsynced):
             yield descriptors
         if self._redo is not None and len(plan):
             self._redo.clear()
@@ -262,21 +296,25 @@ class StagedFlush:
                 storage.pwritev(descriptor, parts, offset)
 
     def _chosen_in(self, group: _Group) -> list[int]:
-        """Which of the group's extents become clean, as positions in it."""
+        """Of which of the group's extents the metadata is written, as positions in it."""
         chosen = self._is_chosen
         return [index for index, extent_id in enumerate(group.extent_ids.tolist()) if extent_id in chosen]
 
     def _write_metadata(self, group: _Group) -> Steps:
         """Phase 3."""
-        extents, storage = self._extents, self._extents.storage
-        assert self.numbers is not None
-        flush_number, gen_number = self.numbers
+        extents, storage, marks = self._extents, self._extents.storage, self.marks
         chosen = self._chosen_in(group)
-        for index in chosen:
+        places = np.searchsorted(marks.extent_ids, group.extent_ids[chosen]).tolist()
+        for index, place in zip(chosen, places):
             extent_id = int(group.extent_ids[index])
             self.begun.add(extent_id)
-            bonus, defrag = int(extents.bonus_sync_count[extent_id]), int(extents.defrag_count[extent_id])
-            record = ExtentMetadata(False, gen_number, flush_number, bonus_sync_count=bonus, defrag_count=defrag)
+            record = ExtentMetadata(
+                bool(marks.dirty[place]),
+                int(marks.gen_numbers[place]),
+                int(marks.flush_numbers[place]),
+                bonus_sync_count=int(extents.bonus_sync_count[extent_id]),
+                defrag_count=int(extents.defrag_count[extent_id]),
+            )
             storage.pwrite(group.descriptors[index], record.pack(), extents.layout.metadata_offset)
         if chosen:
             yield [group.descriptors[index] for index in chosen]
@@ -288,11 +326,12 @@ class StagedFlush:
             ids = group.extent_ids
             extents.bits[ids] = group.bits
             extents.dirty[ids] = True
-            extents.unsynced[ids] = self.numbers is None and self._redo is None
+            extents.unsynced[ids] = self._leaves_unsynced
             extents.suspect[ids] = False
-        if self.numbers is not None:
-            extents.flush_number[self.chosen], extents.gen_number[self.chosen] = self.numbers
-            extents.dirty[self.chosen] = False
+        marks = self.marks
+        extents.flush_number[marks.extent_ids] = marks.flush_numbers
+        extents.gen_number[marks.extent_ids] = marks.gen_numbers
+        extents.dirty[marks.extent_ids] = marks.dirty
         for each in self.sets:
             self._staging.drop(each.rows, each.blocks)
         if self.whole:

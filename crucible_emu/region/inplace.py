@@ -32,7 +32,7 @@ from crucible_emu.region.layout import SLOT_A, SLOT_B, Slots, pack_slots
 from crucible_emu.region.policy import DEFRAGMENT_RATIO, Rules
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.storage import explain
-from crucible_emu.region.writing import Work
+from crucible_emu.region.writing import Versions, Work
 
 
 class InPlaceWriter:
@@ -60,13 +60,21 @@ class InPlaceWriter:
     def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
         raise RuntimeError("a policy that writes at once takes whole batches: ask takes_singles first")
 
-    def dirty_extents(self) -> npt.NDArray[np.bool_]:
-        return self._extents.dirty.copy()
+    @property
+    def is_settled(self) -> bool:
+        return True
+
+    def versions(self) -> Versions:
+        extents = self._extents
+        return extents.gen_number.copy(), extents.flush_number.copy(), extents.dirty.copy()
+
+    def close(self) -> None:
+        """There is nothing beside the extents."""
 
     def holds(self, first_block: int, stop_block: int) -> bool:
         return False
 
-    def begin(self, first: int, stop: int, numbers: tuple[int, int] | None) -> InPlaceFlush:
+    def begin(self, first: int, stop: int, numbers: tuple[int, int] | None, *, journal: bool = False) -> InPlaceFlush:
         """A destage has nothing to do: everything is in its file."""
         extents = self._extents
         chosen = np.zeros(extents.count, np.bool_)

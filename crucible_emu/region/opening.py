@@ -4,6 +4,8 @@
    and shows such extents as they are.
 2. Blocks that were torn in the middle of a flush are put in place again (:mod:`redo`).
 3. Every extent is synced, checked, and recovered if it is dirty (:meth:`Extents.load`).
+4. Flushes that are in the journal are carried to the extents (:mod:`journaled`). A read-only open, which must not
+   change anything, refuses such a region.
 
 The first extent that cannot be opened fails the whole region, as in the real program.
 """
@@ -11,8 +13,9 @@ The first extent that cannot be opened fails the whole region, as in the real pr
 from __future__ import annotations
 
 from crucible_emu import errors
+from crucible_emu.geometry import RegionDefinition
 from crucible_emu.logs import get_logger
-from crucible_emu.region import directory, layout, redo, repair_files
+from crucible_emu.region import directory, journal, journaled, layout, redo, repair_files
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.storage import explain
@@ -21,9 +24,12 @@ from crucible_emu.region.view import open_extent
 log = get_logger(__name__)
 
 
-def load(extents: Extents, reader: Reader) -> None:
-    """Bring the region's files into order and load all extents. Raises a CrucibleError."""
+def load(extents: Extents, reader: Reader, definition: RegionDefinition) -> None:
+    """Bring the region's files into order and load all extents. Raises a CrucibleError, and :class:`UsageError` where
+    a region is to be read that has flushes in its journal."""
     storage = extents.storage
+    if extents.read_only:
+        journal.refuse_unsettled(storage, extents.path)
     beside = directory.names_beside_extents(storage, extents.path, extents.count)
     try:
         for extent_id in beside:
@@ -42,6 +48,8 @@ def load(extents: Extents, reader: Reader) -> None:
         if extents.read_only and storage.exists(extents.path / redo.REDO_NAME):
             log.warning("a flush was cut off: open the region read-write once", region=str(extents.path))
         raise
+    if not extents.read_only:
+        journaled.settle(extents, definition)
 
 
 def _settle(extents: Extents, extent_id: int) -> None:

@@ -41,6 +41,7 @@ from crucible_emu.region.contexts import KNOWN_EMPTY, ContextTable
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.flush import FlushWork
 from crucible_emu.region.inplace import InPlaceWriter, stretches
+from crucible_emu.region.journal import Journal
 from crucible_emu.region.opening import load
 from crucible_emu.region.policy import RULES, SyncPolicy
 from crucible_emu.region.reading import Reader
@@ -87,8 +88,9 @@ class Region:
         self._writer: Writer
         if rules.staged:
             needed = redo.needs_redo(block_size) and not self.read_only
-            journal = redo.RedoFile(self._storage, self.path, block_size, self._staging.rows) if needed else None
-            self._writer = StagedWriter(extents, self._contexts, self._staging, self._reader, lock, journal)
+            twice = redo.RedoFile(self._storage, self.path, block_size, self._staging.rows) if needed else None
+            journal = Journal(self._storage, self.path, definition, self._staging.rows.data.cast("B"))
+            self._writer = StagedWriter(extents, self._contexts, self._staging, self._reader, lock, twice, journal)
         else:
             self._writer = self._inplace = InPlaceWriter(extents, self._contexts, self._reader, lock, rules)
         self._lock = lock
@@ -149,7 +151,7 @@ class Region:
         extents = Extents(storage, path, definition, read_only)
         try:
             region = cls(extents, definition, policy, staged_bytes_max)
-            load(extents, region._reader)
+            load(extents, region._reader, definition)
         except BaseException:
             extents.close()
             if lock is not None:
@@ -159,7 +161,8 @@ class Region:
         return region
 
     def close(self) -> None:
-        """Close the files. Nothing is flushed: staged writes are gone, as after a crash of the process.
+        """Close the files. Nothing is flushed: staged writes are gone, as after a crash of the process, and a journal
+        stays for the next open; :meth:`settle` first, to leave an ordinary directory.
 
         No flush may be running in a thread; one that begins to after this raises RuntimeError.
         """
@@ -168,6 +171,7 @@ class Region:
         self._is_open = False
         for view in self._reader.legacy.values():
             view.close()
+        self._writer.close()
         self._extents.close()
         if self._lock_descriptor is not None:
             self._storage.close(self._lock_descriptor)
@@ -303,9 +307,13 @@ class Region:
 
     # --- flushing
 
-    def begin_flush(self, flush_number: int, gen_number: int, extent_limit: int | None = None) -> FlushWork:
+    def begin_flush(
+        self, flush_number: int, gen_number: int, extent_limit: int | None = None, *, journal: bool = False
+    ) -> FlushWork:
         """Take along everything written so far: run the result, then :meth:`finish_flush` or :meth:`abandon_flush`.
 
+        ``journal``: where it may, the flush goes to the journal instead of the extents, which is faster, and one to
+        the extents is due before long (:meth:`begin_destage` or another flush); see :mod:`journal`.
         ``extent_limit``: only extents of at most that id; more than the number of extents raises
         :class:`errors.InvalidExtent` (that number itself is accepted, as by the real program, §4.5). Extents that are
         clean keep their numbers. Raises :class:`errors.ModifyingReadOnlyRegion` for dirty extents of a read-only
@@ -314,9 +322,8 @@ class Region:
         count = self._extents.count
         if extent_limit is not None and not 0 <= extent_limit <= count:
             raise errors.InvalidExtent()
-        return self._begin(
-            0, count if extent_limit is None else min(extent_limit + 1, count), (flush_number, gen_number)
-        )
+        stop = count if extent_limit is None else min(extent_limit + 1, count)
+        return self._begin(0, stop, (flush_number, gen_number), journal=journal)
 
     def begin_flush_extent(self, extent_id: int, flush_number: int, gen_number: int) -> FlushWork:
         """A flush of one extent (ExtentFlush, ExtentLiveFlushClose)."""
@@ -324,15 +331,28 @@ class Region:
         return self._begin(extent_id, extent_id + 1, (flush_number, gen_number))
 
     def begin_destage(self) -> FlushWork:
-        """Move everything staged into the files to free memory; extents stay dirty and keep their numbers."""
+        """Move everything staged into the files to free memory; extents stay dirty and keep their numbers. If there is
+        a journal, what that holds, and only that: those extents are clean afterwards, and the journal is gone."""
         return self._begin(0, self._extents.count, None)
 
-    def _begin(self, first: int, stop: int, numbers: Numbers | None) -> Work:
+    @property
+    def is_settled(self) -> bool:
+        """Whether the extents hold everything that was flushed, and there is no journal."""
+        return self._writer.is_settled
+
+    def settle(self) -> None:
+        """Carry the journal, if there is one, to the extents, and wait for it: the directory is an ordinary one then.
+
+        RuntimeError while a flush is under way. Raises :class:`errors.IoError`; the journal stays then."""
+        if not self.is_settled:
+            self._run(self.begin_destage())
+
+    def _begin(self, first: int, stop: int, numbers: Numbers | None, *, journal: bool = False) -> Work:
         if self._work is not None:
             raise RuntimeError("one flush at a time: finish or abandon the one that is under way")
         if self.read_only and self._extents.dirty[first:stop].any():
             raise errors.ModifyingReadOnlyRegion()
-        self._work = self._writer.begin(first, stop, numbers)
+        self._work = self._writer.begin(first, stop, numbers, journal=journal)
         return self._work
 
     @property
@@ -390,8 +410,7 @@ class Region:
 
     def extent_versions(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
         """Generation numbers, flush numbers (uint64) and dirty flags (bool) of all extents."""
-        extents = self._extents
-        return extents.gen_number.copy(), extents.flush_number.copy(), self._writer.dirty_extents()
+        return self._writer.versions()
 
     def extent_is_closed(self, extent_id: int) -> bool:
         self._check_extent(extent_id, closed_too=True)
@@ -409,7 +428,7 @@ class Region:
         holds = self._writer.holds(span.start, span.stop)
         if self._work is not None and (holds or extent_id in self._work.extent_ids()):
             raise RuntimeError(f"extent {extent_id} is being flushed: finish that first")
-        if holds:
+        while self._writer.holds(span.start, span.stop):  # twice, where there is a journal
             self._run(self._begin(extent_id, extent_id + 1, None))
         with self._lock:
             self._reader.mark(np.arange(span.start, span.stop))
@@ -453,7 +472,7 @@ class Region:
         extents, block_size = self._extents, self.definition.block_size
         return RegionStatistics(
             extents=extents.count,
-            extents_dirty=int(np.count_nonzero(self._writer.dirty_extents())),
+            extents_dirty=int(np.count_nonzero(self._writer.versions()[2])),
             extents_closed=int(np.count_nonzero(extents.closed)),
             descriptors_open=len(extents.descriptors),
             staged_bytes=self._staging.used_rows * block_size,

@@ -21,6 +21,9 @@ from crucible_emu.region.staging import RowNumbers, Span
 
 PAGE_BYTES = 4096
 """What reaches the page cache and the disk whole."""
+PIECE_BYTES = 64 * 1024
+"""Block data is written in pieces of at most this size. A file that was filled in larger ones sits in the page cache in
+larger folios; each later write of 4 KiB then takes 11 to 27 µs instead of 3.8, and its sync writes the whole folio."""
 
 Positions = npt.NDArray[np.int64]
 
@@ -95,11 +98,13 @@ def slot_writes(plan: Plan, geometry: ExtentLayout) -> list[SlotWrite]:
 
 
 def data_writes(plan: Plan, block_size: int) -> list[tuple[int, int, list[Span]]]:
-    """The data of a plan: ``(extent's index, offset in its file, spans of staging rows)`` per stretch of blocks."""
+    """The data of a plan: ``(extent's index, offset in its file, spans of staging rows)`` per stretch of blocks, cut
+    where a piece ends."""
     if not len(plan):
         return []
     rows = plan.rows.astype(np.int64)
     new_block = (plan.inside[1:] != plan.inside[:-1] + 1) | (plan.index[1:] != plan.index[:-1])
+    new_block |= plan.inside[1:] % max(1, PIECE_BYTES // block_size) == 0
     cuts = np.flatnonzero(new_block | (rows[1:] != rows[:-1] + 1)) + 1
     starts = np.concatenate(([0], cuts))
     lengths = np.concatenate((cuts, [len(plan)])) - starts

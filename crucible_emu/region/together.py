@@ -13,9 +13,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from crucible_emu.errors import CrucibleError
 from crucible_emu.region.flush import StagedFlush, Steps
+from crucible_emu.region.journaled import JournaledFlush
 from crucible_emu.region.storage import OsStorage
 
 
@@ -38,12 +40,15 @@ class _Course:
             self.device = os.fstat(self.wanted[0]).st_dev
 
 
-def may_go_together(flush: object) -> bool:
+SteppedFlush = StagedFlush | JournaledFlush
+
+
+def may_go_together(flush: object) -> TypeGuard[SteppedFlush]:
     """Whether :func:`run_together` takes this flush."""
-    return isinstance(flush, StagedFlush) and isinstance(flush.storage, OsStorage)
+    return isinstance(flush, SteppedFlush) and isinstance(flush.storage, OsStorage)
 
 
-def run_together(flushes: Sequence[StagedFlush]) -> list[CrucibleError | None]:
+def run_together(flushes: Sequence[SteppedFlush]) -> list[CrucibleError | None]:
     """Run them all, each to its end or its failure: what became of each, in their order. For any thread."""
     courses = []
     for flush in flushes:

@@ -25,6 +25,8 @@ from crucible_emu.integrity import BlockContexts, Rows, stored_hashes
 from crucible_emu.region.contexts import ContextTable
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.flush import BlockSet, ExtentIds, FlushWork, StagedFlush
+from crucible_emu.region.journal import Journal
+from crucible_emu.region.journaled import Journaled, JournaledFlush
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.redo import RedoFile
 from crucible_emu.region.staging import Span, Staging
@@ -38,6 +40,8 @@ FEW_BLOCKS = 4
 
 Numbers = tuple[int, int]
 """Flush number and generation number."""
+Versions = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_]]
+"""Generation numbers, flush numbers and dirty flags of all extents."""
 
 
 class Work(FlushWork, Protocol):
@@ -67,16 +71,26 @@ class Writer(Protocol):
         """Plain blocks, each from its own memory."""
         ...
 
-    def begin(self, first: int, stop: int, numbers: Numbers | None) -> Work:
-        """A flush of the extents ``first .. stop``; without numbers, a destage."""
+    def begin(self, first: int, stop: int, numbers: Numbers | None, *, journal: bool = False) -> Work:
+        """A flush of the extents ``first .. stop``; without numbers, a destage. ``journal``: the journal is good
+        enough for it."""
         ...
 
     def finish(self, work: Work) -> None: ...
     def abandon(self, work: Work) -> None: ...
 
-    def dirty_extents(self) -> npt.NDArray[np.bool_]:
-        """Which extents hold more than their last flush, on disk or here, bool[extents]."""
+    @property
+    def is_settled(self) -> bool:
+        """Whether the extents hold everything that was flushed, and the directory nothing beside them."""
         ...
+
+    def versions(self) -> Versions:
+        """Of all extents, the generation and flush numbers of their last flush, and whether they hold more than
+        that, on disk or here."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open beside the extents."""
 
     def holds(self, first_block: int, stop_block: int) -> bool:
         """Whether any of these blocks is not in its file yet."""
@@ -107,8 +121,11 @@ class StagedWriter:
         reader: Reader,
         lock: Lock,
         redo: RedoFile | None,
+        journal: Journal,
     ) -> None:
         self._extents = extents
+        self._journal = journal
+        self._journaled = Journaled(extents, staging)
         self._contexts = contexts
         self._staging = staging
         self._reader = reader
@@ -157,46 +174,123 @@ class StagedWriter:
             self._staging.put_singles(blocks, data)
             self._contexts.put_plain(blocks, hashes)
 
-    def begin(self, first: int, stop: int, numbers: Numbers | None) -> StagedFlush:
-        extents, staging, limbo = self._extents, self._staging, self._limbo
-        held = limbo.spans if limbo is not None else []
-        sets = list(limbo.sets) if limbo is not None else []
-        rows, blocks = staging.live([*held, *staging.filled()])
-        if sets:
-            fresh = ~np.isin(rows, np.concatenate([each.rows for each in sets]))
-            rows, blocks = rows[fresh], blocks[fresh]
-        extent_ids = blocks // self._blocks_per_extent
-        whole = first == 0 and stop == extents.count
+    def begin(
+        self, first: int, stop: int, numbers: Numbers | None, *, journal: bool = False
+    ) -> StagedFlush | JournaledFlush:
+        # A destage that finds a journal carries that out, and nothing else: room is made, and no extent gets dirty.
+        takes_fresh = numbers is not None or not self._journaled
+        held = self._limbo.spans if self._limbo is not None else []
+        filled = self._staging.filled() if takes_fresh else []
+        fresh, whole = self._fresh([*held, *filled], first, stop)
+        self._contexts.touched(fresh.blocks)
+        self._look_again_at = 0
+        if journal and numbers is not None and whole and self._belongs_into_journal(fresh):
+            spans = self._staging.freeze() if len(fresh) else []
+            return JournaledFlush(self._extents, self._journal, fresh, spans, numbers)
+        return self._in_place(fresh, held, first, stop, numbers, whole=whole, takes_fresh=takes_fresh)
+
+    def _fresh(self, spans: list[Span], first: int, stop: int) -> tuple[BlockSet, bool]:
+        """What is staged in ``spans`` and was never flushed nor tried to, of the extents ``first .. stop``; whether
+        that is all of it."""
+        rows, blocks = self._staging.live(spans)
+        known = self._journaled.holds(rows)
+        for each in self._limbo.sets if self._limbo is not None else ():
+            known |= np.isin(rows, each.rows)
+        if known.any():
+            rows, blocks = rows[~known], blocks[~known]
+        whole = first == 0 and stop == self._extents.count
         if not whole:
+            extent_ids = blocks // self._blocks_per_extent
             taken = (extent_ids >= first) & (extent_ids < stop)
             whole = bool(taken.all())
             rows, blocks = rows[taken], blocks[taken]
-        sets.append(BlockSet(rows, blocks, self._contexts.get(blocks)))
-        chosen = np.zeros(extents.count, np.bool_)
+        return BlockSet(rows, blocks, self._contexts.get(blocks)), whole
+
+    def _belongs_into_journal(self, fresh: BlockSet) -> bool:
+        """Not what is large, nor what would leave little room for staging; and not while an extent's file holds
+        anything that no flush covers: its numbers would be those of a flush that is not all there."""
+        if self._limbo is not None or self._extents.closed.any() or self._journaled.dirty().any():
+            return False
+        if self._journaled.row_count + len(fresh) > self._staging.capacity // 2:
+            return False
+        try:
+            return self._journal.takes(len(fresh))
+        except OSError as error:
+            raise explain(error, "asking for the free space of", self._extents.path) from error
+
+    def _in_place(
+        self,
+        fresh: BlockSet,
+        held: list[Span],
+        first: int,
+        stop: int,
+        numbers: Numbers | None,
+        *,
+        whole: bool,
+        takes_fresh: bool,
+    ) -> StagedFlush:
+        extents, journaled = self._extents, self._journaled
+        sets = list(self._limbo.sets) if self._limbo is not None else []
+        limbo_count = len(sets)
+        sets.append(self._with_journaled(fresh, sets))
+        written = np.zeros(extents.count, np.bool_)
+        for each in sets:
+            written[each.blocks[~journaled.holds(each.rows)] // self._blocks_per_extent] = True
+        flushed = np.zeros(extents.count, np.bool_)
         if numbers is not None:
-            chosen[first:stop] = extents.dirty[first:stop]
-            for each in sets:
-                touched = each.blocks // self._blocks_per_extent
-                chosen[touched[(touched >= first) & (touched < stop)]] = True
-        closed = np.flatnonzero(chosen & extents.closed)
+            flushed[first:stop] = (written | journaled.dirty())[first:stop]
+        marks = journaled.marks(written, flushed, numbers)
+        closed = marks.extent_ids[extents.closed[marks.extent_ids]]
         if len(closed):
             raise errors.GenericError(f"extent {int(closed[0])} is closed: reopen it before flushing it")
-        self._contexts.touched(blocks)
-        self._look_again_at = 0
-        spans = [*held, *staging.freeze()]
-        work = StagedFlush(extents, staging, self._redo, sets, np.flatnonzero(chosen), spans, numbers, whole=whole)
-        work.in_limbo = len(sets) - 1
+        fresh_spans = self._staging.freeze() if takes_fresh else []
+        # What is in limbo holds the journal's room already.
+        spans = [*(held or journaled.spans), *fresh_spans]
+        work = StagedFlush(
+            extents,
+            self._staging,
+            self._redo,
+            sets,
+            marks,
+            spans,
+            numbers,
+            whole=whole,
+            fresh_spans=fresh_spans,
+            journal=self._journal,
+        )
+        work.in_limbo = limbo_count
         return work
 
+    def _with_journaled(self, fresh: BlockSet, limbo: list[BlockSet]) -> BlockSet:
+        """``fresh`` and what the journal holds of other blocks and limbo does not."""
+        if not self._journaled:
+            return fresh
+        old = self._journaled.newest()
+        other = ~np.isin(old.blocks, fresh.blocks)
+        for each in limbo:
+            other &= ~np.isin(old.blocks, each.blocks)
+        rows, blocks = old.rows[other], old.blocks[other]
+        contexts = BlockContexts.concatenate([old.contexts[np.flatnonzero(other)], fresh.contexts])
+        return BlockSet(np.concatenate([rows, fresh.rows]), np.concatenate([blocks, fresh.blocks]), contexts)
+
     def finish(self, work: Work) -> None:
+        if isinstance(work, JournaledFlush):
+            assert work.numbers is not None
+            if not work.is_empty:
+                self._journaled.add(work.fresh, work.spans, work.numbers)
+            return
         assert isinstance(work, StagedFlush)
         with self._lock:
             for each in work.sets:
                 self._reader.mark(each.blocks)
             work.take_over()
+        self._journaled.clear()
         self._limbo = None
 
     def abandon(self, work: Work) -> None:
+        if isinstance(work, JournaledFlush):
+            self._staging.keep(work.spans)
+            return
         assert isinstance(work, StagedFlush)
         extents, ids = self._extents, work.extent_ids()
         extents.dirty[list(work.begun)] = True
@@ -204,12 +298,20 @@ class StagedWriter:
         if work.in_limbo:
             self._limbo = _Limbo(work.spans, work.sets[: work.in_limbo])
         else:
-            self._staging.keep(work.spans)
+            self._staging.keep(work.fresh_spans)
 
-    def dirty_extents(self) -> npt.NDArray[np.bool_]:
-        dirty = self._extents.dirty.copy()
-        dirty[self._staging.live_all()[1] // self._blocks_per_extent] = True
-        return dirty
+    @property
+    def is_settled(self) -> bool:
+        return not self._journal.exists
+
+    def versions(self) -> Versions:
+        gen_numbers, flush_numbers, dirty = self._journaled.versions()
+        rows, blocks = self._staging.live_all()
+        dirty[blocks[~self._journaled.holds(rows)] // self._blocks_per_extent] = True
+        return gen_numbers, flush_numbers, dirty
+
+    def close(self) -> None:
+        self._journal.close()
 
     def holds(self, first_block: int, stop_block: int) -> bool:
         # Limbo blocks are still named by their rows, or by newer ones.

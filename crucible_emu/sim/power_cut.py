@@ -172,6 +172,7 @@ class PowerCuts:
         # A disk that fails now and then, in some of the runs: then the next flush has to make up for the failed one.
         self._failure_probability = 0.02 if policy is SyncPolicy.STAGED and rng.random() < 0.3 else 0.0
         self._disk.partial_writes = rng
+        self._journal_probability = rng.choice([0.0, 0.5, 0.9])
         self._failed_since_flush = False
         self.failures = 0
         self.verdicts: Counter[Verdict] = Counter()
@@ -240,7 +241,8 @@ class PowerCuts:
         newest = {each: self._history.newest(each) for each in dirty if limit is None or each <= limit}
         for extent_id in newest:
             self._history.flush_begins(extent_id, self._flush_number)
-        if self._complete(self._region.begin_flush(self._flush_number, 1, limit)):
+        journal = self._rng.random() < self._journal_probability
+        if self._complete(self._region.begin_flush(self._flush_number, 1, limit, journal=journal)):
             self._failed_since_flush = self._failed_since_flush and limit is not None
             for extent_id, versions in newest.items():
                 self._history.flushed(extent_id, self._flush_number, versions)

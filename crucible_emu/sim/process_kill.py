@@ -70,7 +70,7 @@ def child(path: Path, seed: int, policy: SyncPolicy) -> None:
                 step += 1
             flush_number += 1
             covered = step - 1
-            work = region.begin_flush(flush_number, 1)
+            work = region.begin_flush(flush_number, 1, journal=flush_number % 4 != 0)
             thread = threading.Thread(target=work.run)
             thread.start()
             while thread.is_alive() and policy is SyncPolicy.STAGED and region.has_room(64):

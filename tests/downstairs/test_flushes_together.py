@@ -127,11 +127,3 @@ async def test_cancelled_leader_still_runs_the_flush_of_those_who_wait(
             for scope in scopes:
                 scope.cancel()
     assert (len(ended), meetings) == (3, [3])
-
-
-async def test_large_flush_goes_by_itself(regions: list[Region]) -> None:
-    group = FlushesTogether()
-    write(regions[0], 4096)
-    assert not group.takes(regions[0].begin_flush(1, 1))
-    write(regions[1], together.TOGETHER_BYTES_MAX // 512)
-    assert group.takes(regions[1].begin_flush(1, 1))

@@ -741,11 +741,13 @@ async def test_requests_under_way_when_another_takes_over_are_all_answered(
     slow = dict.fromkeys(range(3), Faults(lossy=1.0, delay_s_max=0.5))
     async with region_set(replicas(fresh_disk()), faults=slow) as servers, servers.disk(1) as first:
         flushes = [Request(Kind.FLUSH), Request(Kind.FLUSH)]
-        batch = Batch(first, [write_request(0, pattern(512)), read_request(0, 512), *flushes])
+        wrote, again = write_request(0, pattern(512)), write_request(512, pattern(512))
+        batch = Batch(first, [wrote, read_request(0, 512), flushes[0], again, flushes[1]])
         assert batch.pending == 3
         async with servers.disk(2):
-            written, *others = await batch.wait()
-            assert written.error is None
+            await batch.wait()
+            assert wrote.error is again.error is None
+            others = [batch.requests[1], *flushes]
             assert all(isinstance(request.error, errors.NoLongerActive) for request in others[:2])
             assert isinstance(others[2].error, errors.UpstairsInactive)
 
