@@ -26,12 +26,15 @@ from downstairs_rig import (
     serving,
     write,
 )
+from trio.testing import MockClock
 
 from crucible_emu import errors
 from crucible_emu.downstairs.faults import Faults
+from crucible_emu.downstairs.flushes import JOURNALED_WITHIN_S
 from crucible_emu.downstairs.jobs import JobLimits
 from crucible_emu.downstairs.local import LocalConnection, LocalDownstairs
 from crucible_emu.region import Region
+from crucible_emu.region.snapshot import snapshot_path
 from crucible_emu.wire import messages as m
 
 
@@ -349,3 +352,76 @@ async def test_address_of_a_region_that_left_is_nobodys(make_region: Callable[..
             talk.send(m.ExtentRepair(1, 0, 0, address, ()))
             await talk.wait_for(2)
         assert isinstance(talk.inbox[1], m.ExtentError)
+
+
+@asynccontextmanager
+async def flushed_twice(region: Region) -> AsyncIterator[None]:
+    """A Downstairs that was told to flush twice in quick succession."""
+    async with local(region) as downstairs:
+        talk = Talk(downstairs)
+        talk.activate()
+        for number in (1, 2):
+            talk.inbox.clear()
+            talk.send(write(1000 + 2 * number, number), flush(1001 + 2 * number, number=number))
+            assert await talk.wait_for_kind(m.FlushAck)
+        yield
+
+
+async def test_flush_that_follows_hard_upon_another_goes_to_the_journal(
+    make_region: Callable[..., Region], mock_clock: MockClock
+) -> None:
+    region = make_region()
+    async with flushed_twice(region):
+        assert not region.is_settled
+
+
+async def test_flush_after_a_pause_goes_to_the_extents(
+    make_region: Callable[..., Region], mock_clock: MockClock
+) -> None:
+    region = make_region()
+    async with local(region) as downstairs:
+        talk = Talk(downstairs)
+        talk.activate()
+        for number in (1, 2):
+            talk.inbox.clear()
+            talk.send(write(1000 + 2 * number, number), flush(1001 + 2 * number, number=number))
+            assert await talk.wait_for_kind(m.FlushAck)
+            assert region.is_settled
+            mock_clock.jump(JOURNALED_WITHIN_S)
+
+
+async def test_journal_is_settled_when_the_flushes_have_stopped(
+    make_region: Callable[..., Region], autojump_clock: MockClock
+) -> None:
+    region = make_region()
+    async with flushed_twice(region):
+        while not region.is_settled:  # noqa: ASYNC110 - a region tells nobody
+            await trio.sleep(0.1)
+        assert region.extent_versions()[1].max() == 2
+        assert "1001" not in (region.path / "region.json").read_text()
+
+
+async def test_who_leaves_leaves_an_ordinary_directory(
+    make_region: Callable[..., Region], mock_clock: MockClock
+) -> None:
+    region = make_region()
+    async with flushed_twice(region):
+        assert not region.is_settled
+    assert region.is_settled
+
+
+async def test_snapshot_holds_what_was_in_the_journal(
+    make_region: Callable[..., Region], mock_clock: MockClock
+) -> None:
+    region = make_region()
+    async with local(region) as downstairs:
+        talk = Talk(downstairs)
+        talk.activate()
+        for number, snapshot in ((1, None), (2, None), (3, "three")):
+            talk.inbox.clear()
+            talk.send(write(1000 + 2 * number, number), flush(1001 + 2 * number, number=number, snapshot=snapshot))
+            assert await talk.wait_for_kind(m.FlushAck)
+    with Region.open(snapshot_path(region.path, "three"), read_only=True) as copy:
+        out = bytearray(4 * BLOCK)
+        copy.read(0, 4, memoryview(out))
+    assert out == bytes(BLOCK) + 3 * bytes(payload())
