@@ -23,6 +23,7 @@ from crucible_emu.agent.documents import DigestStatus
 from crucible_emu.errors import CrucibleError, UsageError
 from crucible_emu.region import layout
 from crucible_emu.region.digest import extent_digest
+from crucible_emu.region.journal import Unsettled
 from crucible_emu.region.view import RegionView
 
 THREADS = 2
@@ -94,7 +95,7 @@ class Digests:
         flushing = job.flushing()
         try:
             stamps = await trio.to_thread.run_sync(_stamps, job.view, limiter=self._threads)
-        except (CrucibleError, OSError):
+        except (CrucibleError, Unsettled, OSError):
             return False
         return not job.book.look(stamps) and not job.book.waiting and not flushing
 
@@ -108,18 +109,27 @@ class Digests:
             job.working = False
 
     async def _hash_until_it_holds(self, job: _Job) -> None:
-        view, book = job.view, job.book
         while True:
-            flushing = job.flushing()
-            stamps = await trio.to_thread.run_sync(_stamps, view, limiter=self._threads)
-            outdated = book.look(stamps)
-            if not outdated and not book.waiting and not flushing:
-                return
-            for extent_id in outdated:
-                before, digest, after = await trio.to_thread.run_sync(_hash, view, extent_id, limiter=self._threads)
-                book.hashed(extent_id, before, digest, after)
-            if not outdated:
+            try:
+                if await self._look_and_hash(job):
+                    return
+            except Unsettled:  # while flushes follow upon each other, the extents lag behind
                 await trio.sleep(LOOK_AGAIN_S)
+
+    async def _look_and_hash(self, job: _Job) -> bool:
+        """Hash what is outdated; whether nothing was, and nothing is on its way."""
+        view, book = job.view, job.book
+        flushing = job.flushing()
+        stamps = await trio.to_thread.run_sync(_stamps, view, limiter=self._threads)
+        outdated = book.look(stamps)
+        if not outdated and not book.waiting and not flushing:
+            return True
+        for extent_id in outdated:
+            before, digest, after = await trio.to_thread.run_sync(_hash, view, extent_id, limiter=self._threads)
+            book.hashed(extent_id, before, digest, after)
+        if not outdated:
+            await trio.sleep(LOOK_AGAIN_S)
+        return False
 
 
 def _status(job: _Job) -> DigestStatus:

@@ -17,8 +17,6 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-import trio
-
 from crucible_emu.downstairs.work import Kind, Work, outcome_of
 from crucible_emu.errors import CrucibleError
 from crucible_emu.region import FlushWork, Region, SyncPolicy
@@ -45,10 +43,13 @@ class Together(Protocol):
 
 
 class Flushes:
-    """The flushes of one region, one at a time."""
+    """The flushes of one region, one at a time. ``now_s`` is the loop's clock."""
 
-    def __init__(self, region: Region, in_thread: InThread, together: Together | None = None) -> None:
+    def __init__(
+        self, region: Region, in_thread: InThread, now_s: Callable[[], float], together: Together | None = None
+    ) -> None:
         self.region = region
+        self._now_s = now_s
         self._in_thread = in_thread
         self._together = together
         self.flushed_at_s = -math.inf
@@ -58,7 +59,7 @@ class Flushes:
         """Fix what has to reach the files before ``work`` is done. Raises what the region raises."""
         message = work.message
         if work.kind is Kind.FLUSH:
-            soon = trio.current_time() - self.flushed_at_s < JOURNALED_WITHIN_S
+            soon = self._now_s() - self.flushed_at_s < JOURNALED_WITHIN_S
             journal = soon and message.snapshot_details is None and message.extent_limit is None
             numbers = message.flush_number, message.gen_number
             return self.region.begin_flush(*numbers, message.extent_limit, journal=journal)
@@ -94,7 +95,7 @@ class Flushes:
         finally:
             self.region.finish_flush(flush)
             if work.kind is Kind.FLUSH:
-                self.flushed_at_s = trio.current_time()
+                self.flushed_at_s = self._now_s()
         return outcome if isinstance(outcome, CrucibleError) else self._close(work)
 
     async def _run(self, work: Work, flush: FlushWork) -> Any:

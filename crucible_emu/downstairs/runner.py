@@ -121,7 +121,7 @@ class Runner:
         self._repairs: dict[Work, trio.CancelScope] = {}
         self._held: list[Work] | None = None
         self._limiter = trio.CapacityLimiter(READ_THREADS + 2)
-        self._flushes = Flushes(region, self._in_thread, together)
+        self._flushes = Flushes(region, self._in_thread, trio.current_time, together)
         self._flushed = trio.Event()
         self._sequence = 0
 

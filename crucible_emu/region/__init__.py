@@ -5,6 +5,8 @@
 ``layout``      the extent file, byte by byte (pure)
 ``staging``, ``contexts``, ``memory``   un-flushed blocks and newest contexts, as arrays
 ``flush``, ``redo``   the phases of a flush; blocks bigger than a page
+``journal``, ``journaled``   flushes in quick succession: the file, and what is in it and not in the extents
+``together``    flushes of several regions, with one sync for all
 ``inplace``     the policies that write at once, the real program's order of system calls among them
 ``policy``      which policy does what
 ``directory``, ``opening``   making a region, and what is done when one is opened

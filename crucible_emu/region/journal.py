@@ -72,15 +72,19 @@ class Record:
     contexts: BlockContexts
 
 
+class Unsettled(UsageError):
+    """Somebody wants to look at extents that lag behind their journal."""
+
+
 def is_unsettled(storage: Storage, region: Path) -> bool:
     """Whether flushes may be in the journal that are not in the extents."""
     return storage.exists(region / JOURNAL_NAME)
 
 
 def refuse_unsettled(storage: Storage, region: Path) -> None:
-    """Raises :class:`UsageError` where flushes may be in the journal that are not in the extents."""
+    """Raises :class:`Unsettled` where flushes may be in the journal that are not in the extents."""
     if is_unsettled(storage, region):
-        raise UsageError(f"the region in {region} {directory.UNSETTLED}")
+        raise Unsettled(f"the region in {region} {directory.UNSETTLED}")
 
 
 def record_bytes(count: int, block_size: int) -> int:

@@ -25,8 +25,8 @@ log = get_logger(__name__)
 
 
 def load(extents: Extents, reader: Reader, definition: RegionDefinition) -> None:
-    """Bring the region's files into order and load all extents. Raises a CrucibleError, and :class:`UsageError` where
-    a region is to be read that has flushes in its journal."""
+    """Bring the region's files into order and load all extents. Raises a CrucibleError, and :class:`journal.Unsettled`
+    where a region is to be read that has flushes in its journal."""
     storage = extents.storage
     if extents.read_only:
         journal.refuse_unsettled(storage, extents.path)

@@ -10,7 +10,7 @@ clean metadata has succeeded (the real program forgets that, §4.5).
 | ``ZFS`` | file systems that keep the order of writes | in the file | before overwriting an unsynced block |
 | ``ORDERED_FLUSH`` | the same, never clean but wrong | in the file | and before clean metadata |
 | ``STRICT`` | any, each write in its file at once | in the file | and between contexts and data |
-| ``STAGED`` (default) | any, fast | in memory | three per flush, none per write |
+| ``STAGED`` (default) | any, fast | in memory | three per flush, one if journaled, none per write |
 
 ``ZFS`` leaves the files byte for byte as the real program does.
 ``STAGED`` is right because nothing of a file changes before its flush, and the flush syncs contexts before data and

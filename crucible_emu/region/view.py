@@ -251,7 +251,7 @@ class RegionView:
 
     def extent(self, extent_id: int) -> closing[ExtentView]:
         """``with region.extent(3) as extent:``. Raises :class:`errors.InvalidExtent` beyond the last one, and
-        :class:`errors.UsageError` where flushes are in the journal that are not in the extents."""
+        :class:`journal.Unsettled` where flushes are in the journal that are not in the extents."""
         if not 0 <= extent_id < self.definition.extent_count:
             raise errors.InvalidExtent()
         journal.refuse_unsettled(self.storage, self.path)

@@ -58,7 +58,9 @@ class Dispatcher(ABC):
         self._waiting_reads: list[Job] = []
         self._barriers: list[Job] = []
         """Flushes and barriers that are not final, oldest first."""
-        self._last_write = self._flushed_below = 0
+        self.last_write = 0
+        """The id of the last write that was admitted."""
+        self._flushed_below = 0
         self._writes_lost = False
         # Who accepts work and who is read from, kept because every request asks and they hardly ever change.
         self._accepting = 0
@@ -135,13 +137,13 @@ class Dispatcher(ABC):
         """Send an admitted train of writes (made with :meth:`new_job`); the guest has its answer already."""
         job.acked = True
         self.need_flush = True
-        self._last_write = job.first_id
+        self.last_write = job.first_id
         self._enqueue(job)
 
     def written_at_once(self, count: int) -> int:
         """A train of ``count`` writes, of one block each, is done on all clients within the call that admits it: what
         is left of a job that begins, is acknowledged and ends. The first of its ids. Not with remote replicas."""
-        first = self._last_write = self.next_job_id
+        first = self.last_write = self.next_job_id
         self.next_job_id = first + count
         self.need_flush = True
         return first
@@ -190,7 +192,7 @@ class Dispatcher(ABC):
     def all_were_away(self) -> None:
         """No replica kept its connection, so what was acknowledged and not flushed may be gone. *Safety*: the guest's
         next flush says so, once, as a disk does whose cache lost its power; it must not be told that all is durable."""
-        if self._last_write > self._flushed_below:
+        if self.last_write > self._flushed_below:
             self._writes_lost = True
             self.report("warning", "acknowledged writes may be lost")
 

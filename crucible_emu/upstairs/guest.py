@@ -63,7 +63,7 @@ class Guest:
         self._room.set()
         self._flush_running = False
         self._flush_waiting: list[tuple[Request, Completed]] = []
-        self._flush_group: list[tuple[Request, Completed]] = []
+        self._flush_group, self._flush_covers = self._flush_waiting, 0
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
         self._single_reads = SingleReads(upstairs, self._read_later)
@@ -389,9 +389,9 @@ class Guest:
             request.error = error
             done.append(request)
             return
-        # Group commit: flushes that come while one is under way share the next, which covers what all of them cover;
-        # or this one, if nothing was written since it began.
-        if self._flush_running and not self._core.need_flush:
+        # Group commit: flushes that come while one is under way share the next, which covers what all of them cover; or
+        # that one, if nothing was written since it began.
+        if self._flush_running and self._core.last_write == self._flush_covers:
             self._flush_group.append((request, completed))
             return
         self._flush_waiting.append((request, completed))
@@ -400,7 +400,7 @@ class Guest:
 
     def _start_flush(self) -> None:
         group, self._flush_waiting = self._flush_waiting, []
-        self._flush_group = group
+        self._flush_group, self._flush_covers = group, self._core.last_write
         self._flush_running = True
         self.upstairs.statistics.flushes += 1
 

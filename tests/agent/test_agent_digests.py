@@ -112,6 +112,19 @@ async def test_writes_in_the_files_without_a_flush_are_waited_for(tmp_path: Path
         assert (await served.digest(f"/{A}"))["digest"] == digest_of(6)
 
 
+async def test_digest_race_flushes_wait_in_the_journal(tmp_path: Path) -> None:
+    """Extents that lag behind what was flushed have no digest; when the journal is settled, they have."""
+    async with serving_agent(tmp_path) as served:
+        await served.made(A)
+        async with served.upstairs(A) as upstairs:
+            for number in (1, 2):
+                await upstairs.ask(write(number * 10, 0, 4, number), m.WriteAck)
+                await upstairs.ask(flush(number * 10 + 1, [number * 10], number, 1), m.FlushAck)
+            assert (await served.ask("GET", f"/{A}/digest"))["state"] == "computing"
+            found = await served.digest(f"/{A}")
+            assert (found["state"], found["flush_number"]) == ("done", 2)
+
+
 async def test_digest_race_flushes_while_extents_are_hashed(tmp_path: Path) -> None:
     """However hashing and flushes meet, what is answered as done is what one flush left, and not of an older one."""
     blocks = PARAMETERS["extent_size"] * PARAMETERS["extent_count"]

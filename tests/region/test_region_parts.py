@@ -342,9 +342,9 @@ def test_many_files_are_synced_at_once_and_one_by_one_if_that_fails(
 @pytest.mark.parametrize(
     ("count", "dirty", "at_once"),
     [
-        (3, 0, False),
-        (4, 0, True),
-        (4, FOREIGN_DIRTY_BYTES_MAX + 1, False),
+        (2, 0, False),
+        (3, 0, True),
+        (3, FOREIGN_DIRTY_BYTES_MAX + 1, False),
         (16_384, FOREIGN_DIRTY_BYTES_MAX + 1, True),
         (16_384, 16_384 * DIRTY_BYTES_PER_FILE + 1, False),
     ],
