@@ -209,7 +209,7 @@ class Journal:
 def remove(storage: Storage, region: Path, definition: RegionDefinition) -> None:
     """Make the directory an ordinary one again, when nothing in the journal counts any more. Raises OSError."""
     directory.write_definition(storage, region, definition)
-    storage.unlink(region / JOURNAL_NAME)
+    storage.remove_tree(region / JOURNAL_NAME)  # which an earlier attempt may have removed
     storage.sync_directory(region)
 
 
