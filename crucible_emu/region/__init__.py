@@ -7,6 +7,7 @@
 ``flush``, ``redo``   the phases of a flush; blocks bigger than a page
 ``journal``, ``journaled``   flushes in quick succession: the file, and what is in it and not in the extents
 ``together``    flushes of several regions, with one sync for all
+``bounds``      what may be asked of a region
 ``inplace``     the policies that write at once, the real program's order of system calls among them
 ``policy``      which policy does what
 ``directory``, ``opening``   making a region, and what is done when one is opened

@@ -37,6 +37,7 @@ from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
 from crucible_emu.integrity import BlockContexts, Rows
 from crucible_emu.region import directory, layout, redo, repair_files
+from crucible_emu.region.bounds import Bounds
 from crucible_emu.region.contexts import KNOWN_EMPTY, ContextTable
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.flush import FlushWork
@@ -49,7 +50,7 @@ from crucible_emu.region.snapshot import take_snapshot
 from crucible_emu.region.staging import Staging
 from crucible_emu.region.statistics import RegionStatistics
 from crucible_emu.region.storage import OsStorage, Storage, explain
-from crucible_emu.region.writing import FEW_BLOCKS, Numbers, StagedWriter, Work, Writer
+from crucible_emu.region.writing import Numbers, StagedWriter, Work, Writer
 
 STAGED_BYTES_MAX = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 16)
 """Memory for un-flushed blocks: one GiB, or a sixteenth of the machine's if that is less. The more there is, the more
@@ -78,8 +79,8 @@ class Region:
         self.policy = policy
         self._extents = extents
         self._storage = extents.storage
-        self._total = total
         self._blocks_per_extent = definition.blocks_per_extent
+        self._bounds = Bounds(extents)
         self._contexts = ContextTable(total, CONTEXT_BYTES_MAX)
         self._staging = Staging(total, block_size, rows)
         lock = Lock()
@@ -98,7 +99,6 @@ class Region:
         self._counter = self._inplace if rules.defragment else None
         self._lock_descriptor: int | None = None
         self._work: Work | None = None
-        self._any_closed = False
         self._is_open = True
         self._written = self._flushed = self._flushes = self._failed = self._destages = 0
 
@@ -191,7 +191,7 @@ class Region:
         call :meth:`read` in a thread. ``out`` may hold anything then. Raises :class:`errors.OffsetInvalid`,
         :class:`errors.IoError`, :class:`errors.BadContextSlot`.
         """
-        self._check_range(start, count)
+        self._bounds.check_range(start, count)
         if count == 1:
             contexts = self._reader.read_one_cached(start, _as_bytes(out))
         else:
@@ -207,7 +207,7 @@ class Region:
         their contexts say EMPTY here and mean nothing. Raises as :meth:`read_cached`.
         """
         for block in blocks:
-            self._check_range(block, 1)
+            self._bounds.check_range(block, 1)
         found = self._reader.read_blocks_cached(blocks, outs)
         if self._counter is not None:
             for block in blocks:
@@ -217,13 +217,13 @@ class Region:
     def read_singles(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[int] | None:
         """Many single blocks, where each is at hand and plain or never written: the XXH64 that each must have. ``None``
         where :meth:`read_blocks_cached` is the way. ``blocks`` are within the region."""
-        if self._any_closed or self._counter is not None:
+        if self._bounds.any_closed or self._counter is not None:
             return None
         return self._reader.read_singles(blocks, outs)
 
     def read(self, start: int, count: int, out: memoryview) -> BlockContexts:
         """As :meth:`read_cached`, but waits for the device. For any thread."""
-        self._check_range(start, count)
+        self._bounds.check_range(start, count)
         contexts = self._reader.read(start, count, _as_bytes(out))
         if self._counter is not None:
             self._counter.count_access(start, count)
@@ -231,7 +231,7 @@ class Region:
 
     def written(self, start: int, count: int) -> npt.NDArray[np.bool_]:
         """Which blocks have a context, bool[count]; the others were never written. May wait for the device."""
-        self._check_range(start, count)
+        self._bounds.check_range(start, count)
         self._reader.trim_in_time()
         self._reader.know(start, count, wait=True)
         found: npt.NDArray[np.bool_] = self._contexts.kind[start : start + count] != KNOWN_EMPTY
@@ -260,7 +260,7 @@ class Region:
         count = len(blocks)
         if count == 0:
             return
-        self._check_blocks(blocks)
+        self._bounds.check_blocks(blocks)
         free = self._writer.free_blocks()
         if free is None or count <= free:
             self._writer.write(blocks, rows, contexts)
@@ -270,7 +270,7 @@ class Region:
 
     def admits_singles(self, count: int) -> bool:
         """Whether :meth:`write_singles` takes ``count`` blocks at once, whichever they are."""
-        return not (self.read_only or self._any_closed) and self._writer.takes_singles and self.has_room(count)
+        return not (self.read_only or self._bounds.any_closed) and self._writer.takes_singles and self.has_room(count)
 
     def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
         """As :meth:`write` for plain blocks in range, each with its own data (one block of bytes) and the hash of that.
@@ -284,7 +284,7 @@ class Region:
             raise errors.ModifyingReadOnlyRegion()
         if len(blocks) == 0:
             return
-        self._check_blocks(blocks)
+        self._bounds.check_blocks(blocks)
         self._reader.know_blocks(blocks)
         if self._counter is not None:
             for start, stop in stretches(blocks):
@@ -327,7 +327,7 @@ class Region:
 
     def begin_flush_extent(self, extent_id: int, flush_number: int, gen_number: int) -> FlushWork:
         """A flush of one extent (ExtentFlush, ExtentLiveFlushClose)."""
-        self._check_extent(extent_id)
+        self._bounds.check_extent(extent_id)
         return self._begin(extent_id, extent_id + 1, (flush_number, gen_number))
 
     def begin_destage(self) -> FlushWork:
@@ -413,7 +413,7 @@ class Region:
         return self._writer.versions()
 
     def extent_is_closed(self, extent_id: int) -> bool:
-        self._check_extent(extent_id, closed_too=True)
+        self._bounds.check_extent(extent_id, closed_too=True)
         return bool(self._extents.closed[extent_id])
 
     def close_extent(self, extent_id: int) -> tuple[int, int, bool]:
@@ -423,7 +423,7 @@ class Region:
         the device. Raises :class:`errors.InvalidExtent`, :class:`errors.GenericError` if it is closed,
         :class:`errors.IoError`, RuntimeError while a flush of this extent is under way.
         """
-        self._check_extent(extent_id)
+        self._bounds.check_extent(extent_id)
         extents, span = self._extents, self._blocks_of(extent_id)
         holds = self._writer.holds(span.start, span.stop)
         if self._work is not None and (holds or extent_id in self._work.extent_ids()):
@@ -433,7 +433,7 @@ class Region:
         with self._lock:
             self._reader.mark(np.arange(span.start, span.stop))
             self._contexts.forget(span)
-            extents.closed[extent_id] = self._any_closed = True
+            extents.closed[extent_id] = self._bounds.any_closed = True
         self._writer.forget(extent_id)
         extents.descriptors.forget(extent_id)
         return int(extents.gen_number[extent_id]), int(extents.flush_number[extent_id]), bool(extents.dirty[extent_id])
@@ -444,7 +444,7 @@ class Region:
         For any thread: nobody else touches a closed extent. Raises :class:`errors.GenericError` if it is open, and
         whatever opening a region raises for an extent; it stays closed then.
         """
-        self._check_extent(extent_id, closed_too=True)
+        self._bounds.check_extent(extent_id, closed_too=True)
         extents = self._extents
         if self.read_only:
             raise errors.ModifyingReadOnlyRegion()
@@ -460,7 +460,7 @@ class Region:
         with self._lock:
             self._contexts.forget(self._blocks_of(extent_id))
             extents.closed[extent_id] = False
-            self._any_closed = bool(extents.closed.any())
+            self._bounds.any_closed = bool(extents.closed.any())
 
     def reopen_all_extents(self) -> None:
         """Open every closed extent again, as a promotion to active does."""
@@ -485,38 +485,8 @@ class Region:
             destages=self._destages,
         )
 
-    # --- checks
-
     def _blocks_of(self, extent_id: int) -> slice:
         return slice(extent_id * self._blocks_per_extent, (extent_id + 1) * self._blocks_per_extent)
-
-    def _check_range(self, start: int, count: int) -> None:
-        if start < 0 or count < 0 or start + count > self._total:
-            raise errors.OffsetInvalid()
-        if self._any_closed and count:
-            first, last = start // self._blocks_per_extent, (start + count - 1) // self._blocks_per_extent
-            self._check_open(np.arange(first, last + 1))
-
-    def _check_blocks(self, blocks: BlockIndexes) -> None:
-        if len(blocks) <= FEW_BLOCKS:
-            listed = blocks.tolist()
-            if min(listed) < 0 or max(listed) >= self._total:
-                raise errors.OffsetInvalid()
-        elif int(blocks.view(np.uint64).max()) >= self._total:  # unsigned, so that one look finds negative ones too
-            raise errors.OffsetInvalid()
-        if self._any_closed:
-            self._check_open(blocks // self._blocks_per_extent)
-
-    def _check_open(self, extent_ids: npt.NDArray[np.int64]) -> None:
-        closed = extent_ids[self._extents.closed[extent_ids]]
-        if len(closed):
-            raise errors.GenericError(f"extent {int(closed[0])} is closed: reopen it first")
-
-    def _check_extent(self, extent_id: int, *, closed_too: bool = False) -> None:
-        if not 0 <= extent_id < self._extents.count:
-            raise errors.InvalidExtent()
-        if not closed_too and self._extents.closed[extent_id]:
-            raise errors.GenericError(f"extent {extent_id} is closed: reopen it first")
 
 
 def _as_bytes(out: memoryview) -> memoryview:
