@@ -47,8 +47,9 @@ from crucible_emu.region.staging import RowNumbers
 from crucible_emu.region.storage import Storage
 
 JOURNAL_NAME = ".journal"
-JOURNAL_BYTES_MAX = 32 * 1024 * 1024
-RECORDS_MIN = 8
+JOURNAL_BYTES_MAX = 64 * 1024 * 1024
+"""The more it takes, the more contexts share a page when it is carried out, and the more blocks are written once."""
+RECORDS_MIN = 16
 """A flush of more than this part of the journal goes to the extents at once: writing so much twice does not pay."""
 GROW_BYTES_MIN = 1024 * 1024
 FREE_BYTES_MIN = 4 * JOURNAL_BYTES_MAX

@@ -14,10 +14,10 @@ from region_rig import definition, made_blocks, read_all, read_rows, write
 
 from crucible_emu import errors
 from crucible_emu.errors import UsageError
-from crucible_emu.region import Region
+from crucible_emu.region import Region, journal
 from crucible_emu.region.digest import region_digest
 from crucible_emu.region.directory import JOURNALED_VERSION, extend, read_definition
-from crucible_emu.region.journal import JOURNAL_BYTES_MAX, JOURNAL_NAME, RECORDS_MIN, read_records, record_bytes
+from crucible_emu.region.journal import JOURNAL_NAME, RECORDS_MIN, read_records, record_bytes
 from crucible_emu.region.journaled import JournaledFlush
 from crucible_emu.region.storage import OsStorage
 from crucible_emu.region.view import RegionView
@@ -188,7 +188,7 @@ def test_an_extents_flush_takes_the_journal_along_and_leaves_the_rest(path: Path
 
 
 def test_a_large_flush_goes_in_place(path: Path) -> None:
-    blocks = JOURNAL_BYTES_MAX // RECORDS_MIN // 4096
+    blocks = journal.JOURNAL_BYTES_MAX // RECORDS_MIN // 4096
     with Region.create(path, definition(4096, 2 * blocks, 2)) as region:
         write(region, list(range(blocks)), seed=1)
         work = region.begin_flush(1, 1, journal=True)
@@ -197,12 +197,12 @@ def test_a_large_flush_goes_in_place(path: Path) -> None:
         region.finish_flush(work)
 
 
-def test_a_full_journal_is_carried_out_and_begun_again(path: Path) -> None:
-    record = record_bytes(64, 4096)
+def test_a_full_journal_is_carried_out_and_begun_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = RECORDS_MIN * record_bytes(64, 4096)
+    monkeypatch.setattr(journal, "JOURNAL_BYTES_MAX", size)
     kinds = []
     with Region.create(path, definition(4096, 64, 2)) as region:
-        region.settle()
-        for number in range(1, JOURNAL_BYTES_MAX // record + 3):
+        for number in range(1, RECORDS_MIN + 3):
             write(region, list(range(64)) if number % 2 else list(range(64, 128)), seed=number)
             work = region.begin_flush(number, 1, journal=True)
             work.run()
@@ -210,7 +210,7 @@ def test_a_full_journal_is_carried_out_and_begun_again(path: Path) -> None:
             kinds.append(type(work).__name__)
         expected = read_all(region)[0]
     assert set(kinds) == {"JournaledFlush", "StagedFlush"} and kinds[-1] == "JournaledFlush"
-    assert (path / JOURNAL_NAME).stat().st_size <= JOURNAL_BYTES_MAX
+    assert (path / JOURNAL_NAME).stat().st_size <= size
     with Region.open(path) as again:
         assert np.array_equal(read_all(again)[0], expected)
 
