@@ -201,7 +201,7 @@ def test_a_full_journal_is_carried_out_and_begun_again(path: Path, monkeypatch: 
     size = RECORDS_MIN * record_bytes(64, 4096)
     monkeypatch.setattr(journal, "JOURNAL_BYTES_MAX", size)
     kinds = []
-    with Region.create(path, definition(4096, 64, 2)) as region:
+    with Region.create(path, definition(4096, 64 * RECORDS_MIN, 1)) as region:
         for number in range(1, RECORDS_MIN + 3):
             write(region, list(range(64)) if number % 2 else list(range(64, 128)), seed=number)
             work = region.begin_flush(number, 1, journal=True)
