@@ -34,13 +34,16 @@ class Process:
         self.alive = True
         self.lifetime = trio.CancelScope()
         """Whoever waits for an answer of it waits in here."""
+        self.held_up: set[trio.CancelScope] = set()
+        """What of it does not end when its sagas are cancelled, but when it dies."""
         tasks: list[Task] = all_tasks(rack.world, executor, leases)
         self.tasks = {task.name: task for task in tasks if task.name not in NOT_RUN}
 
     def die(self) -> None:
         """From this instant on nobody gets an answer."""
         self.alive = False
-        self.lifetime.cancel()
+        for scope in (self.lifetime, *self.held_up):
+            scope.cancel()
 
     async def activate(self, name: str) -> Status:
         """One activation of a task, and the end of the sagas that it began."""

@@ -22,14 +22,17 @@ from nexus.explore.upstairs import sets_of
 from nexus.saga import ActionFailed
 from nexus.volumes import Address, recorded
 
+COPIES = 3
 _VOLUME = schema.volume
 _OF_THESE = select(_VOLUME.c.id, _VOLUME.c.data).where(_VOLUME.c.id.in_(bindparam("volumes", expanding=True)))
 
 
 async def lose_sled(rack: Rack, number: int) -> None:
     """The sled is dead, and an operator says so. Raises :class:`~nexus.saga.ActionFailed` where it has the last copy of
-    something."""
+    something, or three copies would not find three sleds any more."""
     sled = rack.fabric.sleds[number]
+    if sled.alive and sum(each.alive for each in rack.fabric.sleds) <= COPIES:
+        raise ActionFailed(f"sled {number} is one of the last {COPIES}: no replacement could end without it")
     if sled.alive and has_the_last_copy(rack, sled):
         raise ActionFailed(f"sled {number} has the last good copy of something: nothing would outlive its loss")
     await rack.lose_sled(number)

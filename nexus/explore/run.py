@@ -127,9 +127,7 @@ class Interferer:
         place = len(self.outcome.story)
         self.outcome.happened.append(operation)
         self.outcome.story.append(f"at {moment}: {operation}")
-        # To its end: where a branch beside this one hears that the saga is another's, this one is cancelled with it.
-        with trio.CancelScope(shield=True):
-            changed = await self.act(operation, saga_id)
+        changed = await self.act(operation, saga_id)
         if not changed and self.on_nothing_changed is not None:
             await self.on_nothing_changed(place)
 
@@ -232,6 +230,17 @@ class Run:
 
     async def _act(self, operation: str, saga_id: str) -> bool:
         first = self.processes.known[0]
+        # To its end: where a branch beside this one hears that the saga is another's, this one is cancelled with it.
+        # But not beyond the death of the Nexus, which a branch beside this one may come by, too.
+        with trio.CancelScope(shield=True) as scope:
+            first.held_up.add(scope)
+            changed = await self._do(operation, saga_id, first)
+        first.held_up.remove(scope)
+        if scope.cancelled_caught:
+            await trio.sleep_forever()  # cancelled, as all that the dead one was at
+        return changed
+
+    async def _do(self, operation: str, saga_id: str, first: Process) -> bool:
         before = Standing.of(self.rack, self.processes)
         match operation:
             case operations.CRASH | operations.CRASH_RESTART:

@@ -233,11 +233,8 @@ async def _let_go_before(saga: Context[Params]) -> None:
         return
     step = step_read(found)
     assert isinstance(step, PantryStep)
-    try:
-        await upstairs_repair.taken_from_pantry(_world(saga), step, saga.params.volume_id)
-    except ActionFailed as error:
-        # Its writer loses against the next one. What it holds is given up in the end, when all that were asked are.
-        log.info("a pantry does not let go", volume=saga.params.volume_id, reason=str(error))
+    # If it does not: its writer loses against the next one, and in the end all that were asked are asked again.
+    await upstairs_repair.given_up_by_pantry(_world(saga), step, saga.params.volume_id)
 
 
 async def _ask_instance(saga: Context[Params], owner: Owner, target: Address) -> tuple[PropolisStep | None, Said]:
@@ -307,12 +304,13 @@ async def verify(saga: Context[Params]) -> dict[str, Any] | None:
     if not done and not saga.output("EXECUTE")["done"]:
         return None
     for number, step in enumerate(await world.database.read(lambda c: pantries_asked(c, params.request_id))):
+        if number or not done or found["deleted"]:
+            await upstairs_repair.given_up_by_pantry(world, step, params.volume_id)
+            continue
         try:
             await upstairs_repair.taken_from_pantry(world, step, params.volume_id)
         except ActionFailed as error:
-            if done and number == 0 and not found["deleted"]:
-                return _written(Proof(0, reason=str(error)))
-            log.warning("a pantry does not let go", volume=params.volume_id, reason=str(error))
+            return _written(Proof(0, reason=str(error)))
     if not done or found["deleted"]:
         return None
     return _written(await copies_proved(world, params.volume_id))

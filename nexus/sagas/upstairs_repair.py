@@ -183,8 +183,18 @@ async def given_up_by_pantries(world: World, volume_id: str) -> None:
         return [step for each in open_ones for step in pantries_asked(connection, each.id)]
 
     for step in await world.database.read(body):
+        await given_up_by_pantry(world, step, volume_id)
+
+
+async def given_up_by_pantry(world: World, step: PantryStep, volume_id: str) -> None:
+    """What the pantry holds of it is worth nothing any more. One that does not answer holds nobody up.
+
+    It is asked twice: of a volume with lost copies it says that it cannot be flushed. It has taken it out of service by
+    then, and lets go of it when it is asked again."""
+    for _ in range(2):
         try:
             await taken_from_pantry(world, step, volume_id)
+            return
         except ActionFailed as error:
             log.info("a pantry does not let go", volume=volume_id, reason=str(error))
 

@@ -120,6 +120,7 @@ async def undo_volume(world: World, volume_id: str) -> None:
     tried again with it (W24).
     """
     resources = freed.parse(await _soft_delete(world, volume_id))
+    await given_up_by_pantries(world, volume_id)
     try:
         await _destroy_regions(world, resources)
         await _stop_snapshots(world, resources)

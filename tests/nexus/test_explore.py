@@ -74,6 +74,14 @@ def test_a_case_is_read_as_it_was_written() -> None:
 
 
 RACES = {
+    "volume_deleted_while_a_pantry_that_cannot_flush_repairs_it": (
+        "create-snapshot-of-guest: snapshot-create-attached#REGIONS_ENSURE@after-record=expunge-another; "
+        "snapshot-create-attached#SPACE_ACCOUNT@after-effect=all-tasks"
+    ),
+    "nexus_dies_while_a_user_waits_for_another_saga_of_it": (
+        "delete-snapshot: snapshot-delete#DELETE_DESTINATION_VOLUME(params)@after-effect=snapshot-copy; "
+        "snapshot-delete#DELETE_VOLUME/FIND_FREED_REGIONS@after-record=crash-and-restart"
+    ),
     "snapshot_undone_after_a_region_of_its_destination_was_replaced": (
         "create-snapshot: snapshot-create-detached#CREATE_DESTINATION_VOLUME_RECORD@after-record=lost-and-replaced; "
         "snapshot-create-detached#SPACE_ACCOUNT@before-effect=error"
@@ -109,6 +117,21 @@ def test_a_race_of_two_interferences_ends_well(case: str) -> None:
 def test_no_sled_is_lost_that_has_the_last_good_copy() -> None:
     story = run_case(parse(RACES["last_good_copy_is_not_lost_to_chance"])).story
     assert story.count("expunge-another: done") == 1 and story.count("expunge-another: refused") == 1
+
+
+def test_no_sled_is_lost_where_three_copies_would_not_find_three_sleds() -> None:
+    """No request can end then, and nobody is to blame."""
+    moments = (
+        "REGIONS_ENSURE_UNDO@after-effect",
+        "CREATE_DESTINATION_VOLUME_RECORD@after-record",
+        "SPACE_ACCOUNT@after-record",
+        "CREATE_SNAPSHOT_RECORD@before-undo",
+    )
+    drawn = "; ".join(f"snapshot-create-attached#{moment}=expunge-another" for moment in moments)
+    outcome = run_case(parse(f"create-snapshot-of-guest: {drawn}"))
+    assert outcome.story.count("expunge-another: done") == 3, outcome.story
+    assert outcome.story.count("expunge-another: refused") == 1
+    assert outcome.violations == []
 
 
 def test_chance_draws_from_what_can_be_interfered_with() -> None:
