@@ -97,8 +97,7 @@ class StagedFlush:
 
     ``sets`` are written in order; all but the last are in limbo from an earlier attempt. ``marks`` are the extents
     whose metadata is written. ``spans`` is the staging room to be given back, ``whole`` whether nothing but these sets
-    lives there, ``fresh_spans`` those of it that hold what was not flushed before. Everything in ``journal`` is among
-    the sets: it is empty afterwards, and gone after a destage.
+    lives there.
     """
 
     def __init__(
@@ -112,8 +111,6 @@ class StagedFlush:
         numbers: tuple[int, int] | None,
         *,
         whole: bool,
-        fresh_spans: list[Span],
-        journal: Journal | None,
     ) -> None:
         self._extents = extents
         self._staging = staging
@@ -122,8 +119,10 @@ class StagedFlush:
         self.marks = marks
         self._is_chosen = frozenset(marks.extent_ids.tolist())
         self.spans = spans
-        self.fresh_spans = fresh_spans
-        self._journal = journal if journal is not None and journal.exists else None
+        self.fresh_spans: list[Span] = []
+        """Those of it that hold what no flush covered before."""
+        self._journal: Journal | None = None
+        self._keeps_journal = False
         self.numbers = numbers
         self.whole = whole
         self.begun: set[int] = set()
@@ -131,6 +130,12 @@ class StagedFlush:
         """How many of ``sets``, from the first, may have reached the files in part."""
         self.outcome: list[_Group] = []
         self.block_count = sum(map(len, sets))
+
+    def carries_out(self, journal: Journal, *, keeps_it: bool) -> None:
+        """Everything in ``journal`` is among the sets: it is gone afterwards, or empty where more flushes will come to
+        it (``keeps_it``)."""
+        self._journal = journal if journal.exists else None
+        self._keeps_journal = keeps_it
 
     @property
     def storage(self) -> Storage:
@@ -144,7 +149,7 @@ class StagedFlush:
 
     @property
     def is_empty(self) -> bool:
-        is_left_over = self._journal is not None and self.numbers is None
+        is_left_over = self._journal is not None and not self._keeps_journal
         return not len(self.marks.extent_ids) and not any(map(len, self.sets)) and not is_left_over
 
     @property
@@ -188,10 +193,10 @@ class StagedFlush:
     def _empty_journal(self, journal: Journal) -> None:
         """*Safety*: durably, before this flush is reported: a later one must not be undone by what is older."""
         try:
-            if self.numbers is None or journal.failed:
-                journal.remove()
-            else:
+            if self._keeps_journal and not journal.failed:
                 journal.reset()
+            else:
+                journal.remove()
         except OSError as error:
             raise explain(error, "emptying the journal of", self._extents.path) from error
 

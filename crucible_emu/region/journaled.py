@@ -199,9 +199,7 @@ def _carry_out(extents: Extents, records: list[journal.Record]) -> None:
         return
     marks = journaled.marks(extents.dirty, np.zeros(extents.count, np.bool_), None)
     twice = redo.RedoFile(extents.storage, extents.path, size, staging.rows) if redo.needs_redo(size) else None
-    flush = StagedFlush(
-        extents, staging, twice, [journaled.newest()], marks, [], None, whole=True, fresh_spans=[], journal=None
-    )
+    flush = StagedFlush(extents, staging, twice, [journaled.newest()], marks, [], None, whole=True)
     flush.run()
     flush.take_over()
 

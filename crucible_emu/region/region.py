@@ -404,6 +404,8 @@ class Region:
         """
         if self.read_only:
             raise errors.ModifyingReadOnlyRegion()
+        if not self.is_settled:
+            raise errors.SnapshotFailed(f"{name}: the extents lag behind the journal; flush without it first")
         return take_snapshot(self.path, name, self.definition, self._storage)
 
     # --- extents

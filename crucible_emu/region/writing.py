@@ -187,7 +187,11 @@ class StagedWriter:
         if journal and numbers is not None and whole and self._belongs_into_journal(fresh):
             spans = self._staging.freeze() if len(fresh) else []
             return JournaledFlush(self._extents, self._journal, fresh, spans, numbers)
-        return self._in_place(fresh, held, first, stop, numbers, whole=whole, takes_fresh=takes_fresh)
+        work = self._in_place(fresh, first, stop, numbers, whole=whole, keeps_journal=journal)
+        if takes_fresh:
+            work.fresh_spans = self._staging.freeze()
+            work.spans += work.fresh_spans
+        return work
 
     def _fresh(self, spans: list[Span], first: int, stop: int) -> tuple[BlockSet, bool]:
         """What is staged in ``spans`` and was never flushed nor tried to, of the extents ``first .. stop``; whether
@@ -219,19 +223,10 @@ class StagedWriter:
             raise explain(error, "asking for the free space of", self._extents.path) from error
 
     def _in_place(
-        self,
-        fresh: BlockSet,
-        held: list[Span],
-        first: int,
-        stop: int,
-        numbers: Numbers | None,
-        *,
-        whole: bool,
-        takes_fresh: bool,
+        self, fresh: BlockSet, first: int, stop: int, numbers: Numbers | None, *, whole: bool, keeps_journal: bool
     ) -> StagedFlush:
-        extents, journaled = self._extents, self._journaled
-        sets = list(self._limbo.sets) if self._limbo is not None else []
-        limbo_count = len(sets)
+        extents, journaled, limbo = self._extents, self._journaled, self._limbo
+        sets = list(limbo.sets) if limbo is not None else []
         sets.append(self._with_journaled(fresh, sets))
         written = np.zeros(extents.count, np.bool_)
         for each in sets:
@@ -243,22 +238,11 @@ class StagedWriter:
         closed = marks.extent_ids[extents.closed[marks.extent_ids]]
         if len(closed):
             raise errors.GenericError(f"extent {int(closed[0])} is closed: reopen it before flushing it")
-        fresh_spans = self._staging.freeze() if takes_fresh else []
         # What is in limbo holds the journal's room already.
-        spans = [*(held or journaled.spans), *fresh_spans]
-        work = StagedFlush(
-            extents,
-            self._staging,
-            self._redo,
-            sets,
-            marks,
-            spans,
-            numbers,
-            whole=whole,
-            fresh_spans=fresh_spans,
-            journal=self._journal,
-        )
-        work.in_limbo = limbo_count
+        spans = list(journaled.spans if limbo is None else limbo.spans)
+        work = StagedFlush(extents, self._staging, self._redo, sets, marks, spans, numbers, whole=whole)
+        work.in_limbo = len(sets) - 1
+        work.carries_out(self._journal, keeps_it=keeps_journal)
         return work
 
     def _with_journaled(self, fresh: BlockSet, limbo: list[BlockSet]) -> BlockSet:

@@ -107,6 +107,23 @@ def test_the_real_program_refuses_the_directory_until_it_is_settled(path: Path) 
         assert not (path / JOURNAL_NAME).exists()
 
 
+def test_a_snapshot_is_an_ordinary_directory(path: Path) -> None:
+    with Region.create(path, definition()) as region:
+        plain = (path / "region.json").read_bytes()
+        write(region, [3], seed=1)
+        flush(region, 1)
+        with pytest.raises(errors.SnapshotFailed, match="lag behind the journal"):
+            region.snapshot("one")
+        work = region.begin_flush(2, 1)
+        work.run()
+        copy = region.snapshot("one")
+        region.finish_flush(work)
+    assert (copy / "region.json").read_bytes() == plain
+    with Region.open(copy, read_only=True) as again:
+        assert np.array_equal(read_rows(again, [3]), made_blocks(1, seed=1)[0])
+        assert again.extent_versions()[1].tolist() == [1, 0, 0]
+
+
 def test_who_only_looks_is_told_in_one_sentence(path: Path) -> None:
     with Region.create(path, definition()) as region:
         write(region, [3], seed=1)
