@@ -224,7 +224,7 @@ class Guest:
         spans = [(request.offset, request.length) for request in requests if request.length]
         if self._sealer is None:
             self.write_rows(spans, self._gather(requests))
-        else:
+        elif spans:
             sealed = sealed or self._sealer.seal(requests)
             self.write_rows(spans, *self._sealer.take(sealed))
             self._sealer.give_back(sealed)
