@@ -133,7 +133,8 @@ class Sealer:
     def take(self, sealed: Sealed) -> tuple[Rows, BlockContexts]:
         """The ciphertext, as replicas want it, and its contexts. :meth:`give_back` when they have been given it."""
         rows = sealed.sealing.rows
-        return np.ascontiguousarray(rows) if self._keeps_copies else rows, sealed.sealing.contexts()
+        # Not ascontiguousarray: one row is contiguous as it is, and would not be copied.
+        return rows.copy() if self._keeps_copies else rows, sealed.sealing.contexts()
 
     def give_back(self, sealed: Sealed) -> None:
         """What was sealed is not looked at any more."""

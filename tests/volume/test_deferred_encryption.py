@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
-from disk_rig import Batch, do, flush, pattern, read, read_request, until, write, write_request
+from disk_rig import Batch, damage, do, flush, pattern, read, read_request, until, write, write_request
 
 from crucible_emu import errors
 from crucible_emu.blockio import Kind, Request
-from crucible_emu.integrity import Cipher
-from crucible_emu.region.layout import extent_path
+from crucible_emu.integrity import Cipher, verify_writes
 from crucible_emu.upstairs import sealer as sealer_module
 from crucible_emu.upstairs.crew import Divisible, Done
 from crucible_emu.volume.local_disk import create, open_disk, region_path
@@ -59,12 +59,6 @@ def directory(tmp_path: Path) -> Path:
     found = tmp_path / "disk"
     create(found, 4 * LARGE, block_size=BLOCK, blocks_per_extent=LARGE // BLOCK, encrypted=True)
     return found
-
-
-def damage(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.seek(7 * BLOCK)
-        file.write(b"damage")
 
 
 async def test_whatever_comes_behind_a_deferred_write_waits_for_it(directory: Path, slow: SlowCrew) -> None:
@@ -164,7 +158,7 @@ async def test_a_damaged_block_of_a_deferred_read_comes_from_another_replica(
         slow.finish()
         await written.wait()
         await flush(disk)
-        damage(extent_path(region_path(directory, 0), 0))
+        damage(region_path(directory, 0), 7)
         reading = Batch(disk, [read_request(0, LARGE)])
         slow.finish()
         await reading.wait()
@@ -183,3 +177,17 @@ async def test_a_large_read_of_what_was_never_written_is_not_deferred(directory:
 async def test_a_request_of_no_length_is_fine(directory: Path) -> None:
     async with open_disk(directory, cipher=CIPHER) as disk:
         await do(disk, write_request(0, b""), read_request(0, 0))
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("keeps_copies", [False, True])
+def test_what_replicas_keep_is_not_written_over_by_the_next_write(blocks: int, keeps_copies: bool) -> None:
+    sealer = sealer_module.Sealer(CIPHER, BLOCK, keeps_copies=keeps_copies)
+    sealed = sealer.seal([write_request(0, pattern(blocks * BLOCK))])
+    rows, contexts = sealer.take(sealed)
+    before = rows.copy()
+    sealer.give_back(sealed)
+    again = sealer.seal([write_request(0, pattern(blocks * BLOCK))])
+    assert again.slab is sealed.slab  # or this would show nothing
+    assert np.array_equal(rows, before) == keeps_copies
+    verify_writes(contexts, before)
