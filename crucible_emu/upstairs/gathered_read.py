@@ -96,10 +96,11 @@ class DeferredRead:
         self._start = start
         self._contexts = contexts
 
-    def opened(self, error: errors.CrucibleError | None) -> None:
+    def opened(self, bad: list[int]) -> None:
         """All is decrypted; or not, and then the ordinary way asks the other replicas."""
         request, contexts = self._request, self._contexts
-        if error is not None:
+        if bad:
+            error = errors.DecryptionError()
             self._guest.upstairs.damaged(Damage(self._client, self._start, len(contexts), error))
             self._guest.read_later(request, self._start, len(contexts), self._completed)
             return

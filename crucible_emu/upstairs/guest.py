@@ -29,7 +29,7 @@ from crucible_emu.upstairs.gathered_read import DeferredRead, GatheredRead, Read
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.sealer import WAITING_BYTES_MAX, Sealed, Sealer
+from crucible_emu.upstairs.sealer import Sealed, Sealer
 from crucible_emu.upstairs.single_reads import SingleReads
 from crucible_emu.upstairs.single_writes import SingleWrites
 from crucible_emu.upstairs.trains import Trains
@@ -42,8 +42,6 @@ TRANSFER_BYTES_MAX = 1024 * 1024
 ZEROES_BYTES = 4 * 1024 * 1024
 """Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
 ALLOCATION_BLOCKS_MAX = 65536
-WAITING_BATCHES_MAX = 64
-"""Batches that may wait behind writes whose encryption is deferred, before doors are told to stop reading."""
 
 
 class Guest:
@@ -71,7 +69,7 @@ class Guest:
         self._flush_waiting: list[tuple[Request, Completed]] = []
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
-        self._single_reads = SingleReads(upstairs, self.read_later)
+        self._single_reads = SingleReads(upstairs, self._sealer, self.read_later)
         self._single_writes = SingleWrites(upstairs, self._writes_are_watched)
         self._admitting = False
         upstairs.on_progress = self._progress
@@ -147,10 +145,9 @@ class Guest:
         return max(jobs.jobs_in_progress) < JOBS_IN_PROGRESS_MAX and max(jobs.bytes_in_progress) < BYTES_IN_PROGRESS_MAX
 
     def _is_full(self) -> bool:
-        waiting = bool(self._backlog)
-        if waiting and self._sealer is not None:
-            waiting = self._sealer.waiting_bytes >= WAITING_BYTES_MAX or len(self._backlog) >= WAITING_BATCHES_MAX
-        return waiting or not self._has_room()
+        waiting = len(self._backlog)
+        takes_more = not waiting or (self._sealer is not None and self._sealer.takes_more(waiting))
+        return not takes_more or not self._has_room()
 
     def _line_up(self, requests: list[Request], completed: Completed, sealed: Sealed | None = None) -> None:
         """Admit these behind whatever waits, when there is room and, of writes that the crew encrypts, ciphertext."""
@@ -355,7 +352,7 @@ class Guest:
             return False
         if self._sealer is not None:
             later = DeferredRead(self, request, completed, client, start, contexts)
-            if self._sealer.open_later(out, contexts, later.opened):
+            if self._sealer.open_one_later(out, contexts, later.opened):
                 return None
         error = upstairs.verify(out, contexts)
         if error is not None:

@@ -16,7 +16,7 @@ answered, and get a copy, which is in one piece as they want it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,11 +32,14 @@ SHARE_BYTES = 128 * 1024
 """What a thread takes at a time at most, 0.35 ms of work: a turn of the loop costs 15 µs, the arrays of a share 4."""
 WAITING_BYTES_MAX = 4 * 1024 * 1024
 """So much of writes may be on its way to ciphertext before doors are told to stop reading."""
+WAITING_BATCHES_MAX = 64
+"""And so many batches may wait behind them."""
 SPARE_BYTES_MAX = 8 * 1024 * 1024
 """Memory that is kept to be used again."""
 SLAB_BLOCKS_MIN = 16
 
-Opened = Callable[[errors.CrucibleError | None], None]
+Opened = Callable[[list[int]], None]
+"""Told which blocks could not be decrypted."""
 
 
 class Sealed:
@@ -71,6 +74,10 @@ class Sealer:
         write = Kind.WRITE
         size = sum(request.length for request in requests if request.kind is write)
         return size >= DEFERRED_BYTES_MIN and crew() is not None
+
+    def takes_more(self, waiting_batches: int) -> bool:
+        """Whether more may come, although so many batches wait for encryption that is under way."""
+        return self.waiting_bytes < WAITING_BYTES_MAX and waiting_batches < WAITING_BATCHES_MAX
 
     def parts(
         self, requests: list[Request], trains: Trains, ready: Callable[[], None]
@@ -154,25 +161,31 @@ class Sealer:
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
-    def open_later(self, out: memoryview, contexts: BlockContexts, opened: Opened) -> bool:
-        """Have what a replica gave verified and decrypted in place, if there is enough of it: ``opened`` is called,
-        later, with the error of a bad block. ``False``: too little, do it now."""
-        found = crew() if len(out) >= DEFERRED_BYTES_MIN else None
+    def open_later(self, buffers: Sequence[memoryview], contexts: BlockContexts, opened: Opened) -> bool:
+        """Have blocks that a replica gave, and that :func:`~crucible_emu.integrity.misfit` finds nothing wrong with,
+        decrypted in place, if there are enough of them. ``False``: too few, do it now."""
+        found = crew() if len(buffers) * self._block_size >= DEFERRED_BYTES_MIN else None
         if found is None:
             return False
-        rows: Rows = np.frombuffer(out, np.uint8).reshape(len(contexts), -1)
-        if misfit(rows, contexts) is not None:
-            return False
-        size = self._block_size
-        opening = Opening(self._cipher, [out[at : at + size] for at in range(0, len(out), size)], contexts)
+        opening = Opening(self._cipher, buffers, contexts)
         if not opening.count:
             return False
 
         def done(problem: BaseException | None) -> None:
-            opened(_failure(problem) or (errors.DecryptionError() if opening.bad else None))
+            # What the cipher has not looked at is not known to be right.
+            opened(sorted(opening.bad) if problem is None else list(range(len(buffers))))
 
         found.start(opening, self._share(opening.count, found), done)
         return True
+
+    def open_one_later(self, out: memoryview, contexts: BlockContexts, opened: Opened) -> bool:
+        """The same for consecutive blocks in one buffer, which are looked at first."""
+        if len(out) < DEFERRED_BYTES_MIN:
+            return False
+        size = self._block_size
+        if misfit(np.frombuffer(out, np.uint8).reshape(-1, size), contexts) is not None:
+            return False
+        return self.open_later([out[at : at + size] for at in range(0, len(out), size)], contexts, opened)
 
 
 def _bytes(requests: list[Request]) -> int:

@@ -122,7 +122,7 @@ async def test_a_deferred_read_gives_what_was_there_when_it_was_asked_for(direct
 async def test_a_door_is_told_to_wait_when_much_is_on_its_way(
     directory: Path, slow: SlowCrew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crucible_emu.upstairs.guest.WAITING_BYTES_MAX", 2 * LARGE)
+    monkeypatch.setattr(sealer_module, "WAITING_BYTES_MAX", 2 * LARGE)
     async with open_disk(directory, cipher=CIPHER) as disk:
         first = Batch(disk, [write_request(0, pattern(LARGE))])
         await disk.wait_for_room()  # one alone does not keep the next from coming
@@ -166,6 +166,46 @@ async def test_a_damaged_block_of_a_deferred_read_comes_from_another_replica(
         assert bytes(reading.requests[0].buffer or b"") == pattern(LARGE)
         await until(lambda: disk.healer.idle)
         assert disk.upstairs.statistics.healed_blocks == 1
+
+
+async def test_many_small_reads_that_come_together_are_decrypted_together(
+    directory: Path, slow: SlowCrew, expect_log: ExpectLog
+) -> None:
+    expect_log("damaged block client=0", at_least=1)
+    expect_log("operation failed on a replica client=0 job=Read", at_least=0)
+    expect_log("healed block client=0", at_least=0)
+    async with open_disk(directory, cipher=CIPHER) as disk:
+        data, count = pattern(LARGE), LARGE // BLOCK
+        written = Batch(disk, [write_request(0, data)])
+        slow.finish()
+        await written.wait()
+        await flush(disk)
+        damage(region_path(directory, 0), 7)
+        reading = Batch(disk, [read_request(at * BLOCK, BLOCK) for at in range(count)])
+        few = Batch(disk, [read_request(0, BLOCK)])
+        assert (reading.pending, few.pending) == (count, 0)
+        slow.finish()
+        await reading.wait()
+        assert b"".join(bytes(request.buffer or b"") for request in reading.requests) == data
+        assert all(request.error is None for request in reading.requests)
+        await until(lambda: disk.healer.idle)
+        assert disk.upstairs.statistics.healed_blocks == 1
+
+
+async def test_a_read_that_the_cipher_fails_to_look_at_is_asked_for_again(
+    directory: Path, slow: SlowCrew, expect_log: ExpectLog
+) -> None:
+    expect_log("damaged block client=0", at_least=1)
+    async with open_disk(directory, cipher=CIPHER) as disk:
+        written = Batch(disk, [write_request(0, pattern(LARGE))])
+        slow.finish()
+        await written.wait()
+        reading = Batch(disk, [read_request(0, LARGE)])
+        slow.finish(error=MemoryError())
+        await reading.wait()
+        assert bytes(reading.requests[0].buffer or b"") == pattern(LARGE)
+        await until(lambda: disk.healer.idle)
+        assert disk.upstairs.statistics.healed_blocks == 0
 
 
 async def test_a_large_read_of_what_was_never_written_is_not_deferred(directory: Path, slow: SlowCrew) -> None:
