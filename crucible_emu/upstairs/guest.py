@@ -9,7 +9,7 @@ two replicas hold everything before it. A block that fails its hash is read from
 are written back (:class:`Healer`) unless the guest has written the block meanwhile.
 
 Admission takes at most 1500 jobs or 75 MiB in progress per replica (§6.13); what comes on top waits here, in order, and
-doors are told to stop reading.
+doors are told to stop reading. Writes whose encryption is deferred wait here too, with all that comes behind them.
 """
 
 from __future__ import annotations
