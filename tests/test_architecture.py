@@ -93,7 +93,7 @@ DRIVERS = {
         f"crucible_emu.upstairs.{name}"
         for name in ("driver", "gathered_read", "guest", "healing", "local_link", "single_reads", "single_writes")
     ),
-    *(f"crucible_emu.upstairs.{name}" for name in ("tcp_link", "zeroing")),
+    *(f"crucible_emu.upstairs.{name}" for name in ("crew", "sealer", "tcp_link", "zeroing")),
     *(
         f"crucible_emu.volume.{name}"
         for name in ("attach", "backend", "construction", "image", "kept_running", "local_disk", "local_file")

@@ -4,5 +4,5 @@ Pure, in reading order: ``states`` (two transition tables), ``rules`` (when a jo
 ``dependencies``, ``reconciliation``, ``actions``, ``negotiation`` (one function a message), ``core`` (the machine).
 Around it: ``driver`` (connections, timers), ``links`` (the seam), ``tcp_link`` and ``local_link`` (the two ways to a
 Downstairs), ``guest`` (the block device that doors serve), ``healing`` (bad blocks get their bytes back), ``zeroing``
-(large ranges are zeroed piece by piece).
+(large ranges are zeroed piece by piece), ``sealer`` and ``crew`` (encryption, beside the loop where there is much).
 """

@@ -9,13 +9,12 @@ two replicas hold everything before it. A block that fails its hash is read from
 are written back (:class:`Healer`) unless the guest has written the block meanwhile.
 
 Admission takes at most 1500 jobs or 75 MiB in progress per replica (§6.13); what comes on top waits here, in order, and
-doors are told to stop reading.
+doors are told to stop reading. Writes whose encryption is deferred wait here too, with all that comes behind them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,19 +25,20 @@ from crucible_emu.blockio import Allocation, Completed, Kind, Request
 from crucible_emu.geometry import BlockIndexes, equal_runs, spans_to_blocks
 from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
-from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
+from crucible_emu.upstairs.gathered_read import DeferredRead, GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import JobKind
+from crucible_emu.upstairs.sealer import Sealed, Sealer
 from crucible_emu.upstairs.single_reads import SingleReads
 from crucible_emu.upstairs.single_writes import SingleWrites
+from crucible_emu.upstairs.trains import Trains
 from crucible_emu.upstairs.zeroing import LargeZeroes
 
 JOBS_IN_PROGRESS_MAX = 1500
 BYTES_IN_PROGRESS_MAX = 75 * 1024 * 1024
 TRANSFER_BYTES_MAX = 1024 * 1024
 """Largest operation sent to a replica (the real one's MDTS); larger requests are cut."""
-TRAIN_BYTES_MAX = 4 * 1024 * 1024
 ZEROES_BYTES = 4 * 1024 * 1024
 """Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
 ALLOCATION_BLOCKS_MAX = 65536
@@ -58,7 +58,11 @@ class Guest:
         self._block_size = definition.block_size
         self._shift = definition.shift
         self._size_bytes = definition.size_bytes
-        self._backlog: deque[tuple[list[Request], Completed]] = deque()
+        self._trains = Trains(definition.block_size, definition.size_bytes)
+        cipher = upstairs.cipher
+        keeps_copies = not upstairs.in_process
+        self._sealer = None if cipher is None else Sealer(cipher, self._block_size, keeps_copies=keeps_copies)
+        self._backlog: deque[tuple[list[Request], Completed, Sealed | None]] = deque()
         self._room = trio.Event()
         self._room.set()
         self._flush_running = False
@@ -66,7 +70,7 @@ class Guest:
         self._flush_group, self._flush_covers = self._flush_waiting, 0
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
-        self._single_reads = SingleReads(upstairs, self._read_later)
+        self._single_reads = SingleReads(upstairs, self._sealer, self.read_later)
         self._single_writes = SingleWrites(upstairs, self._writes_are_watched)
         self._admitting = False
         upstairs.on_progress = self._progress
@@ -88,14 +92,17 @@ class Guest:
 
     def submit(self, requests: list[Request], completed: Completed) -> None:
         """Admit ``requests`` in order; see :class:`~crucible_emu.blockio.BlockDevice`."""
-        if self._backlog or not self._has_room():
-            self._backlog.append((requests, completed))
-            return
-        self._admit(requests, completed)
+        if self._sealer is not None and self._sealer.defers(requests):
+            for part, sealed in self._sealer.parts(requests, self._trains, self._progress):
+                self._line_up(part, completed, sealed)
+        elif self._backlog or not self._has_room():
+            self._line_up(requests, completed)
+        else:
+            self._admit(requests, completed)
 
     async def wait_for_room(self) -> None:
-        """Return when nothing waits for admission any more."""
-        while self._backlog or not self._has_room():
+        """Return when nothing waits for admission any more, but perhaps for its encryption."""
+        while self._is_full():
             if self._room.is_set():
                 self._room = trio.Event()
             await self._room.wait()
@@ -138,6 +145,16 @@ class Guest:
         jobs = self._core.jobs
         return max(jobs.jobs_in_progress) < JOBS_IN_PROGRESS_MAX and max(jobs.bytes_in_progress) < BYTES_IN_PROGRESS_MAX
 
+    def _is_full(self) -> bool:
+        waiting = len(self._backlog)
+        takes_more = not waiting or (self._sealer is not None and self._sealer.takes_more(waiting))
+        return not takes_more or not self._has_room()
+
+    def _line_up(self, requests: list[Request], completed: Completed, sealed: Sealed | None = None) -> None:
+        """Admit these behind whatever waits, when there is room and, of writes that the crew encrypts, ciphertext."""
+        self._backlog.append((requests, completed, sealed))
+        self._progress()
+
     def _progress(self) -> None:
         """Something finished: admit what waited, as far as there is room."""
         if self._admitting:
@@ -145,20 +162,23 @@ class Guest:
         self._admitting = True
         try:
             while self._backlog and self._has_room():
+                sealed = self._backlog[0][2]
+                if sealed is not None and not sealed.ready:
+                    break
                 self._admit(*self._backlog.popleft())
         finally:
             self._admitting = False
-        if not self._backlog and not self._room.is_set() and self._has_room():
+        if not self._room.is_set() and not self._is_full():
             self._room.set()
 
-    def _admit(self, requests: list[Request], completed: Completed) -> None:
+    def _admit(self, requests: list[Request], completed: Completed, sealed: Sealed | None = None) -> None:
         done: list[Request] = []
         index, total = 0, len(requests)
         while index < total:
             request = requests[index]
             kind = request.kind
             stop = index + 1
-            if not self._in_range(request):
+            if not self._trains.in_range(request):
                 request.error = errors.OffsetInvalid()
                 done.append(request)
             elif kind is Kind.READ:
@@ -169,8 +189,8 @@ class Guest:
             elif kind is Kind.WRITE:
                 stop = self._single_writes.submit(requests, index, done)
                 if stop == index:
-                    stop = self._train_end(requests, index)
-                    self._write(requests[index:stop], done, completed)
+                    stop = self._trains.end(requests, index)
+                    self._write(requests[index:stop], done, completed, sealed)
             elif kind is Kind.WRITE_UNWRITTEN:
                 self._write_unwritten(request, done, completed)
             elif kind is Kind.FLUSH:
@@ -181,35 +201,17 @@ class Guest:
         if done:
             completed(done)
 
-    def _in_range(self, request: Request) -> bool:
-        mask = self._block_size - 1
-        return not (
-            (request.offset | request.length) & mask
-            or request.offset < 0
-            or request.offset + request.length > self._size_bytes
-        )
-
-    def _train_end(self, requests: list[Request], index: int) -> int:
-        """End of the run of writes from ``index`` that may travel as one job: in range, disjoint, not too large."""
-        stop, size = index, 0
-        total = len(requests)
-        while stop < total and requests[stop].kind is Kind.WRITE and self._in_range(requests[stop]):
-            size += requests[stop].length
-            if size > TRAIN_BYTES_MAX and stop > index:
-                break
-            stop += 1
-        if stop - index > 1 and not _disjoint(requests[index:stop]):
-            return index + 1
-        return stop
-
     # -- writes -------------------------------------------------------------------------------------------------------
 
     def _writes_are_watched(self) -> bool:
         """Whether something has to know of each write: a healing, zeros that are still being written."""
         return self.healer.watching or bool(self._large_zeroes.unfinished)
 
-    def _write(self, requests: list[Request], done: list[Request], completed: Completed) -> None:
-        error = self._core.admission_error(JobKind.WRITE)
+    def _write(
+        self, requests: list[Request], done: list[Request], completed: Completed, sealed: Sealed | None = None
+    ) -> None:
+        """Write a train; ``sealed`` where the crew has encrypted it."""
+        error = self._core.admission_error(JobKind.WRITE) or (None if sealed is None else sealed.error)
         if error is not None:
             for request in requests:
                 request.error = error
@@ -217,7 +219,13 @@ class Guest:
             return
         if self._large_zeroes.unfinished:
             self._large_zeroes.written(requests)
-        self.write_rows([(r.offset, r.length) for r in requests if r.length], self._gather(requests))
+        spans = [(request.offset, request.length) for request in requests if request.length]
+        if self._sealer is None:
+            self.write_rows(spans, self._gather(requests))
+        elif spans:
+            sealed = sealed or self._sealer.seal(requests)
+            self.write_rows(spans, *self._sealer.take(sealed))
+            self._sealer.give_back(sealed)
         for request in requests:
             if request.fua:
                 self._flush(request, done, completed)
@@ -254,11 +262,12 @@ class Guest:
         contexts: BlockContexts | None = None,
         kind: JobKind = JobKind.WRITE,
     ) -> None:
-        """Write admitted ``rows`` to disjoint byte ``spans`` as one job; ``contexts`` where they are known already."""
+        """Write admitted ``rows`` to disjoint byte ``spans`` as one job; ``contexts`` where they are known already, of
+        ciphertext where it is that."""
         if not spans:
             return
         cipher = self.upstairs.cipher
-        if cipher is not None:
+        if cipher is not None and (contexts is None or contexts.nonce is None):
             rows, contexts = cipher.encrypt_blocks(rows)
         elif contexts is None:
             contexts = BlockContexts.plain(hash_blocks(rows))
@@ -320,13 +329,16 @@ class Guest:
         request.error = core.admission_error(JobKind.READ)
         if request.error is None and request.length:
             start, count = request.offset >> self._shift, request.length >> self._shift
-            if not self._read_now(request, start, count):
-                self._read_later(request, start, count, completed)
+            answered = self._read_now(request, start, count, completed)
+            if not answered:
+                if answered is False:
+                    self.read_later(request, start, count, completed)
                 return
         done.append(request)
 
-    def _read_now(self, request: Request, start: int, count: int) -> bool:
-        """Whether a replica in this process answered at once; such a read never becomes a tracked job."""
+    def _read_now(self, request: Request, start: int, count: int, completed: Completed) -> bool | None:
+        """Whether a replica in this process answered at once; such a read never becomes a tracked job. ``None``: it
+        did, and the crew decrypts."""
         upstairs = self.upstairs
         statistics = upstairs.statistics
         statistics.reads += 1
@@ -339,6 +351,10 @@ class Guest:
         contexts = link.read_cached(start, count, out)
         if contexts is None:
             return False
+        if self._sealer is not None:
+            later = DeferredRead(self, request, completed, client, start, contexts)
+            if self._sealer.open_one_later(out, contexts, later.opened):
+                return None
         error = upstairs.verify(out, contexts)
         if error is not None:
             upstairs.damaged(Damage(client, start, count, error))
@@ -346,7 +362,7 @@ class Guest:
             request.owned[:] = contexts.kind != EMPTY
         return error is None
 
-    def _read_later(self, request: Request, start: int, count: int, completed: Completed) -> None:
+    def read_later(self, request: Request, start: int, count: int, completed: Completed) -> None:
         """Read by jobs, each of at most one transfer."""
         out = _payload(request)
         gathering = GatheredRead(self, request, completed)
@@ -487,15 +503,3 @@ def _payload(request: Request) -> memoryview:
     if request.buffer is None:
         raise errors.IoError(f"{request!r} came without a buffer")
     return request.buffer
-
-
-def _disjoint(requests: list[Request]) -> bool:
-    """Whether no two requests touch the same block."""
-    offsets = [request.offset for request in requests]
-    if len(set(offsets)) != len(offsets):
-        return False
-    first = requests[0].length
-    if first and all(request.length == first and request.offset % first == 0 for request in requests):
-        return True
-    spans = sorted((request.offset, request.offset + request.length) for request in requests)
-    return all(before[1] <= after[0] for before, after in pairwise(spans))

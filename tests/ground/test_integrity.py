@@ -13,6 +13,9 @@ from crucible_emu.integrity import (
     PLAIN,
     BlockContexts,
     Cipher,
+    Opening,
+    Sealing,
+    Slab,
     first_bad_block,
     hash_blocks,
     hash_sealed_blocks,
@@ -128,6 +131,53 @@ def test_scattered_blocks_are_judged_one_by_one() -> None:
     plain[1, 1] = plain[3, 3] = 99
     found = open_scattered([memoryview(row) for row in plain], sums, None)
     assert found == [(1, errors.HashMismatch()), (3, errors.HashMismatch())]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_pieces_may_be_sealed_and_opened_in_any_order(count: int) -> None:
+    cipher, plain = Cipher(KEY), rows(*range(1, count + 1))
+    slab = Slab(count + 2, 512)
+    for pieces in ([(0, count)], [(count // 2, count), (0, count // 2)], [(at, at + 1) for at in range(count)][::-1]):
+        sealing = Sealing(cipher, [row.data for row in plain], slab)
+        for first, stop in pieces:
+            sealing.run(first, stop)
+        stored, contexts = sealing.rows.copy(), sealing.contexts()
+        verify_writes(contexts, stored)
+        assert contexts.on_disk_hash is not None
+        assert contexts.on_disk_hash.tolist() == hash_blocks(stored).tolist()
+        opening = Opening(cipher, [row.data for row in stored], contexts)
+        for first, stop in pieces:
+            opening.run(first, stop)
+        assert opening.bad == []
+        assert np.array_equal(stored, plain)
+
+
+@pytest.mark.parametrize("damaged", [(), (0,), (4,), (1, 2), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("count", [3, 5])
+def test_each_sealed_block_is_judged_by_itself(damaged: tuple[int, ...], count: int) -> None:
+    """Among blocks that were never written, and beside one with the context of a plain block."""
+    cipher, plain = Cipher(KEY), rows(*range(1, count + 1))
+    stored, contexts = cipher.encrypt_blocks(plain)
+    stored = np.concatenate([stored, rows(0, 0, 7)])
+    contexts = BlockContexts.concatenate([contexts, BlockContexts.empty(2), BlockContexts.plain(hash_blocks(rows(7)))])
+    wrong = [index for index in damaged if index < count]
+    for index in wrong:
+        stored[index, 100] ^= 1
+    stored[count + 1, 0] = 1
+    for part in ((0, count + 3), (count - 1, count + 2), (count - 2, count)):
+        mine, of_mine = stored[slice(*part)].copy(), contexts[slice(*part)]
+        found = open_scattered([row.data for row in mine], of_mine, cipher)
+        expected: list[tuple[int, errors.CrucibleError]] = [
+            (index - part[0], errors.DecryptionError()) for index in wrong if part[0] <= index < part[1]
+        ]
+        expected += [
+            (index - part[0], errors.MissingBlockContext())
+            for index in (count + 1, count + 2)
+            if part[0] <= index < part[1]
+        ]
+        assert found == expected
+        right = [index for index in range(*part) if index < count and index not in wrong]
+        assert all(np.array_equal(mine[index - part[0]], plain[index]) for index in right)
 
 
 def test_stored_hashes_cover_the_stored_bytes_alone() -> None:
