@@ -34,6 +34,8 @@ CONNECT_TIMEOUT_S = 10.0
 PING_INTERVAL_S = 5.0
 SILENCE_TIMEOUT_S = 45.0
 RECEIVE_BYTES = 256 * 1024
+UNIX_SEND_BUFFER_BYTES = 4 * 1024 * 1024
+"""What a unix socket may hold for a Downstairs that is slower than we are, as far as the system allows it."""
 IOVECS_MAX = 1000
 
 
@@ -91,6 +93,7 @@ class TcpConnector:
         if self.address.path:
             raw = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BUFFER_BYTES)
                 await raw.connect(self.address.path)
             except BaseException:
                 raw.close()
