@@ -45,6 +45,7 @@ from crucible_emu.errors import CrucibleError, RemoteError
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.hot import Identities, make_ack
+from crucible_emu.wire.runs import ReadRequestRun, WriteRun
 
 RETRY_PAUSE_S = 1.0
 """Between two tries of a failing job in ``faithful`` mode. The real program does not pause at all."""
@@ -459,7 +460,22 @@ class Downstairs:
         actions.extend(Abandon(work) for work in running)
         self._run_all(self.lane.advance(), actions)
 
-    # Trains of an Upstairs in the same process
+    # Trains and runs that are done at once
+
+    def connection(self, connection_id: int) -> Connection | None:
+        """What is kept for an open connection."""
+        return self._connections.get(connection_id)
+
+    def run_done(
+        self, connection: Connection, answers: m.Message, job_ids: Sequence[int], *, written: int = 0, read: int = 0
+    ) -> list[Action]:
+        """Jobs that nothing stood in the way of were done as they arrived; ``answers`` are those to all of them."""
+        self.statistics.jobs += len(job_ids)
+        self.statistics.blocks_written += written
+        self.statistics.blocks_read += read
+        actions: list[Action] = [Send(connection.session.connection_id, answers)]
+        self._start_ready(connection, connection.jobs.complete_ids(job_ids), actions)
+        return actions
 
     def running_in_order(self, connection_id: int) -> InOrderJobs | None:
         """The jobs of a connection whose session runs and which relies on the order of its messages, else ``None``."""
@@ -475,7 +491,7 @@ class Downstairs:
         self.statistics.blocks_written += blocks
 
 
-def compare_ids(known: Identities, message: m.JobRequest) -> UUID | None:
+def compare_ids(known: Identities, message: m.JobRequest | WriteRun | ReadRequestRun) -> UUID | None:
     """The id that ``message`` should have carried instead of its own; ``None`` when it is right."""
     if message.upstairs_id != known.upstairs_id:
         return known.upstairs_id

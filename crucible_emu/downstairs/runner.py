@@ -29,6 +29,7 @@ from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector
 from crucible_emu.downstairs.flushes import Flushes
 from crucible_emu.downstairs.repair_client import Sources, fetch_extent
+from crucible_emu.downstairs.runs import Runs
 from crucible_emu.downstairs.session import State
 from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.downstairs.work import (
@@ -52,6 +53,7 @@ from crucible_emu.integrity import BlockContexts, verify_writes
 from crucible_emu.logs import get_logger
 from crucible_emu.region import FlushWork, Region
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.runs import RUNS, ReadRequestRun, WriteRun
 
 READ_THREADS = 4
 INLINE_READ_BYTES_MAX = 2 * 1024 * 1024
@@ -123,6 +125,8 @@ class Runner:
         self._limiter = trio.CapacityLimiter(READ_THREADS + 2)
         self._flushes = Flushes(region, self._in_thread, together)
         self._sequence = 0
+        self._runs = Runs(region, core)
+        self._wrote_runs = False
 
     # Connections
 
@@ -140,12 +144,46 @@ class Runner:
             self._outbox.pop(connection_id, None)
             self._perform(self.core.closed(connection_id))
 
-    def receive(self, connection_id: int, messages: Sequence[m.Message], first: int = 0) -> int:
+    def receive(self, connection_id: int, messages: list[m.Message], first: int = 0) -> int:
         """Take messages as :meth:`Downstairs.receive_train` does; how many were taken. If not all were, the outlet's
-        ``resume`` tells when to offer the rest, unless offering it again at once succeeds."""
-        taken, actions = self.core.receive_train(connection_id, messages, first)
+        ``resume`` tells when to offer the rest, unless offering it again at once succeeds. A run that something stands
+        in the way of is replaced, in ``messages``, by what it consists of."""
+        actions: list[Action] = []
+        index = first
+        while index < len(messages):
+            message = messages[index]
+            if type(message) in RUNS:
+                done = self._run_at_once(connection_id, message)
+                if done is None:
+                    messages[index : index + 1] = message.messages()  # type: ignore[attr-defined]  # a run
+                else:
+                    actions += done
+                    index += 1
+                continue
+            stop = next((at for at in range(index + 1, len(messages)) if type(messages[at]) in RUNS), len(messages))
+            taken, wanted = self.core.receive_train(connection_id, messages[index:stop])
+            self._perform([*actions, *wanted])  # before a run is done at once: jobs run in order of arrival
+            actions = []
+            index += taken
+            if index < stop:
+                break
         self._perform(actions)
-        return taken
+        if self._wrote_runs:
+            self._wrote_runs = False
+            if self.region.wants_destage():
+                self.relieve()
+        return index - first
+
+    def _run_at_once(self, connection_id: int, run: m.Message) -> list[Action] | None:
+        """Do what a run asks for; ``None`` where it is to go the way of single messages."""
+        if self.injector is not None or self._held is not None or self._performing:
+            return None
+        if type(run) is ReadRequestRun:
+            return self._runs.read(connection_id, run)
+        if type(run) is not WriteRun:
+            return None
+        self._wrote_runs = True
+        return self._runs.write(connection_id, run)
 
     def may_write(self, connection_id: int) -> bool:
         """Whether the connection's session runs on a region that can be written."""

@@ -213,6 +213,10 @@ RUN_DECODERS: dict[int, Callable[[memoryview, int, int, Identities], tuple[Run, 
 empty, and the offset behind it."""
 
 
+RUNS = frozenset({WriteRun, ReadRequestRun, ReadResponseRun, AckRun})
+"""The classes of what the decoders below give."""
+
+
 class ResponseFrames(m.Message):
     """ReadResponses of one plain block each, as the frames that they are sent in: ``buffer`` is all of them.
 
