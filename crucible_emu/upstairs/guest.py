@@ -151,6 +151,16 @@ class Guest:
             self._room.set()
 
     def _admit(self, requests: list[Request], completed: Completed) -> None:
+        self.upstairs.gather()
+        try:
+            done = self._take(requests, completed)
+        finally:
+            self.upstairs.send_off()
+        if done:
+            completed(done)
+
+    def _take(self, requests: list[Request], completed: Completed) -> list[Request]:
+        """Admit ``requests``; those that are done already."""
         done: list[Request] = []
         index, total = 0, len(requests)
         while index < total:
@@ -177,8 +187,7 @@ class Guest:
             else:
                 self._zero(request, done, completed)
             index = stop
-        if done:
-            completed(done)
+        return done
 
     def _in_range(self, request: Request) -> bool:
         mask = self._block_size - 1

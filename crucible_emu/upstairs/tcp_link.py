@@ -18,6 +18,7 @@ import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from uuid import UUID
 
 import trio
@@ -125,7 +126,9 @@ class TcpLink:
         self._wake_pacer = trio.Event()
         self._queue: deque[memoryview] = deque()
         self._wake_sender = trio.Event()
-        self._decoder = wire.Decoder()
+        self._decoder = wire.Decoder(runs=True)
+        self.gathers = False
+        self._blocked = False  # the socket takes nothing now: the sender's task waits for it
 
     # -- sending --------------------------------------------------------------------------------------------------
 
@@ -154,6 +157,7 @@ class TcpLink:
                     await trio.sleep(self.delay_us / 1_000_000)
                 self._held.popleft()
                 self._send_buffers(buffers)
+            self.send_off()
 
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
         return None
@@ -165,21 +169,27 @@ class TcpLink:
         return None
 
     def _send_buffers(self, buffers: list[bytes | memoryview]) -> None:
-        # Trying at once saves the hand-over to another task, which costs more than the system call.
-        idle = not self._queue
         self._queue.extend(memoryview(buffer).cast("B") for buffer in buffers)
-        if idle and self._raw is not None:
+        if not self.gathers:
+            self.send_off()
+
+    def send_off(self) -> None:
+        """Send what waits, as far as the socket takes it; the sender's task does the rest."""
+        # Trying at once saves the hand-over to another task, which costs more than the system call.
+        if not self._queue or self._blocked:
+            return
+        if self._raw is not None:
             with contextlib.suppress(BlockingIOError, OSError):  # the sender task meets the same error and reports it
                 self._send_some()
-        if self._queue:
-            self._wake_sender.set()
+                return
+        self._blocked = True
+        self._wake_sender.set()
 
     def _send_some(self) -> None:
         """Send from the queue until it is empty or the socket is full (:class:`BlockingIOError`)."""
         queue = self._queue
         while queue:
-            vector = [queue[index] for index in range(min(len(queue), IOVECS_MAX))]
-            sent = _sendmsg(self._fd, vector)
+            sent = _sendmsg(self._fd, list(islice(queue, IOVECS_MAX)))
             while sent:
                 head = queue[0]
                 if len(head) > sent:
@@ -193,17 +203,17 @@ class TcpLink:
             await self._wake_sender.wait()
             self._wake_sender = trio.Event()
             try:
-                if self._raw is None:
-                    while self._queue:
-                        await self._stream.send_all(self._queue.popleft())
-                    continue
                 while self._queue:
+                    if self._raw is None:
+                        await self._stream.send_all(self._queue.popleft())
+                        continue
                     try:
                         self._send_some()
                     except BlockingIOError:
                         await trio.lowlevel.wait_writable(self._raw)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 return f"sending failed: {error}"
+            self._blocked = False
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
@@ -228,6 +238,7 @@ class TcpLink:
         while True:
             await trio.sleep(PING_INTERVAL_S)
             self.send(m.Ruok())
+            self.send_off()
 
     async def _receiver(self, port: Port) -> str:
         try:
@@ -286,6 +297,8 @@ def encode_job(job: Job, dependencies: list[list[int]], upstairs_id: UUID, sessi
             rows=job.rows,
             unwritten=job.kind is JobKind.WRITE_UNWRITTEN,
         )
+    if job.kind is JobKind.READ:
+        return [wire.encode_read_train(*ids, job.first_id, dependencies, job.starts, job.lengths)]
     return wire.encode(job_message(job, dependencies, *ids))
 
 

@@ -101,11 +101,13 @@ class ReadResponseRun(Run):
 
     def messages(self) -> list[m.Message]:
         """The same, message by message."""
-        ids = (self.upstairs_id, self.session_id)
-        return [
-            m.ReadResponse(*ids, job, BlockContexts(np.array([PLAIN], np.uint8), np.array([value], np.uint64)), data)
-            for job, value, data in zip(self.job_ids, self.hashes, self.data)
-        ]
+        return [self.message(position) for position in range(len(self.job_ids))]
+
+    def message(self, position: int) -> m.ReadResponse:
+        """One of them."""
+        contexts = BlockContexts(np.array([PLAIN], np.uint8), np.array([self.hashes[position]], np.uint64))
+        job_id, data = self.job_ids[position], self.data[position]
+        return m.ReadResponse(self.upstairs_id, self.session_id, job_id, contexts, data)
 
 
 @dataclass(slots=True, eq=False)
