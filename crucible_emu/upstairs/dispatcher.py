@@ -472,7 +472,7 @@ class Dispatcher(ABC):
             if self.identity.remote:
                 self.completed.append(retired(job))
         elif not job.retained:
-            job.retained = True
+            job.retained, job.encoded = True, None
             self.finished_jobs += job.count
             self.finished_bytes += job.size_bytes
             if (
