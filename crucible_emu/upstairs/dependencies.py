@@ -151,7 +151,8 @@ class DependencyTracker:
         starts, segments = self._starts, self._segments
         small = {index for index in range(first, last) if segments[index].end - starts[index] <= len(hiding)}
         if small:
-            hidden = Counter(bisect_right(starts, block) - 1 for block in hiding)
+            beneath = ((block, bisect_right(starts, block) - 1) for block in hiding)
+            hidden = Counter(index for block, index in beneath if index >= 0 and block < segments[index].end)
             small = {index for index in small if hidden[index] == segments[index].end - starts[index]}
         return [segments[index] for index in range(first, last) if index not in small]
 

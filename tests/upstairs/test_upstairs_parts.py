@@ -134,6 +134,22 @@ def test_a_flush_leaves_one_segment() -> None:
     assert len(tracker) == 1
 
 
+def test_single_blocks_beside_a_segment_do_not_hide_it() -> None:
+    tracker = DependencyTracker()
+    tracker.block(1, 2, 4, always)
+    for job, block in enumerate((2, 5, 6), 2):
+        tracker.block(job, block, block + 1, always)
+    assert tracker.block_everything(9, always) == [1, 2, 3, 4]
+
+
+def test_single_blocks_hide_a_segment_that_they_make_up() -> None:
+    tracker = DependencyTracker()
+    tracker.block(1, 2, 4, always)
+    for job, block in enumerate((2, 3), 2):
+        assert tracker.block(job, block, block + 1, always) == [1]
+    assert tracker.block_everything(9, always) == [2, 3]
+
+
 def test_a_disk_that_is_only_read_is_not_remembered_block_by_block() -> None:
     tracker, under_way = DependencyTracker(), 64
     tracker.block(0, 7, 8, always)
