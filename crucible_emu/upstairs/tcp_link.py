@@ -202,8 +202,9 @@ class TcpLink:
             return
         if self._awaits_acks and not self._urgent and self._queued_bytes < HELD_BYTES_MAX:
             return
-        self._awaits_acks, self._queued_writes, self._queued_bytes = self._queued_writes, False, 0
-        self._urgent = False
+        self._awaits_acks = self._awaits_acks or self._queued_writes
+        self._queued_writes = self._urgent = False
+        self._queued_bytes = 0
         if self._raw is not None:
             with contextlib.suppress(BlockingIOError, OSError):  # the sender task meets the same error and reports it
                 self._send_some()
