@@ -8,7 +8,8 @@ takes one after the other; without a delay, and with that queue empty, sending g
 Nobody waits for a write that is on its way. So while a replica has not answered the writes that it was sent last, up to
 :data:`HELD_BYTES_MAX` of further ones wait for its answer, and go out in one piece with what comes on top; anything
 that somebody waits for takes them along. *Optimisation*: a replica in another process costs some 50 µs of processor
-time for each piece, however little is in it. *Liveness*: writes wait for earlier ones only, or for jobs of a repair,
+time for each piece, however little is in it; and as much for each answer, so where only such can come the socket is
+looked at once in :data:`ACKS_PAUSE_S`. *Liveness*: writes wait for earlier ones only, or for jobs of a repair,
 and those take along whatever waits.
 
 What it guarantees: messages leave in the order in which they were given. Connecting takes at most 10 s; a ``Ruok``
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import socket
 import ssl
@@ -37,6 +39,7 @@ from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
 from crucible_emu.upstairs.rules import WRITES, JobKind
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
 CONNECT_TIMEOUT_S = 10.0
 PING_INTERVAL_S = 5.0
@@ -45,6 +48,8 @@ RECEIVE_BYTES = 256 * 1024
 UNIX_SEND_BUFFER_BYTES = 4 * 1024 * 1024
 """What a unix socket may hold for a Downstairs that is slower than we are, as far as the system allows it."""
 HELD_BYTES_MAX = 128 * 1024
+ACKS_PAUSE_S = 0.001
+"""How long the acks of writes, for which nobody waits, may lie in the socket before they are looked at."""
 IOVECS_MAX = 1000
 TURNS_MAX = 4
 """Receives in a row that may succeed at once before other tasks get their turn."""
@@ -142,13 +147,16 @@ class TcpLink:
         self._queued_writes = self._urgent = False
         self._queued_bytes = self._receives_in_a_row = 0
         self._heard_at = 0.0
+        self._looked_at = -math.inf
         self._awaits_acks = False  # writes were sent, and nothing has come since
+        self._asked = 0  # answers that somebody waits for: to anything but writes
+        self._wanted = trio.Event()
         self._blocked = False  # the socket takes nothing now: the sender's task waits for it
 
     # -- sending --------------------------------------------------------------------------------------------------
 
     def send(self, message: m.Message) -> None:
-        self._urgent = True
+        self._ask(1)
         self._send_in_turn(True, wire.encode(message))
 
     def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
@@ -157,9 +165,15 @@ class TcpLink:
             self._queued_writes = True
             self._queued_bytes += job.size_bytes
         else:
-            self._urgent = True
+            self._ask(job.count)
         self._send_in_turn(not writes, encode_job(job, dependencies, *self._ids))
         return False
+
+    def _ask(self, count: int) -> None:
+        """So many answers are waited for from now on."""
+        self._urgent = True
+        self._asked += count
+        self._wanted.set()
 
     def _send_in_turn(self, paced: bool, buffers: wire.Parts) -> None:
         """Send now, or behind what waits for its delay; ``paced`` messages wait themselves (§6.14)."""
@@ -284,6 +298,8 @@ class TcpLink:
                     return "closed by the Downstairs"
                 self._heard_at = trio.current_time()
                 self._awaits_acks = False
+                if self._asked:
+                    self._asked = max(0, self._asked - sum(map(_answers_in, messages)))
                 port.received(messages)
                 self.send_off()
         except RemoteError as error:
@@ -311,11 +327,28 @@ class TcpLink:
             self._receives_in_a_row = 0
             await trio.lowlevel.checkpoint()
         while True:
+            look_at = self._looked_at + ACKS_PAUSE_S
+            if self._awaits_acks and not self._asked and trio.current_time() < look_at:
+                self._wanted = trio.Event()
+                with trio.move_on_at(look_at):
+                    await self._wanted.wait()
             try:
-                return os.readv(self._fd, [target])
+                count = os.readv(self._fd, [target])
             except BlockingIOError:
                 self._receives_in_a_row = 0
                 await trio.lowlevel.wait_readable(self._raw)
+            else:
+                self._looked_at = trio.current_time()
+                return count
+
+
+def _answers_in(message: m.Message) -> int:
+    """How many answers that somebody waits for are in a message or run."""
+    if isinstance(message, AckRun):
+        return 0 if message.cls is m.WriteAck else len(message.job_ids)
+    if isinstance(message, ReadResponseRun):
+        return len(message.job_ids)
+    return 0 if type(message) is m.WriteAck else 1
 
 
 def _sendmsg(fd: int, vector: list[memoryview]) -> int:

@@ -13,7 +13,7 @@ import pytest
 import trio
 import xxhash
 from test_upstairs_driver import DEFINITION, FakeLink, RecordingPort, Set
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 from upstairs_rig import SESSION, UPSTAIRS
 
 from crucible_emu import errors, wire
@@ -22,7 +22,7 @@ from crucible_emu.integrity import BlockContexts, hash_blocks
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.tcp_link import HELD_BYTES_MAX, TcpLink
+from crucible_emu.upstairs.tcp_link import ACKS_PAUSE_S, HELD_BYTES_MAX, TcpLink
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
@@ -268,6 +268,25 @@ async def test_what_somebody_waits_for_takes_held_writes_along() -> None:
         assert wires.arrived() == [4]
         wires.write(5)
         assert wires.arrived() == []
+
+
+async def test_acks_of_writes_are_not_waited_for_and_answers_are(mock_clock: MockClock) -> None:
+    async with connected() as wires:
+        wires.write(1)
+        wires.write(2)
+        await wires.say(m.WriteAck(UPSTAIRS, SESSION, 1, None))  # it was waiting for anything: nothing was under way
+        assert wires.arrived() == [1, 2]
+        wires.write(3)
+        await wires.say(m.WriteAck(UPSTAIRS, SESSION, 2, None))
+        assert wires.arrived() == []
+        mock_clock.jump(ACKS_PAUSE_S)
+        await wait_all_tasks_blocked()
+        assert wires.arrived() == [3]
+        wires.read(4)
+        wires.write(5)
+        assert wires.arrived() == [4]
+        await wires.say(m.WriteAck(UPSTAIRS, SESSION, 3, None))
+        assert wires.arrived() == [5]
 
 
 async def test_many_bytes_of_writes_do_not_wait() -> None:
