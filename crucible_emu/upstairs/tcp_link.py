@@ -156,7 +156,7 @@ class TcpLink:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def send(self, message: m.Message) -> None:
-        self._ask(1)
+        self._ask(type(message) is not m.LastFlush)  # the one that is not answered
         self._send_in_turn(True, wire.encode(message))
 
     def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
@@ -345,10 +345,13 @@ class TcpLink:
 def _answers_in(message: m.Message) -> int:
     """How many answers that somebody waits for are in a message or run."""
     if isinstance(message, AckRun):
-        return 0 if message.cls is m.WriteAck else len(message.job_ids)
+        return 0 if message.cls in _WRITE_ACKS else len(message.job_ids)
     if isinstance(message, ReadResponseRun):
         return len(message.job_ids)
-    return 0 if type(message) is m.WriteAck else 1
+    return 0 if type(message) in _WRITE_ACKS else 1
+
+
+_WRITE_ACKS = (m.WriteAck, m.WriteUnwrittenAck)
 
 
 def _sendmsg(fd: int, vector: list[memoryview]) -> int:
