@@ -16,11 +16,9 @@ real program does instead: ErrorReport, and the same job again, though after a p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
-from uuid import UUID
 
-from crucible_emu.downstairs.admission import Admission, Refused
+from crucible_emu.downstairs.admission import Admission, Refused, compare_ids
 from crucible_emu.downstairs.answers import answer
 from crucible_emu.downstairs.in_order import InOrderJobs
 from crucible_emu.downstairs.jobs import JobLimits, JobQueue
@@ -40,19 +38,15 @@ from crucible_emu.downstairs.work import (
     Send,
     SendTrain,
     Work,
+    keep_little,
 )
 from crucible_emu.errors import CrucibleError, RemoteError
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.hot import Identities, make_ack
-from crucible_emu.wire.runs import ReadRequestRun, WriteRun
 
 RETRY_PAUSE_S = 1.0
 """Between two tries of a failing job in ``faithful`` mode. The real program does not pause at all."""
-
-
-WASTE_BYTES_MAX = 64 * 1024
-"""A waiting write may keep this much memory alive besides its data."""
 
 
 class Connection:
@@ -489,23 +483,3 @@ class Downstairs:
         jobs.train_done(first_job_id, count)
         self.statistics.jobs += count
         self.statistics.blocks_written += blocks
-
-
-def compare_ids(known: Identities, message: m.JobRequest | WriteRun | ReadRequestRun) -> UUID | None:
-    """The id that ``message`` should have carried instead of its own; ``None`` when it is right."""
-    if message.upstairs_id != known.upstairs_id:
-        return known.upstairs_id
-    if message.session_id != known.session_id:
-        return known.session_id
-    # A decoder hands out the same objects again and again; to recognise one costs a tenth of comparing it.
-    known.upstairs_id, known.session_id = message.upstairs_id, message.session_id
-    return None
-
-
-def keep_little(work: Work) -> None:
-    """*Safety* (memory): the data of a write that has to wait must not keep a whole receive buffer alive."""
-    message = work.message
-    if isinstance(message, m.BlockWrite):
-        held = memoryview(message.data.obj).nbytes
-        if held > WASTE_BYTES_MAX + 2 * len(message.data):
-            work.message = replace(message, data=memoryview(bytes(message.data)))

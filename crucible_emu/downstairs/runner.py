@@ -53,7 +53,7 @@ from crucible_emu.integrity import BlockContexts, verify_writes
 from crucible_emu.logs import get_logger
 from crucible_emu.region import FlushWork, Region
 from crucible_emu.wire import messages as m
-from crucible_emu.wire.runs import RUNS, ReadRequestRun, WriteRun
+from crucible_emu.wire.runs import RUNS
 
 READ_THREADS = 4
 INLINE_READ_BYTES_MAX = 2 * 1024 * 1024
@@ -126,7 +126,6 @@ class Runner:
         self._flushes = Flushes(region, self._in_thread, together)
         self._sequence = 0
         self._runs = Runs(region, core)
-        self._wrote_runs = False
 
     # Connections
 
@@ -153,7 +152,8 @@ class Runner:
         while index < len(messages):
             message = messages[index]
             if type(message) in RUNS:
-                done = self._run_at_once(connection_id, message)
+                direct = self.injector is None and self._held is None and not self._performing
+                done = self._runs.do(connection_id, message) if direct else None
                 if done is None:
                     messages[index : index + 1] = message.messages()  # type: ignore[attr-defined]  # a run
                 else:
@@ -168,22 +168,11 @@ class Runner:
             if index < stop:
                 break
         self._perform(actions)
-        if self._wrote_runs:
-            self._wrote_runs = False
+        if self._runs.wrote:
+            self._runs.wrote = False
             if self.region.wants_destage():
                 self.relieve()
         return index - first
-
-    def _run_at_once(self, connection_id: int, run: m.Message) -> list[Action] | None:
-        """Do what a run asks for; ``None`` where it is to go the way of single messages."""
-        if self.injector is not None or self._held is not None or self._performing:
-            return None
-        if type(run) is ReadRequestRun:
-            return self._runs.read(connection_id, run)
-        if type(run) is not WriteRun:
-            return None
-        self._wrote_runs = True
-        return self._runs.write(connection_id, run)
 
     def may_write(self, connection_id: int) -> bool:
         """Whether the connection's session runs on a region that can be written."""

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
-from crucible_emu.downstairs.core import Connection, Downstairs, compare_ids
+from crucible_emu.downstairs.admission import compare_ids
+from crucible_emu.downstairs.core import Connection, Downstairs
 from crucible_emu.downstairs.in_order import InOrderJobs
 from crucible_emu.downstairs.jobs import JobQueue
 from crucible_emu.downstairs.session import State
@@ -38,8 +39,16 @@ class Runs:
         self._region = region
         self._core = core
         self._block_size = region.definition.block_size
+        self.wrote = False
+        """Whether anything was written since somebody looked."""
         self._total_blocks = region.definition.total_blocks
         (self._zero_hash,) = hash_blocks(np.zeros((1, self._block_size), np.uint8)).tolist()
+
+    def do(self, connection_id: int, run: m.Message) -> list[Action] | None:
+        """Do what a run asks for; what is to be done because of that."""
+        if isinstance(run, WriteRun):
+            return self.write(connection_id, run)
+        return self.read(connection_id, run) if isinstance(run, ReadRequestRun) else None
 
     def write(self, connection_id: int, run: WriteRun) -> list[Action] | None:
         """Do the writes; what is to be done because of that."""
@@ -51,6 +60,7 @@ class Runs:
             return None
         if list(map(xxhash.xxh64_intdigest, run.data)) != run.hashes:
             return None
+        self.wrote = True
         try:
             self._region.write_singles(run.starts, run.data, run.hashes)
         except (CrucibleError, OSError):

@@ -15,14 +15,13 @@ doors are told to stop reading.
 from __future__ import annotations
 
 from collections import deque
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import trio
 
 from crucible_emu import errors
-from crucible_emu.blockio import Allocation, Completed, Kind, Request
+from crucible_emu.blockio import Allocation, Completed, Kind, Request, disjoint
 from crucible_emu.geometry import BlockIndexes, equal_runs, spans_to_blocks
 from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
@@ -206,7 +205,7 @@ class Guest:
             if size > TRAIN_BYTES_MAX and stop > index:
                 break
             stop += 1
-        if stop - index > 1 and not _disjoint(requests[index:stop]):
+        if stop - index > 1 and not disjoint(requests[index:stop]):
             return index + 1
         return stop
 
@@ -490,15 +489,3 @@ def _payload(request: Request) -> memoryview:
     if request.buffer is None:
         raise errors.IoError(f"{request!r} came without a buffer")
     return request.buffer
-
-
-def _disjoint(requests: list[Request]) -> bool:
-    """Whether no two requests touch the same block."""
-    offsets = [request.offset for request in requests]
-    if len(set(offsets)) != len(offsets):
-        return False
-    first = requests[0].length
-    if first and all(request.length == first and request.offset % first == 0 for request in requests):
-        return True
-    spans = sorted((request.offset, request.offset + request.length) for request in requests)
-    return all(before[1] <= after[0] for before, after in pairwise(spans))
