@@ -284,9 +284,7 @@ class Dispatcher(ABC):
     def pruned_dependencies(self, job: Job, client: int) -> list[list[int]]:
         """The job's dependencies for one client: without the jobs that it was never sent (§6.3)."""
         dependencies = job.dependencies or [[]]
-        if not any(dependencies):
-            return dependencies
-        return [self._prune(wanted, job, client) for wanted in dependencies]
+        return [self._prune(wanted, job, client) for wanted in dependencies] if any(dependencies) else dependencies
 
     def _prune(self, wanted: list[int], job: Job, client: int) -> list[int]:
         sent = [dependency for dependency in wanted if self._was_sent(dependency, job, client)]

@@ -30,14 +30,13 @@ from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.single_reads import SingleReads
-from crucible_emu.upstairs.single_writes import SingleWrites
+from crucible_emu.upstairs.single_writes import TRAIN_BYTES_MAX, SingleWrites
 from crucible_emu.upstairs.zeroing import LargeZeroes
 
 JOBS_IN_PROGRESS_MAX = 1500
 BYTES_IN_PROGRESS_MAX = 75 * 1024 * 1024
 TRANSFER_BYTES_MAX = 1024 * 1024
 """Largest operation sent to a replica (the real one's MDTS); larger requests are cut."""
-TRAIN_BYTES_MAX = 4 * 1024 * 1024
 ZEROES_BYTES = 4 * 1024 * 1024
 """Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
 ALLOCATION_BLOCKS_MAX = 65536
