@@ -192,6 +192,7 @@ class TcpLink:
                 if paced and self.delay_us:
                     await trio.sleep(self.delay_us / 1_000_000)
                 self._held.popleft()
+                self._urgent = True  # what has waited its delay does not wait for acks on top of it
                 self._send_buffers(buffers)
             self.send_off()
 
