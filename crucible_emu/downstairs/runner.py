@@ -148,7 +148,7 @@ class Runner:
         ``resume`` tells when to offer the rest, unless offering it again at once succeeds. A run that something stands
         in the way of is replaced, in ``messages``, by what it consists of."""
         actions: list[Action] = []
-        index = first
+        index, self._runs.read_bytes = first, 0
         while index < len(messages):
             message = messages[index]
             if type(message) in RUNS:

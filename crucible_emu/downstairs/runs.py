@@ -1,8 +1,8 @@
 """Runs of single blocks, done at once: what a busy guest's requests become in a Downstairs of another process.
 
 What it is for: writes and reads of one plain block each, which arrived side by side, are checked, done and answered in
-one pass over their columns: no message, job or action for each. A write costs 3 µs and a read 5 where single messages
-cost 13 and 30 (decisions.md).
+one pass over their columns: no message, job or action for each. In batches of 16 a write and a read cost 2.9 µs each,
+where as single messages they cost 9.1 and 11.8 (decisions.md).
 
 Why it is safe: nothing is different from jobs that are admitted, run, are answered and complete one after the other,
 which is what happens to such jobs anyway when nothing stands in their way. So it is the way only where nothing does:
@@ -31,6 +31,9 @@ from crucible_emu.region import Region
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.runs import AckRun, ReadRequestRun, ResponseFrames, WriteRun
 
+READ_BYTES_MAX = 8 * 1024 * 1024
+"""Of what was received at once, so much is answered without a look at whether the peer takes it."""
+
 
 class Runs:
     """Runs for one region and the Downstairs that serves it. ``None`` from its methods: take them as messages."""
@@ -41,6 +44,8 @@ class Runs:
         self._block_size = region.definition.block_size
         self.wrote = False
         """Whether anything was written since somebody looked."""
+        self.read_bytes = 0
+        """How much was read since somebody looked."""
         self._total_blocks = region.definition.total_blocks
         (self._zero_hash,) = hash_blocks(np.zeros((1, self._block_size), np.uint8)).tolist()
 
@@ -72,7 +77,9 @@ class Runs:
     def read(self, connection_id: int, run: ReadRequestRun) -> list[Action] | None:
         """Do the reads; what is to be done because of that."""
         connection = self._passable(connection_id, run)
-        if connection is None:
+        size_bytes = len(run.starts) * self._block_size
+        # *Safety* (memory): the peer that asks for more than this at once has it counted job by job.
+        if connection is None or self.read_bytes + size_bytes > READ_BYTES_MAX:
             return None
         known = connection.known
         frames = ResponseFrames(known.upstairs_id, known.session_id, run.job_ids, self._block_size)
@@ -84,6 +91,7 @@ class Runs:
         if hashes is None or self._zero_hash in hashes:
             return None
         frames.seal(hashes)
+        self.read_bytes += size_bytes
         return self._core.run_done(connection, frames, run.job_ids, read=len(run.job_ids))
 
     def _passable(self, connection_id: int, run: WriteRun | ReadRequestRun) -> Connection | None:

@@ -139,6 +139,28 @@ async def test_blocks_of_zeros_are_told_from_those_never_written(region: Region,
         assert runs[-1] == ([4, 5, 6], False)
 
 
+async def test_more_than_fits_is_read_job_by_job(
+    region: Region, runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crucible_emu.downstairs.runs.READ_BYTES_MAX", 5 * BLOCK)
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.ask(write(2, 0, 8, 3), m.WriteAck)
+        for first in (10, 20):  # each receive has its own measure
+            await upstairs.say(*(read(first + index, index) for index in range(5)))
+            assert [(await upstairs.hear(m.ReadResponse)).job_id for _ in range(5)] == list(range(first, first + 5))
+            assert runs[-1] == (list(range(first, first + 5)), True)
+        await upstairs.say(*(read(30 + index, index) for index in range(6)))
+        assert {(await upstairs.hear(m.ReadResponse)).job_id for _ in range(6)} == set(range(30, 36))
+        assert runs[-1] == (list(range(30, 36)), False)
+        await upstairs.say(read(40, 0), read(41, 1), read(42, 2), m.Ruok(), read(43, 3), read(44, 4), read(45, 5))
+        assert {(await upstairs.hear()).job_id for _ in range(3)} == {40, 41, 42}
+        assert await upstairs.hear() == m.Imok()
+        assert {(await upstairs.hear()).job_id for _ in range(3)} == {43, 44, 45}
+        assert runs[-2:] == [([40, 41, 42], True), ([43, 44, 45], False)]
+
+
 async def test_one_kind_after_the_other_keeps_its_order(region: Region, runs: list[Any]) -> None:
     async with serving(region) as server, connected(server) as upstairs:
         await upstairs.activate()
