@@ -384,7 +384,8 @@ def encode_job(job: Job, dependencies: list[list[int]], upstairs_id: UUID, sessi
             rows=job.rows,
             unwritten=job.kind is JobKind.WRITE_UNWRITTEN,
         )
-        job.encoded = dependencies, train
+        if not job.retained:  # of what is sent again, each replica is sent what that one missed
+            job.encoded = dependencies, train
         return train
     if job.kind is JobKind.READ:
         return [wire.encode_read_train(*ids, job.first_id, dependencies, job.starts, job.lengths)]
