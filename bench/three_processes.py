@@ -1,8 +1,9 @@
 """This disk over three Downstairs, each a process of its own, as one command.
 
 What it is for: ``python -m bench.three_processes FOLDER --size-mib N --nbd URI`` makes three regions in the folder,
-starts a Downstairs for each on a loopback port, and attaches the disk: four processes that talk as they would from
-machine to machine. All stay in the session that this program was started in, where their CPU time is found.
+starts a Downstairs for each, and attaches the disk: four processes that talk as they would from machine to machine, but
+over unix sockets, as is best on one; ``--tcp`` has them talk over loopback ports instead. All stay in the session that
+this program was started in, where their CPU time is found.
 
 What it guarantees: when one of the four ends, the others are ended too, and the exit code is 1 with a sentence: a disk
 that has lost a replica must not be measured as a whole one. Told to end, it ends the Upstairs first, for which the
@@ -18,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -49,9 +51,10 @@ def start(words: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
 
 
-def start_replica(region: Path) -> subprocess.Popen[str]:
+def start_replica(region: Path, unix: Path) -> subprocess.Popen[str]:
     """A Downstairs that lives as long as the pipe to it."""
     words = command("downstairs", "run", region, "--port", 0, "--repair-port", 0, "--until-eof", "--json")
+    words += ["--unix", str(unix)]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
 
 
@@ -75,16 +78,22 @@ def make_regions(folders: list[Path], size_mib: int) -> dict[str, Any]:
     return definition
 
 
-def main(folder: Path, size_mib: int, uri: str) -> None:
+def main(folder: Path, size_mib: int, uri: str, tcp: bool) -> None:
     """Serve until told to end, or until one of the processes ends."""
+    # A unix socket's path has at most 107 bytes, so it does not live in a folder that a user chose.
+    with tempfile.TemporaryDirectory(prefix="bench-") as sockets:
+        serve(folder, Path(sockets), size_mib, uri, tcp)
+
+
+def serve(folder: Path, sockets: Path, size_mib: int, uri: str, tcp: bool) -> None:
     folders = [folder / f"region{index}" for index in range(REPLICAS)]
     definition = make_regions(folders, size_mib)
     replicas: list[subprocess.Popen[str]] = []
     upstairs: subprocess.Popen[str] | None = None
     try:
-        replicas.extend(map(start_replica, folders))
+        replicas.extend(start_replica(region, sockets / region.name) for region in folders)
         addresses = [ready(replica, f"the Downstairs of {region.name}") for replica, region in zip(replicas, folders)]
-        targets = [f"{address['address']}:{address['port']}" for address in addresses]
+        targets = [f"{each['address']}:{each['port']}" if tcp else each["unix"] for each in addresses]
         request = folder / "disk.json"
         request.write_text(json.dumps(volume_request(definition, targets)))
         upstairs = start(command("attach", request, "--nbd", uri, "--json"))
@@ -109,6 +118,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the regions are made")
     parser.add_argument("--size-mib", type=int, required=True, help="the size of the disk")
     parser.add_argument("--nbd", required=True, metavar="URI", help="where the disk is served")
+    parser.add_argument("--tcp", action="store_true", help="have the processes talk over loopback ports")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    main(given.folder, given.size_mib, given.nbd)
+    main(given.folder, given.size_mib, given.nbd, given.tcp)

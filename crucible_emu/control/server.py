@@ -37,7 +37,7 @@ from crucible_emu.http_errors import error_response
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs import status
 from crucible_emu.upstairs.driver import Upstairs
-from crucible_emu.volume.vcr import parse_address
+from crucible_emu.volume.vcr import check_target
 
 BODY_BYTES_MAX = 1024
 HEAD_BYTES_MAX = 8192
@@ -123,7 +123,7 @@ def replacement(body: bytes) -> tuple[str, str]:
         if not isinstance(address, str):
             raise UsageError(f'"{name}" is missing or no string: send {{"old": "ip:port", "new": "ip:port"}}')
         try:
-            parse_address(address)
+            check_target(address)
         except ValueError as error:
             raise UsageError(f'"{name}": {error}') from None
         addresses.append(address)

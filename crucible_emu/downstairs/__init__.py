@@ -7,6 +7,7 @@
 ``statistics``               what was done, as numbers
 ``core``                     all of that together: :class:`Downstairs`, messages in, actions out (pure)
 ``runner``, ``flushes``      carry work out on a region
+``runs``                     does single blocks of another process at once, without work for each
 ``server``, ``connection``   the doors: TCP, TLS, unix sockets; one peer
 ``listening``, ``transport``, ``tls``   what they stand on
 ``local``                    the door for an Upstairs in the same process

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final
+from uuid import UUID
 
 from crucible_emu import errors
 from crucible_emu.downstairs.work import Kind, Work
@@ -42,6 +43,8 @@ from crucible_emu.errors import CrucibleError, RemoteError
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.constants import FRAME_BYTES_MAX
+from crucible_emu.wire.hot import Identities
+from crucible_emu.wire.runs import ReadRequestRun, WriteRun
 
 READ_HEADER_BYTES: Final = 84
 READ_CONTEXT_BYTES_MAX: Final = 32
@@ -190,3 +193,14 @@ def check_snapshot_name(name: str) -> None:
     plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
     if not plain or len(name.encode()) > SNAPSHOT_NAME_BYTES_MAX:
         raise Refused(errors.SnapshotFailed(f"{name!r} is no name for a snapshot: take a plain file name"))
+
+
+def compare_ids(known: Identities, message: m.JobRequest | WriteRun | ReadRequestRun) -> UUID | None:
+    """The id that ``message`` should have carried instead of its own; ``None`` when it is right."""
+    if message.upstairs_id != known.upstairs_id:
+        return known.upstairs_id
+    if message.session_id != known.session_id:
+        return known.session_id
+    # A decoder hands out the same objects again and again; to recognise one costs a tenth of comparing it.
+    known.upstairs_id, known.session_id = message.upstairs_id, message.session_id
+    return None

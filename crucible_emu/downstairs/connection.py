@@ -24,6 +24,7 @@ from crucible_emu.logs import get_logger
 from crucible_emu.wire import Decoder, encode, encode_ack_train
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.constants import FRAME_BYTES_MAX, RECEIVE_SILENCE_S_MAX
+from crucible_emu.wire.runs import AckRun, ResponseFrames
 
 FIRST_FRAME_BYTES_MAX = 2 * 1024 * 1024
 """The longest frame from a peer that may not write (yet): strangers do not get to fill 100 MiB each."""
@@ -56,7 +57,7 @@ class Connection:
         self._transport = transport
         self._repair_address = repair_address
         self._injector = injector
-        self._decoder = Decoder(FIRST_FRAME_BYTES_MAX)
+        self._decoder = Decoder(FIRST_FRAME_BYTES_MAX, runs=True)
         self._unsent: deque[Buffer] = deque()
         self._unsent_bytes = 0
         self._more_to_send = trio.Event()
@@ -246,6 +247,10 @@ def encode_answers(messages: list[m.Message]) -> list[Buffer]:
     index, count = 0, len(messages)
     while index < count:
         message = messages[index]
+        if isinstance(message, AckRun):
+            small.append(encode_ack_train(message.cls, message.upstairs_id, message.session_id, message.job_ids))
+            index += 1
+            continue
         if isinstance(message, m.Ack) and message.result is None:
             stop = _end_of_acks(messages, index)
             job_ids = [each.job_id for each in messages[index:stop]]  # type: ignore[attr-defined]  # acks, all of them
@@ -253,7 +258,7 @@ def encode_answers(messages: list[m.Message]) -> list[Buffer]:
             index = stop
             continue
         index += 1
-        for part in encode(message):
+        for part in [message.buffer] if isinstance(message, ResponseFrames) else encode(message):
             if len(part) <= JOINED_BYTES_MAX:
                 small.append(part)
             else:

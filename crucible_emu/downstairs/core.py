@@ -16,11 +16,9 @@ real program does instead: ErrorReport, and the same job again, though after a p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
-from uuid import UUID
 
-from crucible_emu.downstairs.admission import Admission, Refused
+from crucible_emu.downstairs.admission import Admission, Refused, compare_ids
 from crucible_emu.downstairs.answers import answer
 from crucible_emu.downstairs.in_order import InOrderJobs
 from crucible_emu.downstairs.jobs import JobLimits, JobQueue
@@ -40,6 +38,7 @@ from crucible_emu.downstairs.work import (
     Send,
     SendTrain,
     Work,
+    keep_little,
 )
 from crucible_emu.errors import CrucibleError, RemoteError
 from crucible_emu.geometry import RegionDefinition
@@ -48,10 +47,6 @@ from crucible_emu.wire.hot import Identities, make_ack
 
 RETRY_PAUSE_S = 1.0
 """Between two tries of a failing job in ``faithful`` mode. The real program does not pause at all."""
-
-
-WASTE_BYTES_MAX = 64 * 1024
-"""A waiting write may keep this much memory alive besides its data."""
 
 
 class Connection:
@@ -459,7 +454,22 @@ class Downstairs:
         actions.extend(Abandon(work) for work in running)
         self._run_all(self.lane.advance(), actions)
 
-    # Trains of an Upstairs in the same process
+    # Trains and runs that are done at once
+
+    def connection(self, connection_id: int) -> Connection | None:
+        """What is kept for an open connection."""
+        return self._connections.get(connection_id)
+
+    def run_done(
+        self, connection: Connection, answers: m.Message, job_ids: Sequence[int], *, written: int = 0, read: int = 0
+    ) -> list[Action]:
+        """Jobs that nothing stood in the way of were done as they arrived; ``answers`` are those to all of them."""
+        self.statistics.jobs += len(job_ids)
+        self.statistics.blocks_written += written
+        self.statistics.blocks_read += read
+        actions: list[Action] = [Send(connection.session.connection_id, answers)]
+        self._start_ready(connection, connection.jobs.complete_ids(job_ids), actions)
+        return actions
 
     def running_in_order(self, connection_id: int) -> InOrderJobs | None:
         """The jobs of a connection whose session runs and which relies on the order of its messages, else ``None``."""
@@ -473,23 +483,3 @@ class Downstairs:
         jobs.train_done(first_job_id, count)
         self.statistics.jobs += count
         self.statistics.blocks_written += blocks
-
-
-def compare_ids(known: Identities, message: m.JobRequest) -> UUID | None:
-    """The id that ``message`` should have carried instead of its own; ``None`` when it is right."""
-    if message.upstairs_id != known.upstairs_id:
-        return known.upstairs_id
-    if message.session_id != known.session_id:
-        return known.session_id
-    # A decoder hands out the same objects again and again; to recognise one costs a tenth of comparing it.
-    known.upstairs_id, known.session_id = message.upstairs_id, message.session_id
-    return None
-
-
-def keep_little(work: Work) -> None:
-    """*Safety* (memory): the data of a write that has to wait must not keep a whole receive buffer alive."""
-    message = work.message
-    if isinstance(message, m.BlockWrite):
-        held = memoryview(message.data.obj).nbytes
-        if held > WASTE_BYTES_MAX + 2 * len(message.data):
-            work.message = replace(message, data=memoryview(bytes(message.data)))

@@ -168,6 +168,10 @@ class JobQueue:
             assert work.job_id is not None
             self.released(work)
             job_ids.append(work.job_id)
+        return self.complete_ids(job_ids)
+
+    def complete_ids(self, job_ids: Sequence[int]) -> list[Work]:
+        """As :meth:`complete_train`, for jobs that were never outstanding: they were done as they arrived."""
         if job_ids == list(range(job_ids[0], job_ids[0] + len(job_ids))):
             self._completed_more(job_ids[0], len(job_ids))
         else:

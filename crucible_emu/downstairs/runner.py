@@ -29,6 +29,7 @@ from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector
 from crucible_emu.downstairs.flushes import SETTLED_AFTER_S, Flushes
 from crucible_emu.downstairs.repair_client import Sources, fetch_extent
+from crucible_emu.downstairs.runs import Runs
 from crucible_emu.downstairs.session import State
 from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.downstairs.work import (
@@ -52,6 +53,7 @@ from crucible_emu.integrity import BlockContexts, verify_writes
 from crucible_emu.logs import get_logger
 from crucible_emu.region import FlushWork, Region
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.runs import RUNS
 
 READ_THREADS = 4
 INLINE_READ_BYTES_MAX = 2 * 1024 * 1024
@@ -124,6 +126,7 @@ class Runner:
         self._flushes = Flushes(region, self._in_thread, trio.current_time, together)
         self._flushed = trio.Event()
         self._sequence = 0
+        self._runs = Runs(region, core)
 
     # Connections
 
@@ -141,12 +144,36 @@ class Runner:
             self._outbox.pop(connection_id, None)
             self._perform(self.core.closed(connection_id))
 
-    def receive(self, connection_id: int, messages: Sequence[m.Message], first: int = 0) -> int:
+    def receive(self, connection_id: int, messages: list[m.Message], first: int = 0) -> int:
         """Take messages as :meth:`Downstairs.receive_train` does; how many were taken. If not all were, the outlet's
-        ``resume`` tells when to offer the rest, unless offering it again at once succeeds."""
-        taken, actions = self.core.receive_train(connection_id, messages, first)
+        ``resume`` tells when to offer the rest, unless offering it again at once succeeds. A run that something stands
+        in the way of is replaced, in ``messages``, by what it consists of."""
+        actions: list[Action] = []
+        index, self._runs.read_bytes = first, 0
+        while index < len(messages):
+            message = messages[index]
+            if type(message) in RUNS:
+                direct = self.injector is None and self._held is None and not self._performing
+                done = self._runs.do(connection_id, message) if direct else None
+                if done is None:
+                    messages[index : index + 1] = message.messages()  # type: ignore[attr-defined]  # a run
+                else:
+                    actions += done
+                    index += 1
+                continue
+            stop = next((at for at in range(index + 1, len(messages)) if type(messages[at]) in RUNS), len(messages))
+            taken, wanted = self.core.receive_train(connection_id, messages[index:stop])
+            self._perform([*actions, *wanted])  # before a run is done at once: jobs run in order of arrival
+            actions = []
+            index += taken
+            if index < stop:
+                break
         self._perform(actions)
-        return taken
+        if self._runs.wrote:
+            self._runs.wrote = False
+            if self.region.wants_destage():
+                self.relieve()
+        return index - first
 
     def may_write(self, connection_id: int) -> bool:
         """Whether the connection's session runs on a region that can be written."""

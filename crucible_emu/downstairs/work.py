@@ -12,7 +12,7 @@ core hands it out inside a :class:`Run` and gets it back with an *outcome*:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Any, Final
 
@@ -49,6 +49,8 @@ class Sentinel(Enum):
 NO_ROOM: Final = Sentinel.NO_ROOM
 DROPPED: Final = Sentinel.DROPPED
 
+WASTE_BYTES_MAX = 64 * 1024
+"""A waiting write may keep this much memory alive besides its data."""
 NOBODY: Final = -1
 """The connection id of work that no connection asked for."""
 
@@ -163,3 +165,12 @@ def outcome_of(function: Callable[..., Any], *arguments: Any) -> Any:
 def as_error(error: CrucibleError | OSError) -> CrucibleError:
     """The error in the words of the wire."""
     return error if isinstance(error, CrucibleError) else IoError(str(error))
+
+
+def keep_little(work: Work) -> None:
+    """*Safety* (memory): the data of a write that has to wait must not keep a whole receive buffer alive."""
+    message = work.message
+    if isinstance(message, m.BlockWrite):
+        held = memoryview(message.data.obj).nbytes
+        if held > WASTE_BYTES_MAX + 2 * len(message.data):
+            work.message = replace(message, data=memoryview(bytes(message.data)))

@@ -46,6 +46,7 @@ from crucible_emu.upstairs.states import (
     next_upstairs_state,
 )
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
 CALLS_MISSED_MAX = 3
 """As often may a replica that went away not be reached until a live repair of another begins without it: half a minute,
@@ -436,16 +437,22 @@ class UpstairsCore(Dispatcher):
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
+    def hears(self, index: int, connection_id: int, message: m.JobReply | ReadResponseRun | AckRun) -> bool:
+        """Whether what came on this connection of client ``index`` concerns us."""
+        client, who = self.clients[index], self.identity
+        if connection_id != client.connection_id or client.stop_requested:
+            return False
+        return message.upstairs_id == who.upstairs_id and message.session_id == who.session_id
+
     def expected_read(self, index: int, connection_id: int, message: m.ReadResponse) -> Job | None:
         """The read that ``message`` answers, ``None`` where nobody waits for it any more. The driver verifies the data
         and reports :meth:`done` or :meth:`failed`."""
-        who = self.identity
-        if connection_id != self.clients[index].connection_id or self.clients[index].stop_requested:
-            return None
-        if message.upstairs_id != who.upstairs_id or message.session_id != who.session_id:
+        if not self.hears(index, connection_id, message):
             return None
         job = self.jobs.find(message.job_id)
-        return job if job is not None and job.in_progress[index] and job.kind is JobKind.READ else None
+        if job is None or job.kind is not JobKind.READ:
+            return None
+        return job if job.in_progress[index] >> (message.job_id - job.first_id) & 1 else None
 
     def message(self, index: int, connection_id: int, message: m.Message) -> None:
         """A message came from client ``index``. Whatever does not fit costs the client its connection."""

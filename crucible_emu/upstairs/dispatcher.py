@@ -171,8 +171,10 @@ class Dispatcher(ABC):
     def _depend_on_writes(self, job: Job) -> None:
         """What a read has to wait for, as of now."""
         if self.identity.remote:
-            end = job.starts[0] + job.lengths[0]
-            job.dependencies = [self.tracker.read(job.first_id, job.starts[0], end, self.jobs.live)]
+            live, spans = self.jobs.live, enumerate(zip(job.starts, job.lengths), job.first_id)
+            job.dependencies = [
+                self.tracker.read(job_id, start, start + count, live) for job_id, (start, count) in spans
+            ]
 
     def new_job(self, kind: JobKind, starts: list[int], lengths: list[int], size_bytes: int, handle: Any) -> Job:
         """A job with the next ids."""
@@ -283,7 +285,8 @@ class Dispatcher(ABC):
 
     def pruned_dependencies(self, job: Job, client: int) -> list[list[int]]:
         """The job's dependencies for one client: without the jobs that it was never sent (§6.3)."""
-        return [self._prune(wanted, job, client) for wanted in job.dependencies or [[]]]
+        dependencies = job.dependencies or [[]]
+        return [self._prune(wanted, job, client) for wanted in dependencies] if any(dependencies) else dependencies
 
     def _prune(self, wanted: list[int], job: Job, client: int) -> list[int]:
         sent = [dependency for dependency in wanted if self._was_sent(dependency, job, client)]
@@ -308,7 +311,8 @@ class Dispatcher(ABC):
         if found is not None and found.kind is JobKind.READ:
             # A read that failed here is tried elsewhere; this client may have forgotten it at a flush since. And one
             # that was sent anew, whatever its id, waits for the jobs made before, so they must not wait for it.
-            return found.in_progress[client] != 0 and job.first_id >= found.asked_before
+            under_way = found.in_progress[client] >> (job_id - found.first_id) & 1
+            return bool(under_way) and job.first_id >= found.asked_before
         # Safety: an id that was never sent over this connection would make its replica wait for ever. A job that is
         # gone meanwhile is done everywhere it was sent to, so nobody has to wait for it.
         if job_id < self.clients[client].knows_from:
@@ -356,6 +360,8 @@ class Dispatcher(ABC):
             self.check(job)
             return
         untried = [client for client in self.clients if not job.failed[client.index] and client.state.accepts_io]
+        if any(job.in_progress[client.index] for client in untried):
+            return  # of several operations one failed before, and so this is tried there already
         for client in untried:
             if client.state.phase is Phase.ACTIVE and not client.stop_requested:
                 self._send_read(job, client.index)
@@ -466,7 +472,7 @@ class Dispatcher(ABC):
             if self.identity.remote:
                 self.completed.append(retired(job))
         elif not job.retained:
-            job.retained = True
+            job.retained, job.encoded = True, None
             self.finished_jobs += job.count
             self.finished_bytes += job.size_bytes
             if (

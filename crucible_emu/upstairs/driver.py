@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import trio
+import xxhash
 
 from crucible_emu import errors
 from crucible_emu.integrity import BlockContexts, Cipher, open_blocks
@@ -24,10 +25,12 @@ from crucible_emu.upstairs import actions, negotiation
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.delay import NO_DELAYS, delays_us, matters
 from crucible_emu.upstairs.jobs import Job
-from crucible_emu.upstairs.links import Connector, Link, PacedLink
+from crucible_emu.upstairs.links import Connector, GatheringLink, Link, PacedLink
+from crucible_emu.upstairs.read_train import Finished, ReadTrain
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
 RECONNECT_DELAY_S = 10.0
 FLUSH_INTERVAL_S = 0.5
@@ -42,13 +45,22 @@ log = get_logger(__name__)
 class ReadHandle:
     """A read on its way: ``out`` receives the data, ``contexts`` what replica ``client`` said of each block."""
 
-    __slots__ = ("answered", "client", "contexts", "out")
+    __slots__ = ("_out", "answered", "client", "contexts")
 
     def __init__(self, out: memoryview, answered: Callable[[ReadHandle, errors.CrucibleError | None], None]) -> None:
-        self.out = out
+        self._out = out
         self.answered = answered
         self.contexts: BlockContexts | None = None
         self.client: int | None = None
+
+    def out(self, position: int) -> memoryview:
+        """Where the data go; such a job has one operation."""
+        return self._out
+
+    def verified(self, position: int, contexts: BlockContexts, client: int) -> None:
+        """The data are in their place and right; ``answered`` follows."""
+        self.contexts = contexts
+        self.client = client
 
 
 class FlushHandle:
@@ -141,6 +153,8 @@ class Upstairs:
         self._scopes: dict[int, tuple[int, trio.CancelScope]] = {}
         self._nursery: trio.Nursery | None = None
         self._performing = False
+        self._gathering = False
+        self._gathering_links: list[GatheringLink | None] = [None, None, None]
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -219,8 +233,25 @@ class Upstairs:
             self._performing = False
         if not self.in_process:
             self._keep_in_step()
+            if not self._gathering:
+                self._send_off()
         if self.on_progress is not None:
             self.on_progress()
+
+    def gather(self) -> None:
+        """From now on, until :meth:`send_off`, what goes to other processes only collects."""
+        self._gathering = True
+
+    def send_off(self) -> None:
+        """Send what has collected, in one piece to each replica."""
+        if self._gathering:
+            self._gathering = False
+            self._send_off()
+
+    def _send_off(self) -> None:
+        for link in self._gathering_links:
+            if link is not None:
+                link.send_off()
 
     def _keep_in_step(self) -> None:
         """Slow the connections of the faster replicas down where the slowest falls behind (§6.14)."""
@@ -261,14 +292,14 @@ class Upstairs:
     def _hangup(self, action: actions.Hangup) -> None:
         connection_id, scope = self._scopes[action.client]
         if connection_id == action.connection_id:
-            self.links[action.client] = None
+            self.links[action.client] = self._gathering_links[action.client] = None
             scope.cancel()
 
     def _answer(self, action: actions.Answer) -> None:
         handle = action.handle
         if isinstance(handle, ReadHandle):
             handle.answered(handle, action.error)
-        elif isinstance(handle, FlushHandle):
+        elif isinstance(handle, FlushHandle | ReadTrain):
             handle.answered(action.error)
         elif isinstance(handle, _Waiter):
             handle.error = action.error
@@ -300,7 +331,7 @@ class Upstairs:
             if action.again:
                 await trio.sleep(self.reconnect_delay_s)
             why = await self.connectors[client].run(_Port(self, client, connection_id))
-        self.links[client] = None
+        self.links[client] = self._gathering_links[client] = None
         if self.on_stopped is not None:
             self.on_stopped(client, why)
         self.core.stopped(client, connection_id, why)
@@ -309,6 +340,10 @@ class Upstairs:
     def opened(self, client: int, connection_id: int, link: Link) -> None:
         """A connection is open."""
         self.links[client] = link
+        gathers = link if isinstance(link, GatheringLink) else None
+        if gathers is not None:
+            gathers.gathers = True
+        self._gathering_links[client] = gathers
         negotiation.connected(self.core, client, connection_id)
         self.perform()
 
@@ -316,34 +351,74 @@ class Upstairs:
         """Messages came in, oldest first."""
         core = self.core
         for message in messages:
-            if type(message) is m.ReadResponse:
-                self._read_response(client, connection_id, message)
+            kind = type(message)
+            if kind is ReadResponseRun:
+                self._read_responses(client, connection_id, message)  # type: ignore[arg-type]  # what its type says
+            elif kind is AckRun:
+                negotiation.acknowledged(core, client, connection_id, message)  # type: ignore[arg-type]
+            elif kind is m.ReadResponse:
+                self._read_response(client, connection_id, message)  # type: ignore[arg-type]
             else:
                 core.message(client, connection_id, message)
         self.perform()
+
+    def _read_responses(self, client: int, connection_id: int, run: ReadResponseRun) -> None:
+        """Answers to reads of one plain block each. What is not as it should be is looked at message by message."""
+        core, finished = self.core, Finished()
+        if self.cipher is not None or not core.hears(client, connection_id, run):
+            for message in run.messages():
+                self._read_response(client, connection_id, message)  # type: ignore[arg-type]  # they are responses
+            return
+        job: Job | None = None
+        bit = mask = 0
+        for position, found in enumerate(map(xxhash.xxh64_intdigest, run.data)):
+            job_id = run.job_ids[position]
+            if job is None or not job.first_id <= job_id < job.first_id + job.count:
+                self._settle(job, client, mask)
+                job, mask = core.jobs.find(job_id), 0
+            if job is not None and type(job.handle) is ReadTrain:
+                bit = 1 << (job_id - job.first_id)
+                right = found == run.hashes[position] and job.in_progress[client] & bit & ~mask
+                if right and job.handle.take(job_id - job.first_id, run.data[position], finished):
+                    mask |= bit
+                    continue
+            self._settle(job, client, mask)
+            job, mask = None, 0
+            self._read_response(client, connection_id, run.message(position))
+        self._settle(job, client, mask)
+        finished.report()
+
+    def _settle(self, job: Job | None, client: int, mask: int) -> None:
+        if job is not None and mask:
+            self.core.done(job, client, mask)
 
     def _read_response(self, client: int, connection_id: int, message: m.ReadResponse) -> None:
         job = self.core.expected_read(client, connection_id, message)
         if job is None:
             return
+        position = message.job_id - job.first_id
+        mask, start, length = 1 << position, job.starts[position], job.lengths[position]
         if isinstance(message.blocks, errors.CrucibleError):
             if isinstance(message.blocks, UNREADABLE):
-                self.damaged(Damage(client, job.starts[0], job.lengths[0], message.blocks))
-            self.core.failed(job, client, job.full, message.blocks)
+                self.damaged(Damage(client, start, length, message.blocks))
+            self.core.failed(job, client, mask, message.blocks)
             return
-        handle: ReadHandle = job.handle
-        if len(message.data) != len(handle.out) or len(message.blocks) != job.lengths[0]:
-            self.core.failed(job, client, job.full, errors.IoError("the replica answered with another length"))
+        handle: ReadHandle | ReadTrain = job.handle
+        out = handle.out(position)
+        if out is None:  # another replica was quicker
+            self.core.done(job, client, mask)
             return
-        handle.out[:] = message.data
-        error = self.verify(handle.out, message.blocks)
+        if len(message.data) != len(out) or len(message.blocks) != length:
+            self.core.failed(job, client, mask, errors.IoError("the replica answered with another length"))
+            return
+        out[:] = message.data
+        error = self.verify(out, message.blocks)
         if error is None:
-            handle.contexts = message.blocks
-            handle.client = client
-            self.core.done(job, client, job.full)
+            handle.verified(position, message.blocks, client)
+            self.core.done(job, client, mask)
         else:
-            self.damaged(Damage(client, job.starts[0], job.lengths[0], error))
-            self.core.failed(job, client, job.full, error)
+            self.damaged(Damage(client, start, length, error))
+            self.core.failed(job, client, mask, error)
 
     def verify(self, out: memoryview, contexts: BlockContexts) -> errors.CrucibleError | None:
         """Check (and decrypt in place) what a replica gave; the error of the first bad block."""

@@ -28,6 +28,7 @@ from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstai
 from crucible_emu.upstairs.gathered_read import DeferredRead, GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
+from crucible_emu.upstairs.row_memory import RowMemory
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.sealer import Sealed, Sealer
 from crucible_emu.upstairs.single_reads import SingleReads
@@ -72,6 +73,7 @@ class Guest:
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
         self._single_reads = SingleReads(upstairs, self._sealer, self.read_later)
         self._single_writes = SingleWrites(upstairs, self._writes_are_watched)
+        self._row_memory = RowMemory()
         self._admitting = False
         upstairs.on_progress = self._progress
         upstairs.on_damage = self.healer.damaged
@@ -172,6 +174,16 @@ class Guest:
             self._room.set()
 
     def _admit(self, requests: list[Request], completed: Completed, sealed: Sealed | None = None) -> None:
+        self.upstairs.gather()
+        try:
+            done = self._take(requests, completed, sealed)
+        finally:
+            self.upstairs.send_off()
+        if done:
+            completed(done)
+
+    def _take(self, requests: list[Request], completed: Completed, sealed: Sealed | None) -> list[Request]:
+        """Admit ``requests``; those that are done already."""
         done: list[Request] = []
         index, total = 0, len(requests)
         while index < total:
@@ -198,8 +210,7 @@ class Guest:
             else:
                 self._zero(request, done, completed)
             index = stop
-        if done:
-            completed(done)
+        return done
 
     # -- writes -------------------------------------------------------------------------------------------------------
 
@@ -248,7 +259,7 @@ class Guest:
         size = self._block_size
         if len(requests) == 1 and self.upstairs.in_process:
             return np.frombuffer(_payload(requests[0]), np.uint8).reshape(-1, size)
-        flat = np.empty(sum(request.length for request in requests), np.uint8)
+        flat = self._row_memory.take(sum(request.length for request in requests))
         at = 0
         for request in requests:
             flat[at : at + request.length] = np.frombuffer(_payload(request), np.uint8)

@@ -31,7 +31,8 @@ class Job:
     size] and ``contexts`` of all their blocks, operation after operation. ``dependencies``: one list per operation.
     ``handle`` belongs to whoever submitted the job. ``error``: what it was acknowledged with. ``retained``: final on
     all clients, kept for a replay. ``replayed``: sent again to a client that came back. ``asked_before``: of a read,
-    the id from which on jobs were made after it was last sent.
+    the id from which on jobs were made after it was last sent. ``encoded``: the frames that a replica was sent
+    for which it had these dependencies, until the job is final.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Job:
         "count",
         "dependencies",
         "done",
+        "encoded",
         "error",
         "failed",
         "first_id",
@@ -81,6 +83,7 @@ class Job:
         self.snapshot: str | None = None
         self.acked = False
         self.asked_before = 0
+        self.encoded: tuple[list[list[int]], list[bytes | memoryview]] | None = None
         self.error: CrucibleError | None = None
         self.retained = False
         self.replayed = False

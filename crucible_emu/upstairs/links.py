@@ -85,6 +85,18 @@ class PacedLink(Protocol):
     """How long to sleep before each message but a write, microseconds (§6.14). Order is kept."""
 
 
+@runtime_checkable
+class GatheringLink(Protocol):
+    """A link on which what is sent together can leave together."""
+
+    gathers: bool
+    """Whether what is sent waits for :meth:`send_off`."""
+
+    def send_off(self) -> None:
+        """Send what waits."""
+        ...
+
+
 class Port(Protocol):
     """Where a connector reports what happens on its connection."""
 

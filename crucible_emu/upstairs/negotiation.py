@@ -20,6 +20,7 @@ from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import ClientEvent, Mode, Phase, StopReason, UpstairsState
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.constants import VERSION
+from crucible_emu.wire.runs import AckRun
 
 if TYPE_CHECKING:
     from crucible_emu.upstairs.core import UpstairsCore
@@ -171,6 +172,27 @@ def _extent_error(core: UpstairsCore, client: Client, message: m.ExtentError) ->
 
 def _imok(core: UpstairsCore, client: Client, message: m.Imok) -> None:
     """A sign of life; the connection's driver counts it."""
+
+
+def acknowledged(core: UpstairsCore, index: int, connection_id: int, run: AckRun) -> None:
+    """Acks that say Ok, of one class: those for one job settle it at once. What is not as it should be is looked at
+    message by message."""
+    job_ids, at, total = run.job_ids, 0, len(run.job_ids)
+    while at < total:
+        job = core.jobs.find(job_ids[at])
+        stop, mask = at + 1, 0
+        if job is not None and core.hears(index, connection_id, run) and run.cls in ACKS_OF.get(job.kind, ()):
+            first, count = job.first_id, job.count
+            if job_ids[at] == first and list(job_ids[at : at + count]) == list(range(first, first + count)):
+                stop, mask = at + count, job.full
+            else:
+                mask = 1 << (job_ids[at] - first)
+        if job is not None and mask and job.in_progress[index] & mask == mask:
+            core.done(job, index, mask)
+        else:
+            for job_id in job_ids[at:stop]:
+                core.message(index, connection_id, run.cls(run.upstairs_id, run.session_id, job_id, None))
+        at = stop
 
 
 def _ack(core: UpstairsCore, client: Client, message: Any) -> None:

@@ -19,10 +19,14 @@ from crucible_emu.errors import DecryptionError
 from crucible_emu.integrity import EMPTY, ENCRYPTED, BlockContexts, open_scattered
 from crucible_emu.upstairs.driver import Damage, Upstairs
 from crucible_emu.upstairs.links import SinglesLinks
+from crucible_emu.upstairs.read_train import ReadTrain
+from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.states import UpstairsState
 
 _NONE: set[int] = set()
+Groups = dict[int, tuple[list[Request], list[int], list[memoryview]]]
+"""By client: requests, their blocks, and where the data go."""
 ReadLater = Callable[[Request, int, int, Completed], None]
 
 
@@ -50,11 +54,11 @@ class SingleReads:
         Most requests of a busy disk come through here, so the one pass over them does all that each needs.
         """
         readers = self._core.readers
-        if not self._upstairs.in_process or not readers or self._core.state is not UpstairsState.ACTIVE:
+        if not readers or self._core.state is not UpstairsState.ACTIVE:
             return index
         size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self._size_bytes
         per_extent, width = self._per_extent, len(readers)
-        groups: dict[int, tuple[list[Request], list[int], list[memoryview]]] = {}
+        groups: Groups = {}
         stop, total = index, len(requests)
         while stop < total:
             request = requests[stop]
@@ -75,6 +79,9 @@ class SingleReads:
         statistics = self._upstairs.statistics
         statistics.reads += stop - index
         statistics.read_bytes += (stop - index) << shift
+        if not self._upstairs.in_process:
+            self._send(groups, completed)
+            return stop
         for client, (group_requests, blocks, outs) in groups.items():
             late = self._read_group(client, blocks, outs, group_requests, completed)
             if late is None:
@@ -86,6 +93,16 @@ class SingleReads:
             else:
                 done.extend(group_requests)
         return stop
+
+    def _send(self, groups: Groups, completed: Completed) -> None:
+        """One job for each replica in another process."""
+        core, shift = self._core, self._shift
+        for client, (requests, blocks, _outs) in groups.items():
+            handle = ReadTrain(requests, completed)
+            count = len(blocks)
+            core.read(core.new_job(JobKind.READ, blocks, [1] * count, count << shift, handle), client)
+        if groups:
+            self._upstairs.perform()
 
     def _read_group(
         self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request], completed: Completed

@@ -1,7 +1,8 @@
-"""Writes of one block each to three replicas in this process: the other half of what a busy disk does.
+"""Writes of one block each: the other half of what a busy disk does.
 
 What it is for: one pass over the writes that arrived together finds their blocks and hashes their data where it
-arrived; each replica takes them in one call. There is no job, no message and no copy but those that the replicas keep.
+arrived. Each replica in this process takes them in one call; there is no job, no message and no copy but those that the
+replicas keep. For replicas in other processes they become one job, in one copy, whose frames are the same for all.
 
 Why it is safe: nothing is different from a job that begins, is acknowledged and ends within one call, which is what
 such a train is: it gets its ids, it counts as unflushed, and it is refused where a job would be. It is the way only
@@ -14,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import xxhash
 
 from crucible_emu.blockio import Kind, Request
+from crucible_emu.integrity import BlockContexts
+from crucible_emu.upstairs import trains
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.links import SinglesLink, SinglesLinks
-from crucible_emu.upstairs.rules import CLIENTS
+from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import UpstairsState
 
 
@@ -41,14 +45,32 @@ class SingleWrites:
     def submit(self, requests: list[Request], index: int, done: list[Request]) -> int:
         """Writes of one block each, from ``index`` on, are done. Returns where they end; ``index`` itself where this is
         not the way."""
-        core = self._core
-        links = self._passable()
-        if not links or core.state is not UpstairsState.ACTIVE or core.repair is not None:
+        core, remote = self._core, not self._upstairs.in_process
+        if core.state is not UpstairsState.ACTIVE or core.repair is not None:
             return index
+        links = [] if remote else self._passable()
+        if not (self._sendable() if remote else links):
+            return index
+        blocks, data = self._singles(requests, index)
+        stop = index + len(blocks)
+        if remote:
+            if not blocks or len(set(blocks)) < len(blocks):
+                return index
+            self._send(blocks, data)
+        elif not blocks or not self._store(links, blocks, data):
+            return index
+        done.extend(requests if stop - index == len(requests) else requests[index:stop])
+        statistics = self._upstairs.statistics
+        statistics.writes += len(blocks)
+        statistics.written_bytes += len(blocks) << self._shift
+        return stop
+
+    def _singles(self, requests: list[Request], index: int) -> tuple[list[int], list[memoryview]]:
+        """Blocks and data of the writes of one block each that stand at ``index`` and behind it."""
         size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self._size_bytes
         blocks: list[int] = []
         data: list[memoryview] = []
-        stop, total = index, len(requests)
+        stop, total = index, min(len(requests), index + (trains.TRAIN_BYTES_MAX >> shift))
         while stop < total:
             request = requests[stop]
             offset, payload = request.offset, request.buffer
@@ -59,21 +81,32 @@ class SingleWrites:
             blocks.append(offset >> shift)
             data.append(payload)
             stop += 1
-        if not blocks:
-            return index
+        return blocks, data
+
+    def _store(self, links: list[SinglesLink], blocks: list[int], data: list[memoryview]) -> bool:
+        """Have replicas in this process write them; ``False`` where this is not the way."""
         for link in links:
             if not link.admits_singles(blocks):
-                return index
+                return False
         hashes = list(map(xxhash.xxh64_intdigest, data))
-        first_job_id = core.written_at_once(len(blocks))
-        for link in links:
-            if not link.write_singles(first_job_id, blocks, data, hashes):
-                return index
-        done.extend(requests if stop - index == total else requests[index:stop])
-        statistics = self._upstairs.statistics
-        statistics.writes += len(blocks)
-        statistics.written_bytes += len(blocks) << shift
-        return stop
+        first_job_id = self._core.written_at_once(len(blocks))
+        return all(link.write_singles(first_job_id, blocks, data, hashes) for link in links)
+
+    def _send(self, blocks: list[int], data: list[memoryview]) -> None:
+        """Have replicas in other processes write them: one job, with a copy of the data, for the guest's memory is only
+        lent until the write is acknowledged, which it is at admission."""
+        count = len(blocks)
+        job = self._core.new_job(JobKind.WRITE, blocks, [1] * count, count << self._shift, None)
+        job.rows = np.frombuffer(b"".join(data), np.uint8).reshape(count, self._block_size)
+        job.contexts = BlockContexts.plain(np.array(list(map(xxhash.xxh64_intdigest, data)), np.uint64))
+        self._core.write(job)
+        self._upstairs.perform()
+
+    def _sendable(self) -> bool:
+        """Whether such a job would be taken, and be all there is to do."""
+        if self._upstairs.cipher is not None or self._watched():
+            return False
+        return self._core.admission_error(JobKind.WRITE) is None
 
     def _passable(self) -> list[SinglesLink]:
         """The three replicas, if all are in service and take single blocks and nobody has to be told; else none."""

@@ -36,6 +36,7 @@ from crucible_emu.volume.vcr import (
     UrlRequest,
     VolumeConstructionRequest,
     VolumeRequest,
+    is_socket_path,
     parse_address,
 )
 from crucible_emu.volume.volume import Volume
@@ -81,6 +82,8 @@ def build(
     tls = tls_context(opts)
 
     def connector_for(client: int, target: str) -> Connector:
+        if is_socket_path(target):  # the files' permissions guard it; nothing leaves this machine
+            return TcpConnector(TcpAddress(path=target), opts.id, session_id)
         address = TcpAddress(*parse_address(target))
         return TcpConnector(address, opts.id, session_id, tls=tls, server_name=f"downstairs{client}" if tls else None)
 

@@ -33,6 +33,8 @@ from crucible_emu.geometry import check_block_size
 
 TARGETS = 3
 ADDRESS_CHARACTERS_MAX = 100
+SOCKET_PATH_BYTES_MAX = 107
+"""Linux takes no longer path for a unix socket."""
 PLACE_CHARACTERS_MAX = 120
 _ADDRESS = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
@@ -42,7 +44,8 @@ def _required_in_json(schema: dict[str, Any]) -> None:
 
 
 class CrucibleOpts(BaseModel):
-    """How to reach a region set. ``target`` holds three addresses, ``ip:port`` or ``[ip]:port``, in client order.
+    """How to reach a region set. ``target`` holds three addresses, ``ip:port`` or ``[ip]:port``, in client order. Of a
+    Downstairs on this machine it may be the path of its unix socket instead, which begins with a slash.
 
     Code may leave ``lossy`` and ``read_only`` out, a JSON document may not, as in the real one.
     """
@@ -73,7 +76,7 @@ class CrucibleOpts(BaseModel):
         if len(target) != TARGETS:
             raise ValueError(f"a region set has exactly {TARGETS} targets, this one has {len(target)}")
         for address in target:
-            parse_address(address)
+            check_target(address)
         return target
 
     @field_serializer("key")
@@ -169,6 +172,20 @@ def parse_address(text: str) -> tuple[str, int]:
         shown = text if len(text) <= ADDRESS_CHARACTERS_MAX else text[:ADDRESS_CHARACTERS_MAX] + "..."
         raise ValueError(f"{shown!r} is not an address: write ip:port, or [ip]:port for IPv6") from None
     return host, port
+
+
+def is_socket_path(target: str) -> bool:
+    """Whether a target is the path of a unix socket."""
+    return target.startswith("/")
+
+
+def check_target(target: str) -> None:
+    """Raises :class:`ValueError` where nothing could be reached at ``target``, whatever listens."""
+    if not is_socket_path(target):
+        parse_address(target)
+    elif "\0" in target or len(target.encode()) > SOCKET_PATH_BYTES_MAX:
+        shown = target if len(target) <= ADDRESS_CHARACTERS_MAX else target[:ADDRESS_CHARACTERS_MAX] + "..."
+        raise ValueError(f"{shown!r} is no path of a unix socket: it has at most {SOCKET_PATH_BYTES_MAX} bytes")
 
 
 def parse(text: str | bytes, source: str = "the VCR") -> VolumeConstructionRequest:

@@ -6,7 +6,8 @@
 ``contexts``    block contexts, as arrays
 ``frames``      one message, one frame: :func:`encode`, :func:`decode`
 ``decoder``     a stream of bytes to messages: :class:`Decoder`
-``trains``      many writes, reads or acks at once
+``trains``      many writes, reads or acks at once, on their way out
+``runs``        the same where they come in
 ``constants``   what both ends must agree on
 ``primitives``  bincode: how a field becomes bytes
 """

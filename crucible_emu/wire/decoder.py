@@ -17,6 +17,9 @@ again and takes nothing more.
 Messages that came before a bad frame are not lost: the call that meets it returns them, and the *next* call raises.
 :attr:`Decoder.error` tells at once; a call that has nothing to return raises itself.
 
+A decoder that was asked for *runs* gives frames of the same kind that stand side by side as one object each
+(:mod:`crucible_emu.wire.runs`), where they are of the forms that guests' requests make.
+
 Memory: bytes come into chunks of :data:`CHUNK_BYTES`. Data of bulk messages are views into them, so a chunk whose
 data were handed out is never written again where they are; it goes away with its last view, and the decoder takes a
 new one when the old one is full. An unfinished frame is moved at most once into a chunk where all of it has room (more
@@ -30,6 +33,8 @@ move.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from crucible_emu.errors import RemoteError
@@ -38,6 +43,7 @@ from crucible_emu.wire.frames import FRAME_BYTES_MIN, HEAD, decode_body, name_of
 from crucible_emu.wire.hot import ACK_BYTES, ACK_STRUCT, ACKS, Identities, make_ack
 from crucible_emu.wire.messages import MESSAGES, BlockWrite, Message, ReadResponse, Write, WriteUnwritten
 from crucible_emu.wire.primitives.bincode import U32_STRUCT, U64_STRUCT
+from crucible_emu.wire.runs import RUN_DECODERS, RUN_FRAME_BYTES_MAX, ReadResponseRun, Run, WriteRun
 
 CHUNK_BYTES = 256 * 1024
 """What a driver usually receives at once."""
@@ -46,20 +52,22 @@ BELIEVED_BYTES = 2 * 1024 * 1024
 """Up to here an announced length is believed and its memory taken; guests' requests make frames of 1.1 MB (§12)."""
 
 _PAGE = 4096
+_NO_RUNS: dict[int, Callable[[memoryview, int, int, Identities], tuple[Run, int]]] = {}
 _NOWHERE = memoryview(b"")
 
 
 class Decoder:
     """Incremental decoder of one connection's receiving side. Raises :class:`RemoteError` where the peer is wrong."""
 
-    __slots__ = ("_end", "_expected", "_known", "_lent", "_start", "_view", "error", "max_frame_bytes")
+    __slots__ = ("_end", "_expected", "_known", "_lent", "_runs", "_start", "_view", "error", "max_frame_bytes")
 
-    def __init__(self, max_frame_bytes: int = FRAME_BYTES_MAX) -> None:
+    def __init__(self, max_frame_bytes: int = FRAME_BYTES_MAX, *, runs: bool = False) -> None:
         self.error: RemoteError | None = None
         """Why this decoder is dead, once it is."""
         self.max_frame_bytes = max_frame_bytes
         """The longest frame that is taken, LEN included; may be changed between calls."""
         self._known = Identities()
+        self._runs = RUN_DECODERS if runs else _NO_RUNS
         self._view = _NOWHERE  # the chunk
         self._start = 0  # the unfinished frame, or nothing: [start, end) of the chunk
         self._end = 0
@@ -148,7 +156,14 @@ class Decoder:
                 break
             if end - start < length:
                 return
-            if length == ACK_BYTES and tag in ACKS and self._decode_acks(messages):
+            decode_run = self._runs.get(tag)
+            if decode_run is not None and length <= RUN_FRAME_BYTES_MAX <= self.max_frame_bytes:
+                run, self._start = decode_run(view, start, end, self._known)
+                if self._start > start:
+                    messages.append(run)
+                    self._lent = self._lent or isinstance(run, WriteRun | ReadResponseRun)
+                    continue
+            elif length == ACK_BYTES and tag in ACKS and self._decode_acks(messages):
                 continue
             message = decode_body(view[start : start + length], tag, self._known)
             messages.append(message)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crucible_emu import errors
-from crucible_emu.upstairs.dependencies import DependencyTracker
+from crucible_emu.upstairs.dependencies import SINGLES_MIN, DependencyTracker
 from crucible_emu.upstairs.jobs import Job, JobTable
 from crucible_emu.upstairs.reconciliation import ExtentVersions, Mend, Reconciliation, Step, collate
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
@@ -107,7 +107,9 @@ class BlockwiseModel:
 
 @given(
     operations=st.lists(
-        st.tuples(st.sampled_from(["read", "write", "flush"]), st.integers(0, 30), st.integers(0, 8)), max_size=40
+        st.tuples(st.sampled_from(["read", "write", "flush"]), st.integers(0, 30), st.integers(0, 8))
+        | st.tuples(st.sampled_from(["read", "write"]), st.integers(0, 5), st.sampled_from([1, 1, 1, 2, 3])),
+        max_size=40,
     )
 )
 def test_the_tracker_agrees_with_the_rule_block_by_block(operations: list[tuple[str, int, int]]) -> None:
@@ -130,6 +132,33 @@ def test_a_flush_leaves_one_segment() -> None:
         tracker.block(job, job * 3, job * 3 + 2, always)
     tracker.block_everything(1000, always)
     assert len(tracker) == 1
+
+
+def test_single_blocks_beside_a_segment_do_not_hide_it() -> None:
+    tracker = DependencyTracker()
+    tracker.block(1, 2, 4, always)
+    for job, block in enumerate((2, 5, 6), 2):
+        tracker.block(job, block, block + 1, always)
+    assert tracker.block_everything(9, always) == [1, 2, 3, 4]
+
+
+def test_single_blocks_hide_a_segment_that_they_make_up() -> None:
+    tracker = DependencyTracker()
+    tracker.block(1, 2, 4, always)
+    for job, block in enumerate((2, 3), 2):
+        assert tracker.block(job, block, block + 1, always) == [1]
+    assert tracker.block_everything(9, always) == [2, 3]
+
+
+def test_a_disk_that_is_only_read_is_not_remembered_block_by_block() -> None:
+    tracker, under_way = DependencyTracker(), 64
+    tracker.block(0, 7, 8, always)
+    for job in range(1, 3 * SINGLES_MIN):
+        tracker.read(job, job * 10, job * 10 + 1, lambda other, now=job: other == 0 or other > now - under_way)
+        assert len(tracker) <= SINGLES_MIN + 1
+    assert tracker.read(10**6, 7, 8, always) == [0]
+    last = 3 * SINGLES_MIN - 1
+    assert tracker.block(10**6 + 1, last * 10, last * 10 + 1, always) == [last]
 
 
 def test_finished_jobs_are_no_dependencies() -> None:

@@ -187,6 +187,18 @@ def test_addresses(text: str, found: tuple[str, int]) -> None:
     assert vcr.parse_address(text) == found
 
 
+def test_a_target_may_be_a_unix_socket() -> None:
+    targets = ("/run/r0", "127.0.0.1:9000", "/" + "x" * 106)
+    assert parse(region(opts_target=list(targets))).opts.target == targets
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * 107, "/run/\0"])
+def test_what_is_no_path_of_a_unix_socket_is_refused_by_name(path: str) -> None:
+    with pytest.raises(UsageError, match=r"opts\.target: .* is no path of a unix socket") as refused:
+        parse(region(opts_target=["127.0.0.1:1", path, "127.0.0.1:3"]))
+    one_sentence(refused.value)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,0 +1,125 @@
+"""Runs of single blocks, done at once: what a busy guest's requests become in a Downstairs of another process.
+
+What it is for: writes and reads of one plain block each, which arrived side by side, are checked, done and answered in
+one pass over their columns: no message, job or action for each. In batches of 16 a write and a read cost 2.9 µs each,
+where as single messages they cost 9.1 and 11.8 (decisions.md).
+
+Why it is safe: nothing is different from jobs that are admitted, run, are answered and complete one after the other,
+which is what happens to such jobs anyway when nothing stands in their way. So it is the way only where nothing does:
+the session runs, all that a job waits for is complete or comes before it in the run, and no job waits for room. Hashes
+are verified before anything is written. Whatever else there is, or is wrong, makes :func:`write` and :func:`read`
+decline; nothing was answered then, and the same run goes through as messages, which find out what it is. To write the
+same blocks once more changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xxhash
+
+from crucible_emu.downstairs.admission import compare_ids
+from crucible_emu.downstairs.core import Connection, Downstairs
+from crucible_emu.downstairs.in_order import InOrderJobs
+from crucible_emu.downstairs.jobs import JobQueue
+from crucible_emu.downstairs.session import State
+from crucible_emu.downstairs.work import Action
+from crucible_emu.errors import CrucibleError
+from crucible_emu.integrity import hash_blocks
+from crucible_emu.region import Region
+from crucible_emu.wire import messages as m
+from crucible_emu.wire.runs import AckRun, ReadRequestRun, ResponseFrames, WriteRun
+
+READ_BYTES_MAX = 8 * 1024 * 1024
+"""Of what was received at once, so much is answered without a look at whether the peer takes it."""
+
+
+class Runs:
+    """Runs for one region and the Downstairs that serves it. ``None`` from its methods: take them as messages."""
+
+    def __init__(self, region: Region, core: Downstairs) -> None:
+        self._region = region
+        self._core = core
+        self._block_size = region.definition.block_size
+        self.wrote = False
+        """Whether anything was written since somebody looked."""
+        self.read_bytes = 0
+        """How much was read since somebody looked."""
+        self._total_blocks = region.definition.total_blocks
+        (self._zero_hash,) = hash_blocks(np.zeros((1, self._block_size), np.uint8)).tolist()
+
+    def do(self, connection_id: int, run: m.Message) -> list[Action] | None:
+        """Do what a run asks for; what is to be done because of that."""
+        if isinstance(run, WriteRun):
+            return self.write(connection_id, run)
+        return self.read(connection_id, run) if isinstance(run, ReadRequestRun) else None
+
+    def write(self, connection_id: int, run: WriteRun) -> list[Action] | None:
+        """Do the writes; what is to be done because of that."""
+        connection = self._passable(connection_id, run)
+        if connection is None or not self._region.admits_singles(len(run.starts)):
+            return None
+        size = self._block_size
+        if set(map(len, run.data)) != {size}:
+            return None
+        if list(map(xxhash.xxh64_intdigest, run.data)) != run.hashes:
+            return None
+        self.wrote = True
+        try:
+            self._region.write_singles(run.starts, run.data, run.hashes)
+        except (CrucibleError, OSError):
+            return None
+        known = connection.known
+        acks = AckRun(m.WriteAck, known.upstairs_id, known.session_id, run.job_ids)
+        return self._core.run_done(connection, acks, run.job_ids, written=len(run.job_ids))
+
+    def read(self, connection_id: int, run: ReadRequestRun) -> list[Action] | None:
+        """Do the reads; what is to be done because of that."""
+        connection = self._passable(connection_id, run)
+        size_bytes = len(run.starts) * self._block_size
+        # *Safety* (memory): the peer that asks for more than this at once has it counted job by job.
+        if connection is None or self.read_bytes + size_bytes > READ_BYTES_MAX:
+            return None
+        known = connection.known
+        frames = ResponseFrames(known.upstairs_id, known.session_id, run.job_ids, self._block_size)
+        try:
+            hashes = self._region.read_singles(run.starts, frames.outs)
+        except (CrucibleError, OSError):
+            return None
+        # A block of zeros may be one that was never written, which is answered in other words.
+        if hashes is None or self._zero_hash in hashes:
+            return None
+        frames.seal(hashes)
+        self.read_bytes += size_bytes
+        return self._core.run_done(connection, frames, run.job_ids, read=len(run.job_ids))
+
+    def _passable(self, connection_id: int, run: WriteRun | ReadRequestRun) -> Connection | None:
+        """The connection, if all jobs of the run may be done now, one after the other."""
+        core = self._core
+        connection = core.connection(connection_id)
+        if connection is None or connection.session.state is not State.RUNNING or core.lane.stalled:
+            return None
+        jobs, known = connection.jobs, connection.known
+        if connection.paused or jobs.full or isinstance(jobs, InOrderJobs):
+            return None
+        same = run.upstairs_id is known.upstairs_id and run.session_id is known.session_id
+        if not same and compare_ids(known, run) is not None:
+            return None
+        if max(run.starts) >= self._total_blocks or not all_complete(jobs, run.job_ids, run.dependencies):
+            return None
+        return connection
+
+
+def all_complete(jobs: JobQueue, job_ids: Sequence[int], dependencies: Sequence[tuple[int, ...]]) -> bool:
+    """Whether each job, when its turn comes, finds all complete that it names: before the run, or within it."""
+    if not any(dependencies):
+        return True
+    completed = jobs.completed
+    earlier: set[int] = set()
+    for job_id, needed in zip(job_ids, dependencies):
+        for dependency in needed:
+            if dependency not in earlier and dependency not in completed:
+                return False
+        earlier.add(job_id)
+    return True

@@ -1,0 +1,196 @@
+"""Runs of single blocks over a real socket: done at once where nothing stands in their way, and never otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from downstairs_rig import BLOCK, S, U, connected, flush, payload, read, serving, write
+
+from crucible_emu import errors
+from crucible_emu.downstairs.faults import Faults
+from crucible_emu.downstairs.jobs import JobLimits, JobQueue
+from crucible_emu.downstairs.runs import Runs, all_complete
+from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts
+from crucible_emu.region import Region
+from crucible_emu.wire import messages as m
+
+OTHER = UUID(int=77)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], bool]]:
+    """The job ids of each run that came, and whether it was done at once."""
+    seen: list[tuple[list[int], bool]] = []
+
+    def spied_on(original: Any) -> Any:
+        def spy(self: Runs, connection_id: int, run: Any) -> Any:
+            actions = original(self, connection_id, run)
+            seen.append((run.job_ids, actions is not None))
+            return actions
+
+        return spy
+
+    for method in (Runs.write, Runs.read):
+        monkeypatch.setattr(Runs, method.__name__, spied_on(method))
+    return seen
+
+
+@pytest.fixture
+def region(make_region: Any) -> Region:
+    found: Region = make_region()
+    return found
+
+
+FIRST = flush(1)
+"""Tells the ids, which the decoder of a run has to know."""
+
+
+async def test_writes_and_reads_are_done_at_once(region: Region, runs: list[Any]) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(*(write(2 + index, index, 1, index + 1) for index in range(9)))
+        assert [await upstairs.hear() for _ in range(9)] == [m.WriteAck(U, S, 2 + index, None) for index in range(9)]
+        await upstairs.say(*(read(20 + index, index, 1, (2 + index,)) for index in range(9)))
+        for index in range(9):
+            response = await upstairs.hear(m.ReadResponse)
+            assert (response.job_id, response.blocks.kind.tolist()) == (20 + index, [PLAIN])
+            assert bytes(response.data) == payload(1, index + 1)
+        assert runs == [(list(range(2, 11)), True), (list(range(20, 29)), True)]
+        statistics = server.core.statistics
+        assert (statistics.jobs, statistics.blocks_written, statistics.blocks_read) == (19, 9, 9)
+
+
+async def test_of_a_block_that_is_written_twice_the_last_counts(region: Region, runs: list[Any]) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(write(2, 5, 1, 1), write(3, 6, 1, 2), write(4, 5, 1, 3, (2,)))
+        assert [(await upstairs.hear(m.WriteAck)).job_id for _ in range(3)] == [2, 3, 4]
+        response = await upstairs.ask(read(5, 5, 2, (4,)), m.ReadResponse)
+        assert bytes(response.data) == bytes(payload(1, 3)) + bytes(payload(1, 2))
+        assert runs == [([2, 3, 4], True)]
+
+
+async def test_a_wrong_hash_within_a_run_costs_its_own_write_alone(region: Region, runs: list[Any]) -> None:
+    wrong = m.Write(U, S, 3, (), 1, BlockContexts.plain(np.array([1], np.uint64)), payload(1, 9))
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(write(2, 0, 1, 1), wrong, write(4, 2, 1, 3))
+        answers = {(await upstairs.hear(m.WriteAck)) for _ in range(3)}
+        assert {(answer.job_id, type(answer.result)) for answer in answers} == {
+            (2, type(None)),
+            (3, errors.HashMismatch),
+            (4, type(None)),
+        }
+        response = await upstairs.ask(read(5, 0, 3), m.ReadResponse)
+        assert bytes(response.data) == bytes(payload(1, 1)) + bytes(BLOCK) + bytes(payload(1, 3))
+        assert response.blocks.kind.tolist() == [PLAIN, EMPTY, PLAIN]
+        assert runs == [([2, 3, 4], False)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "answer"),
+    [
+        (write(3, 32), m.WriteAck(U, S, 3, errors.OffsetInvalid())),
+        (read(3, 32), m.ReadResponse(U, S, 3, errors.OffsetInvalid(), memoryview(b""))),
+        (write(3, 1, ids=(U, OTHER)), m.UuidMismatch(S)),
+    ],
+    ids=["write beyond the region", "read beyond the region", "another session"],
+)
+async def test_what_is_refused_alone_is_refused_in_a_run(region: Region, bad: Any, answer: m.Message) -> None:
+    good = write(2, 0) if isinstance(bad, m.Write) else read(2, 0)
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(good, bad)
+        # A refusal may overtake what takes longer.
+        answers = [await upstairs.hear(), await upstairs.hear()]
+        assert answer in answers
+        assert 2 in [each.job_id for each in answers if isinstance(each, m.JobReply)]
+
+
+async def test_a_run_waits_for_what_it_names(region: Region, runs: list[Any]) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(write(3, 0, 1, 3, (2,)), write(4, 0, 1, 4, (3,)))
+        await upstairs.ask(m.Ruok(), m.Imok)
+        assert await upstairs.ask(write(2, 0, 1, 2)) == m.WriteAck(U, S, 2, None)
+        assert [(await upstairs.hear(m.WriteAck)).job_id for _ in range(2)] == [3, 4]
+        assert bytes((await upstairs.ask(read(5, 0, 1, (4,)), m.ReadResponse)).data) == payload(1, 4)
+        assert runs == [([3, 4], False), ([2], True), ([5], True)]
+
+
+async def test_blocks_of_zeros_are_told_from_those_never_written(region: Region, runs: list[Any]) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(write(2, 0, 1, 0), write(3, 1, 1, 7))
+        await upstairs.hear()
+        await upstairs.hear()
+        await upstairs.say(read(4, 0), read(5, 1), read(6, 2))
+        kinds = {response.job_id: response.blocks.kind.tolist() for response in [await upstairs.hear() for _ in "123"]}
+        assert kinds == {4: [PLAIN], 5: [PLAIN], 6: [EMPTY]}
+        assert runs[-1] == ([4, 5, 6], False)
+
+
+async def test_more_than_fits_is_read_job_by_job(
+    region: Region, runs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crucible_emu.downstairs.runs.READ_BYTES_MAX", 5 * BLOCK)
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.ask(write(2, 0, 8, 3), m.WriteAck)
+        for first in (10, 20):  # each receive has its own measure
+            await upstairs.say(*(read(first + index, index) for index in range(5)))
+            assert [(await upstairs.hear(m.ReadResponse)).job_id for _ in range(5)] == list(range(first, first + 5))
+            assert runs[-1] == (list(range(first, first + 5)), True)
+        await upstairs.say(*(read(30 + index, index) for index in range(6)))
+        assert {(await upstairs.hear(m.ReadResponse)).job_id for _ in range(6)} == set(range(30, 36))
+        assert runs[-1] == (list(range(30, 36)), False)
+        await upstairs.say(read(40, 0), read(41, 1), read(42, 2), m.Ruok(), read(43, 3), read(44, 4), read(45, 5))
+        assert {(await upstairs.hear()).job_id for _ in range(3)} == {40, 41, 42}
+        assert await upstairs.hear() == m.Imok()
+        assert {(await upstairs.hear()).job_id for _ in range(3)} == {43, 44, 45}
+        assert runs[-2:] == [([40, 41, 42], True), ([43, 44, 45], False)]
+
+
+async def test_one_kind_after_the_other_keeps_its_order(region: Region, runs: list[Any]) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(
+            write(2, 0, 1, 2), read(3, 0, 1, (2,)), write(4, 0, 2, 4, (3,)), read(5, 1, 1, (4,)), m.Ruok()
+        )
+        assert await upstairs.hear() == m.WriteAck(U, S, 2, None)
+        assert bytes((await upstairs.hear(m.ReadResponse)).data) == payload(1, 2)
+        assert await upstairs.hear() == m.WriteAck(U, S, 4, None)
+        assert bytes((await upstairs.hear(m.ReadResponse)).data) == payload(1, 4)
+        assert await upstairs.hear() == m.Imok()
+        assert runs == [([2], True), ([3], True), ([5], True)]
+
+
+async def test_faults_meet_the_jobs_of_a_run(region: Region, runs: list[Any]) -> None:
+    async with serving(region, faults=Faults(read_errors=1.0)) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(read(2, 0), read(3, 1))
+        for _ in range(2):
+            assert isinstance((await upstairs.hear(m.ReadResponse)).blocks, errors.CrucibleError)
+        assert runs == []
+
+
+def test_all_complete() -> None:
+    jobs = JobQueue(JobLimits())
+    jobs.completed.add(10, 3)
+    assert all_complete(jobs, [20, 21], [(), ()])
+    assert all_complete(jobs, [20, 21], [(10, 12), (20,)])
+    assert not all_complete(jobs, [20, 21], [(13,), ()])
+    assert not all_complete(jobs, [20, 21], [(21,), ()])  # it comes later
+    assert not all_complete(jobs, [20, 21], [(20,), ()])  # itself
