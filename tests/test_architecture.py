@@ -83,7 +83,7 @@ DECIDING = tuple(
 DRIVERS = {
     *(
         f"crucible_emu.downstairs.{name}"
-        for name in ("connection", "listening", "local", "runner", "server", "together", "transport")
+        for name in ("connection", "listening", "local", "runner", "server", "settling", "together", "transport")
     ),
     *(
         f"crucible_emu.downstairs.{name}"

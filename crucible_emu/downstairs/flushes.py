@@ -23,8 +23,6 @@ from crucible_emu.region import FlushWork, Region, SyncPolicy
 
 JOURNALED_WITHIN_S = 0.25
 """A flush that comes so soon after another goes to the journal."""
-SETTLED_AFTER_S = 1.0
-"""When no flush has come for so long, the journal is carried to the extents."""
 
 InThread = Callable[..., Awaitable[Any]]
 """Runs a function in a thread; what it returns, or the error with which it failed."""

@@ -27,10 +27,11 @@ import trio
 from crucible_emu import errors
 from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector
-from crucible_emu.downstairs.flushes import SETTLED_AFTER_S, Flushes
+from crucible_emu.downstairs.flushes import Flushes
 from crucible_emu.downstairs.repair_client import Sources, fetch_extent
 from crucible_emu.downstairs.runs import Runs
 from crucible_emu.downstairs.session import State
+from crucible_emu.downstairs.settling import Settling
 from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.downstairs.work import (
     DROPPED,
@@ -124,7 +125,7 @@ class Runner:
         self._held: list[Work] | None = None
         self._limiter = trio.CapacityLimiter(READ_THREADS + 2)
         self._flushes = Flushes(region, self._in_thread, trio.current_time, together)
-        self._flushed = trio.Event()
+        self._settling = Settling(region, self._flushes, self.relieve)
         self._sequence = 0
         self._runs = Runs(region, core)
 
@@ -379,8 +380,7 @@ class Runner:
         async for work, flush in self._slow_out:
             if flush is not None:
                 outcome = await self._flushes.finish(work, flush)
-                if not self.region.is_settled:
-                    self._flushed.set()
+                self._settling.flushed()
             else:
                 outcome = DROPPED if work.abandoned else await self._repair(work)
             self._done(work, outcome)
@@ -403,25 +403,6 @@ class Runner:
         scope = self._repairs.get(work)
         if scope is not None:
             scope.cancel()
-
-    async def _settle_when_quiet(self) -> None:
-        """Carry the journal to the extents when the flushes have stopped."""
-        while True:
-            await self._flushed.wait()
-            self._flushed = trio.Event()
-            while not self.region.is_settled:
-                await trio.sleep_until(max(self._flushes.flushed_at_s, trio.current_time()) + SETTLED_AFTER_S)
-                if trio.current_time() >= self._flushes.flushed_at_s + SETTLED_AFTER_S:
-                    self.relieve()
-
-    def _settle_at_last(self) -> None:
-        """Leave an ordinary directory behind."""
-        if self.region.flush_under_way:
-            return
-        try:
-            self.region.settle()
-        except CrucibleError as error:
-            log.warning("the journal stays for the next open", region=str(self.region.path), error=str(error))
 
     # Faults, and work that is done later
 
@@ -490,11 +471,11 @@ class Runner:
                 nursery.start_soon(self._work_slowly)
                 nursery.start_soon(self._work_slowly)
                 nursery.start_soon(self._run_what_is_due)
-                nursery.start_soon(self._settle_when_quiet)
+                nursery.start_soon(self._settling.run)
                 task_status.started()
         finally:
             self._abandon_what_is_queued()
-            self._settle_at_last()
+            self._settling.at_last()
 
     def _abandon_what_is_queued(self) -> None:
         """A flush that waits for its thread will not get it any more; the region takes back what it would cover."""
