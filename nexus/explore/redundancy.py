@@ -12,6 +12,7 @@ there.
 
 from __future__ import annotations
 
+import trio
 from sqlalchemy import bindparam, select
 
 from nexus.db import schema
@@ -35,7 +36,9 @@ async def lose_sled(rack: Rack, number: int) -> None:
         raise ActionFailed(f"sled {number} is one of the last {COPIES}: no replacement could end without it")
     if sled.alive and has_the_last_copy(rack, sled):
         raise ActionFailed(f"sled {number} has the last good copy of something: nothing would outlive its loss")
-    await rack.lose_sled(number)
+    # The operator says it again, should the Nexus that was told have died meanwhile.
+    with trio.CancelScope(shield=True):
+        await rack.lose_sled(number)
 
 
 def has_the_last_copy(rack: Rack, sled: Sled) -> bool:

@@ -74,6 +74,10 @@ def test_a_case_is_read_as_it_was_written() -> None:
 
 
 RACES = {
+    "nexus_dies_while_an_operator_tells_it_that_a_sled_is_lost": (
+        "delete-disk: disk-delete#DELETE_VOLUME/DELETE_REGIONS@after-effect=expunge-another; "
+        "disk-delete#DELETE_VOLUME/DELETE_RUNNING_SNAPSHOTS@after-effect=crash"
+    ),
     "volume_deleted_while_a_pantry_that_cannot_flush_repairs_it": (
         "create-snapshot-of-guest: snapshot-create-attached#REGIONS_ENSURE@after-record=expunge-another; "
         "snapshot-create-attached#SPACE_ACCOUNT@after-effect=all-tasks"
