@@ -14,12 +14,19 @@ from kill_agent import digest_of
 
 from crucible_emu.agent import digesting
 from crucible_emu.agent.digest_book import DigestBook, Stamp
+from crucible_emu.downstairs import settling
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.region import layout
 from crucible_emu.wire import messages as m
 
 DEFINITION = RegionDefinition(512, 8, 3, UUID(int=1))
 CLEAN = [Stamp(inode, 1, 1, 1, False) for inode in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def settled_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushes that follow upon each other have no digest before the journal is settled: not a second for each."""
+    monkeypatch.setattr(settling, "SETTLED_AFTER_S", 0.05)
 
 
 def book_with(digests: int = 3, *, immutable: bool = False) -> DigestBook:
