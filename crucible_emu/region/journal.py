@@ -124,8 +124,8 @@ class Journal:
 
     @property
     def exists(self) -> bool:
-        """There is a file, with records or without."""
-        return self._descriptor is not None
+        """There is something to be removed: a file, with records or without, or what failing to make one left."""
+        return self._descriptor is not None or self.failed
 
     def takes(self, count: int) -> bool:
         """Whether a flush of ``count`` blocks belongs here. Raises OSError."""
@@ -163,15 +163,9 @@ class Journal:
     def _create(self) -> None:
         # The mark is durable before there is anything to be marked.
         directory.write_definition(self._storage, self._region, self._definition, journaled=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        descriptor = self._storage.open(self._path, flags)
-        try:
-            self._storage.sync_directory(self._region)
-        except BaseException:
-            self._storage.close(descriptor)
-            raise
-        self._descriptor = descriptor
+        self._descriptor = self._storage.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._size, self._tail, self._first_is_written = 0, _FIRST_RECORD, False
+        self._storage.sync_directory(self._region)
 
     def _grow(self, descriptor: int, end: int) -> None:
         """Zeros behind the record: what is written there later needs no space to be found for it at its sync."""
@@ -191,20 +185,20 @@ class Journal:
 
     def remove(self) -> None:
         """The same, and the directory is an ordinary one again. Raises OSError."""
-        if self._descriptor is None:
+        if not self.exists:
             return
         # First out of force, then unmarked, then gone: a crash in between leaves nothing that could be carried out
         # after a later flush.
         self.reset()
         remove(self._storage, self._region, self._definition)
-        self._storage.close(self._descriptor)
-        self._descriptor, self.failed = None, False
+        self.close()
+        self._size = 0
 
     def close(self) -> None:
         """Close the file, with whatever is in it."""
         if self._descriptor is not None:
             self._storage.close(self._descriptor)
-            self._descriptor = None
+        self._descriptor, self.failed = None, False
 
 
 def remove(storage: Storage, region: Path, definition: RegionDefinition) -> None:

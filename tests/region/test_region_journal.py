@@ -16,7 +16,7 @@ from crucible_emu import errors
 from crucible_emu.errors import UsageError
 from crucible_emu.region import Region, journal
 from crucible_emu.region.digest import region_digest
-from crucible_emu.region.directory import JOURNALED_VERSION, extend, read_definition
+from crucible_emu.region.directory import JOURNALED_VERSION, extend, is_journaled, read_definition
 from crucible_emu.region.journal import JOURNAL_NAME, RECORDS_MIN, read_records, record_bytes
 from crucible_emu.region.journaled import JournaledFlush
 from crucible_emu.region.storage import OsStorage
@@ -388,6 +388,29 @@ def test_a_flush_whose_journal_fails_is_done_in_place_by_the_next(operation: str
     assert np.array_equal(read_rows(region, [5, 6]), np.concatenate([made_blocks(1, seed=s)[0] for s in (1, 2)]))
     write(region, [7], seed=3)
     flush(region, 4)
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"), [("rename", "region.json"), ("sync", "/region"), ("create", JOURNAL_NAME)]
+)
+def test_a_journal_that_cannot_be_made_leaves_an_ordinary_directory(operation: str, name: str) -> None:
+    """And the next flush does what it would have done; after that there may be one."""
+    disk = SimulatedDisk()
+    region = Region.create(REGION, definition(), storage=disk)
+    rows = write(region, [5], seed=1)
+    end = failing(disk, operation, name)
+    work = region.begin_flush(1, 1, journal=True)
+    with pytest.raises(errors.IoError, match="writing the journal"):
+        work.run()
+    region.abandon_flush(work)
+    end()
+    assert not region.is_settled
+    region.flush(2, 1)
+    assert region.is_settled
+    assert not disk.exists(REGION / JOURNAL_NAME) and not is_journaled(disk, REGION)
+    assert np.array_equal(read_rows(region, [5]), rows)
+    write(region, [6], seed=2)
+    flush(region, 3)
 
 
 @pytest.mark.parametrize("phase", [1, 2, 3])
