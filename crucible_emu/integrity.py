@@ -85,6 +85,11 @@ class BlockContexts:
         """Contexts of ``count`` blocks that were never written."""
         return cls(np.zeros(count, np.uint8), np.zeros(count, np.uint64))
 
+    @property
+    def stored(self) -> Hashes:
+        """XXH64 of each block as it is stored, uint64[n]: of what is encrypted the ciphertext's, where it is known."""
+        return self.hash if self.on_disk_hash is None else self.on_disk_hash
+
     @classmethod
     def concatenate(cls, parts: list[BlockContexts]) -> BlockContexts:
         """The contexts of ``parts``, one after the other."""

@@ -23,7 +23,7 @@ from crucible_emu.agent.documents import DigestStatus
 from crucible_emu.errors import CrucibleError, UsageError
 from crucible_emu.region import layout
 from crucible_emu.region.digest import extent_digest
-from crucible_emu.region.journal import Unsettled
+from crucible_emu.region.directory import Unsettled
 from crucible_emu.region.view import RegionView
 
 THREADS = 2

@@ -25,10 +25,7 @@ log = get_logger(__name__)
 DEFINITION_NAME = "region.json"
 JOURNALED_VERSION = 1001
 """In ``region.json`` while flushes may be in the journal that are not in the extents: the real program refuses it."""
-UNSETTLED = (
-    "has flushes in its journal that are not in its extents yet: wait until whoever serves it has been quiet for a "
-    "moment, or open it read-write once if nobody does"
-)
+JOURNAL_NAME = ".journal"
 _VERSIONS = ("database_read_version", "database_write_version")
 CREATING_NAME = ".creating"
 _TEMPORARY_NAME = ".tmp-region.json"
@@ -36,17 +33,31 @@ EXTENTS_PER_DIRECTORY = 4096
 HEX_DIGITS = frozenset("0123456789ABCDEF")
 
 
+class Unsettled(UsageError):
+    """Somebody wants to look at extents that lag behind their journal."""
+
+
+def is_unsettled(storage: Storage, region: Path) -> bool:
+    """Whether flushes may be in the journal that are not in the extents."""
+    return storage.exists(region / JOURNAL_NAME)
+
+
+def refuse_unsettled(storage: Storage, region: Path) -> None:
+    """Raises :class:`Unsettled` where flushes may be in the journal that are not in the extents."""
+    if is_unsettled(storage, region):
+        raise Unsettled(
+            f"the region in {region} has flushes in its journal that are not in its extents yet: wait until whoever "
+            "serves it has been quiet for a moment, or open it read-write once if nobody does"
+        )
+
+
 def read_definition(storage: Storage, region: Path) -> RegionDefinition:
     """The definition in ``region.json``. Raises :class:`UsageError` where ``region`` is no region."""
-    return _read_definition(storage, region)[0]
+    return read_marked_definition(storage, region)[0]
 
 
-def is_journaled(storage: Storage, region: Path) -> bool:
-    """Whether ``region.json`` says that there may be a journal. Raises as :func:`read_definition`."""
-    return _read_definition(storage, region)[1]
-
-
-def _read_definition(storage: Storage, region: Path) -> tuple[RegionDefinition, bool]:
+def read_marked_definition(storage: Storage, region: Path) -> tuple[RegionDefinition, bool]:
+    """The same, and whether it is marked: there may be a journal."""
     path = region / DEFINITION_NAME
     try:
         members = json.loads(read_file(storage, path))
@@ -152,9 +163,8 @@ def extend(storage: Storage, region: Path, extent_count: int) -> RegionDefinitio
     Raises :class:`UsageError` for fewer extents than there are or where a foreign file is in the way,
     :class:`errors.IoError` where the disk fails.
     """
-    definition, journaled = _read_definition(storage, region)
-    if journaled:
-        raise UsageError(f"the region in {region} {UNSETTLED}")
+    definition = read_definition(storage, region)
+    refuse_unsettled(storage, region)
     if extent_count < definition.extent_count:
         raise UsageError(f"{region} will not shrink from {definition.extent_count} to {extent_count} extents")
     extended = replace(definition, extent_count=extent_count)

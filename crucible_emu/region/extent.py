@@ -40,6 +40,8 @@ REGIONS_PER_PROCESS = 16
 """Each region may hold this fraction of the process's descriptors."""
 FLUSHED_TOGETHER_MAX = 1024
 """Extents whose files one flush has open at a time; each such group goes through its phases before the next."""
+Versions = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_]]
+"""Generation numbers, flush numbers and dirty flags of all extents."""
 TAIL_BYTES = layout.METADATA_BYTES + 1
 HASH_CHUNK_BYTES = 4 * 1024 * 1024
 

@@ -48,6 +48,15 @@ Steps = Generator[list[int], None, None]
 """Descriptors of files to be synced, again and again."""
 
 
+def run_alone(steps: Steps, storage: Storage) -> None:
+    """The steps of one flush to their end, with its own syncs. Raises what they raise."""
+    for descriptors in steps:
+        try:
+            storage.sync_files(descriptors)
+        except OSError as error:
+            steps.throw(error)
+
+
 class FlushWork(Protocol):
     """A flush between :meth:`Region.begin_flush` and :meth:`Region.finish_flush`."""
 
@@ -143,11 +152,6 @@ class StagedFlush:
         return self._extents.storage
 
     @property
-    def size_bytes(self) -> int:
-        """Block data to be written."""
-        return self.block_count * self._extents.layout.block_size
-
-    @property
     def is_empty(self) -> bool:
         is_left_over = self._journal is not None and not self._keeps_journal
         return not len(self.marks.extent_ids) and not any(map(len, self.sets)) and not is_left_over
@@ -167,14 +171,7 @@ class StagedFlush:
 
     def run(self) -> None:
         """See :class:`FlushWork`."""
-        steps, storage = self.steps(), self._extents.storage
-        descriptors = next(steps, None)
-        while descriptors is not None:
-            try:
-                storage.sync_files(descriptors)
-            except OSError as error:
-                steps.throw(error)
-            descriptors = next(steps, None)
+        run_alone(self.steps(), self.storage)
 
     def steps(self) -> Steps:
         """All the I/O of :meth:`run` but the syncs: yields the files that have to be durable before it goes on, for
@@ -242,7 +239,7 @@ class StagedFlush:
         target = group.bits[index, inside >> 3] & mask == 0
         np.bitwise_xor.at(group.bits, (index, inside >> 3), mask)
         contexts = each.contexts[part]
-        slots = pack_slots(contexts, contexts.hash if contexts.on_disk_hash is None else contexts.on_disk_hash)
+        slots = pack_slots(contexts, contexts.stored)
         _stamp(slots, self._extents.flush_number[extent_ids])
         return Plan(index, inside, each.rows[part], slots, target)
 

@@ -26,13 +26,13 @@ from crucible_emu.geometry import BlockIndexes, equal_runs, runs, split_at_exten
 from crucible_emu.integrity import BlockContexts, Rows, stored_hashes
 from crucible_emu.region import layout
 from crucible_emu.region.contexts import ContextTable
-from crucible_emu.region.extent import Extents
+from crucible_emu.region.extent import Extents, Versions
 from crucible_emu.region.flush import ExtentIds
 from crucible_emu.region.layout import SLOT_A, SLOT_B, Slots, pack_slots
 from crucible_emu.region.policy import DEFRAGMENT_RATIO, Rules
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.storage import explain
-from crucible_emu.region.writing import Versions, Work
+from crucible_emu.region.writing import Work
 
 
 class InPlaceWriter:
@@ -156,8 +156,7 @@ class InPlaceWriter:
         self, extent_id: int, descriptor: int, inside: BlockIndexes, rows: Rows, contexts: BlockContexts
     ) -> None:
         extents = self._extents
-        stored = contexts.hash if contexts.on_disk_hash is None else contexts.on_disk_hash
-        slots = pack_slots(contexts, stored, int(extents.flush_number[extent_id]))
+        slots = pack_slots(contexts, contexts.stored, int(extents.flush_number[extent_id]))
         done = 0
         for start, stop in runs(inside):
             pieces = equal_runs(~extents.active_range(extent_id, start, stop - start), start)

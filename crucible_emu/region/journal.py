@@ -17,10 +17,10 @@ durable in their extents. Why that is safe:
   extents, and that is itself durable before a later flush in place is reported. Carrying a record out twice changes
   nothing.
 
-What the real program finds: while the file may hold records, ``region.json`` says version :data:`JOURNALED_VERSION`,
-which it refuses to open (on-disk-format.md §1.2), loudly and without touching anything: without the journal the extents
-are older than what was promised. A read-write open here carries the journal out first, and the directory is an ordinary
-one again, as it is while nothing is flushed in quick succession.
+What the real program finds: while the file may hold records, ``region.json`` gives another version
+(:data:`directory.JOURNALED_VERSION`), which it refuses to open (on-disk-format.md §1.2), loudly and without touching
+anything: without the journal the extents are older than what was promised. A read-write open here carries the journal
+out first, and the directory is an ordinary one again, as it is while nothing is flushed in quick succession.
 
 The space is written with zeros before it is used: a sync then has nothing to allocate, which takes it from 1.1 ms to
 0.4. The file holds at most :data:`JOURNAL_BYTES_MAX`.
@@ -37,16 +37,16 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from crucible_emu.errors import CrucibleError, UsageError
+from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import BlockIndexes, RegionDefinition, runs
 from crucible_emu.integrity import BlockContexts, Rows, hash_blocks
 from crucible_emu.region import directory, layout
+from crucible_emu.region.directory import JOURNAL_NAME, is_unsettled
 from crucible_emu.region.layout import Slots, slot_hashes
 from crucible_emu.region.scatter import PAGE_BYTES, PIECE_BYTES
 from crucible_emu.region.staging import RowNumbers
 from crucible_emu.region.storage import Storage
 
-JOURNAL_NAME = ".journal"
 JOURNAL_BYTES_MAX = 64 * 1024 * 1024
 """The more it takes, the more contexts share a page when it is carried out, and the more blocks are written once."""
 RECORDS_MIN = 16
@@ -71,21 +71,6 @@ class Record:
     blocks: BlockIndexes
     rows: Rows
     contexts: BlockContexts
-
-
-class Unsettled(UsageError):
-    """Somebody wants to look at extents that lag behind their journal."""
-
-
-def is_unsettled(storage: Storage, region: Path) -> bool:
-    """Whether flushes may be in the journal that are not in the extents."""
-    return storage.exists(region / JOURNAL_NAME)
-
-
-def refuse_unsettled(storage: Storage, region: Path) -> None:
-    """Raises :class:`Unsettled` where flushes may be in the journal that are not in the extents."""
-    if is_unsettled(storage, region):
-        raise Unsettled(f"the region in {region} {directory.UNSETTLED}")
 
 
 def record_bytes(count: int, block_size: int) -> int:

@@ -10,8 +10,6 @@ newer version of it is staged meanwhile: should that be lost, the older one is w
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import numpy as np
 import numpy.typing as npt
 
@@ -19,8 +17,8 @@ from crucible_emu.geometry import RegionDefinition
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.logs import get_logger
 from crucible_emu.region import directory, journal, redo
-from crucible_emu.region.extent import Extents
-from crucible_emu.region.flush import BlockSet, ExtentIds, ExtentMarks, StagedFlush
+from crucible_emu.region.extent import Extents, Versions
+from crucible_emu.region.flush import BlockSet, ExtentIds, ExtentMarks, StagedFlush, Steps, run_alone
 from crucible_emu.region.journal import Journal
 from crucible_emu.region.layout import pack_slots
 from crucible_emu.region.staging import Span, Staging
@@ -41,7 +39,6 @@ class JournaledFlush:
         self.spans = spans
         self.numbers: tuple[int, int] | None = numbers
         self.block_count = len(fresh)
-        self.size_bytes = len(fresh) * extents.layout.block_size
 
     @property
     def storage(self) -> Storage:
@@ -58,21 +55,15 @@ class JournaledFlush:
 
     def run(self) -> None:
         """See :class:`flush.FlushWork`."""
-        for descriptors in (steps := self.steps()):
-            try:
-                self.storage.sync_files(descriptors)
-            except OSError as error:
-                steps.throw(error)
+        run_alone(self.steps(), self.storage)
 
-    def steps(self) -> Generator[list[int], None, None]:
+    def steps(self) -> Steps:
         """As :meth:`flush.StagedFlush.steps`."""
         if self.is_empty:
             return
         assert self.numbers is not None
         contexts = self.fresh.contexts
-        slots = pack_slots(
-            contexts, contexts.hash if contexts.on_disk_hash is None else contexts.on_disk_hash, self.numbers[0]
-        )
+        slots = pack_slots(contexts, contexts.stored, self.numbers[0])
         try:
             yield [self._journal.write(self.numbers, self.fresh.blocks, slots, self.fresh.rows)]
         except OSError as error:
@@ -129,8 +120,8 @@ class Journaled:
         last = len(blocks) - 1 - np.unique(blocks[::-1], return_index=True)[1]
         return BlockSet(rows[last], blocks[last], contexts[last])
 
-    def versions(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
-        """Generation and flush numbers (uint64) and dirty flags (bool) of all extents, as they were flushed."""
+    def versions(self) -> Versions:
+        """Those of all extents, as they were flushed."""
         extents, here = self._extents, self._extent_is_here
         return (
             np.where(here, self._gen_number, extents.gen_number),
@@ -150,31 +141,26 @@ class Journaled:
         """Marks for a flush in place or a destage that takes along what is here. ``written`` bool[extents]: it has
         blocks of the extent that are not here; ``flushed`` bool[extents]: the extent gets ``numbers``."""
         chosen = np.flatnonzero(flushed | self._extent_is_here)
-        gen_numbers, flush_numbers, _ = self.versions()
+        flush_numbers, gen_numbers = self._flush_number[chosen], self._gen_number[chosen]  # of what is here
         if numbers is not None:
-            flush_numbers[flushed], gen_numbers[flushed] = numbers
-        return ExtentMarks(chosen, flush_numbers[chosen], gen_numbers[chosen], (written & ~flushed)[chosen])
+            flush_numbers[flushed[chosen]], gen_numbers[flushed[chosen]] = numbers
+        return ExtentMarks(chosen, flush_numbers, gen_numbers, (written & ~flushed)[chosen])
 
 
-def settle(extents: Extents, definition: RegionDefinition) -> int:
-    """Carry out what a region's journal holds, for who opens it read-write; how many flushes that were.
-
-    Raises a CrucibleError.
-    """
+def settle(extents: Extents, definition: RegionDefinition, *, marked: bool) -> None:
+    """Carry out what a region's journal holds, for who opens it read-write, and take the mark of its definition back.
+    Raises a CrucibleError."""
     storage, region = extents.storage, extents.path
     try:
         records = list(journal.read_records(storage, region, definition))
         if records:
             _carry_out(extents, records)
-        if journal.is_unsettled(storage, region):
+        if marked or directory.is_unsettled(storage, region):
             journal.remove(storage, region, definition)
-        elif directory.is_journaled(storage, region):
-            directory.write_definition(storage, region, definition)
     except OSError as error:
         raise explain(error, "settling the journal of", region) from error
     if records:
         log.info("flushes of the journal were carried to the extents", region=str(region), flushes=len(records))
-    return len(records)
 
 
 def _carry_out(extents: Extents, records: list[journal.Record]) -> None:

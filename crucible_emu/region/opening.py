@@ -15,7 +15,7 @@ from __future__ import annotations
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.logs import get_logger
-from crucible_emu.region import directory, journal, journaled, layout, redo, repair_files
+from crucible_emu.region import directory, journaled, layout, redo, repair_files
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.reading import Reader
 from crucible_emu.region.storage import explain
@@ -24,12 +24,12 @@ from crucible_emu.region.view import open_extent
 log = get_logger(__name__)
 
 
-def load(extents: Extents, reader: Reader, definition: RegionDefinition) -> None:
-    """Bring the region's files into order and load all extents. Raises a CrucibleError, and :class:`journal.Unsettled`
-    where a region is to be read that has flushes in its journal."""
+def load(extents: Extents, reader: Reader, definition: RegionDefinition, *, marked: bool) -> None:
+    """Bring the region's files into order and load all extents. ``marked``: its definition says that there may be a
+    journal. Raises a CrucibleError, and :class:`directory.Unsettled` where a region is to be read that has one."""
     storage = extents.storage
     if extents.read_only:
-        journal.refuse_unsettled(storage, extents.path)
+        directory.refuse_unsettled(storage, extents.path)
     beside = directory.names_beside_extents(storage, extents.path, extents.count)
     try:
         for extent_id in beside:
@@ -49,7 +49,7 @@ def load(extents: Extents, reader: Reader, definition: RegionDefinition) -> None
             log.warning("a flush was cut off: open the region read-write once", region=str(extents.path))
         raise
     if not extents.read_only:
-        journaled.settle(extents, definition)
+        journaled.settle(extents, definition, marked=marked)
 
 
 def _settle(extents: Extents, extent_id: int) -> None:

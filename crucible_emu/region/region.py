@@ -39,7 +39,7 @@ from crucible_emu.integrity import BlockContexts, Rows
 from crucible_emu.region import directory, layout, redo, repair_files
 from crucible_emu.region.bounds import Bounds
 from crucible_emu.region.contexts import KNOWN_EMPTY, ContextTable
-from crucible_emu.region.extent import Extents
+from crucible_emu.region.extent import Extents, Versions
 from crucible_emu.region.flush import FlushWork
 from crucible_emu.region.inplace import InPlaceWriter, stretches
 from crucible_emu.region.journal import Journal
@@ -146,12 +146,12 @@ class Region:
         region or another process has it open read-write, a CrucibleError where an extent cannot be opened.
         """
         storage, path = storage or OsStorage(), Path(path)
-        definition = directory.read_definition(storage, path)
+        definition, marked = directory.read_marked_definition(storage, path)
         lock = None if read_only else directory.take_lock(storage, path)
         extents = Extents(storage, path, definition, read_only)
         try:
             region = cls(extents, definition, policy, staged_bytes_max)
-            load(extents, region._reader, definition)
+            load(extents, region._reader, definition, marked=marked)
         except BaseException:
             extents.close()
             if lock is not None:
@@ -410,7 +410,7 @@ class Region:
 
     # --- extents
 
-    def extent_versions(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
+    def extent_versions(self) -> Versions:
         """Generation numbers, flush numbers (uint64) and dirty flags (bool) of all extents."""
         return self._writer.versions()
 

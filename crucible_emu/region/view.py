@@ -27,7 +27,7 @@ import numpy.typing as npt
 from crucible_emu import errors
 from crucible_emu.geometry import RegionDefinition, split_at_extents
 from crucible_emu.integrity import BlockContexts, Rows, hash_blocks
-from crucible_emu.region import directory, journal, layout, sqlite_extent
+from crucible_emu.region import directory, layout, sqlite_extent
 from crucible_emu.region.layout import ExtentLayout, ExtentMetadata
 from crucible_emu.region.storage import OsStorage, Storage
 
@@ -251,10 +251,10 @@ class RegionView:
 
     def extent(self, extent_id: int) -> closing[ExtentView]:
         """``with region.extent(3) as extent:``. Raises :class:`errors.InvalidExtent` beyond the last one, and
-        :class:`journal.Unsettled` where flushes are in the journal that are not in the extents."""
+        :class:`directory.Unsettled` where flushes are in the journal that are not in the extents."""
         if not 0 <= extent_id < self.definition.extent_count:
             raise errors.InvalidExtent()
-        journal.refuse_unsettled(self.storage, self.path)
+        directory.refuse_unsettled(self.storage, self.path)
         path = layout.extent_path(self.path, extent_id)
         return closing(open_extent(self.storage, path, extent_id, self.layout))
 

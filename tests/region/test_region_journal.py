@@ -16,8 +16,14 @@ from crucible_emu import errors
 from crucible_emu.errors import UsageError
 from crucible_emu.region import Region, journal
 from crucible_emu.region.digest import region_digest
-from crucible_emu.region.directory import JOURNALED_VERSION, extend, is_journaled, read_definition
-from crucible_emu.region.journal import JOURNAL_NAME, RECORDS_MIN, read_records, record_bytes
+from crucible_emu.region.directory import (
+    JOURNAL_NAME,
+    JOURNALED_VERSION,
+    extend,
+    read_definition,
+    read_marked_definition,
+)
+from crucible_emu.region.journal import RECORDS_MIN, read_records, record_bytes
 from crucible_emu.region.journaled import JournaledFlush
 from crucible_emu.region.storage import OsStorage
 from crucible_emu.region.view import RegionView
@@ -407,7 +413,7 @@ def test_a_journal_that_cannot_be_made_leaves_an_ordinary_directory(operation: s
     assert not region.is_settled
     region.flush(2, 1)
     assert region.is_settled
-    assert not disk.exists(REGION / JOURNAL_NAME) and not is_journaled(disk, REGION)
+    assert not disk.exists(REGION / JOURNAL_NAME) and not read_marked_definition(disk, REGION)[1]
     assert np.array_equal(read_rows(region, [5]), rows)
     write(region, [6], seed=2)
     flush(region, 3)
