@@ -59,9 +59,7 @@ class Params(BaseModel):
 async def decrease_count(saga: Context[Params]) -> str | None:
     """Safe to rerun: the list was stored by the transaction that deleted the volume, and is read again. From then on
     nobody is given the volume; who is repairing it gives it up before anything is destroyed."""
-    resources = await _soft_delete(saga.world, saga.params.volume_id)
-    await given_up_by_pantries(saga.world, saga.params.volume_id)
-    return resources
+    return await _given_up(saga.world, saga.params.volume_id)
 
 
 async def delete_regions(saga: Context[Params]) -> None:
@@ -119,8 +117,7 @@ async def undo_volume(world: World, volume_id: str) -> None:
     Deleting never holds an unwinding up (*liveness*): what an agent refuses stays with the soft-deleted volume, and is
     tried again with it (W24).
     """
-    resources = freed.parse(await _soft_delete(world, volume_id))
-    await given_up_by_pantries(world, volume_id)
+    resources = freed.parse(await _given_up(world, volume_id))
     try:
         await _destroy_regions(world, resources)
         await _stop_snapshots(world, resources)
@@ -138,6 +135,13 @@ async def undo_volume(world: World, volume_id: str) -> None:
 
 def _freed(saga: Context[Params]) -> CrucibleResources:
     return freed.parse(saga.output("DECREASE_COUNT"))
+
+
+async def _given_up(world: World, volume_id: str) -> str | None:
+    """What deleting it freed, once nobody is given it any more and no pantry repairs it (#6353)."""
+    resources = await _soft_delete(world, volume_id)
+    await given_up_by_pantries(world, volume_id)
+    return resources
 
 
 async def _soft_delete(world: World, volume_id: str) -> str | None:
