@@ -109,7 +109,11 @@ def describe(subject: Subject) -> Described:
 
 
 CIPHER_ALONE = Described(
-    CIPHER, "AES-256-GCM-SIV on all cores", ("anything else: no disk, no network, no hashes",), 0, 4096
+    CIPHER,
+    "AES-256-GCM-SIV by OpenSSL on all cores; the disk has Tink's, on one",
+    ("anything else: no disk, no network, no hashes",),
+    0,
+    4096,
 )
 """The ceiling of an encrypted disk, which takes part where one does."""
 

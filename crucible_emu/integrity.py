@@ -1,4 +1,4 @@
-"""Hashes, block contexts, encryption, and digests.
+"""Hashes, block contexts, and digests.
 
 What it is for: every block carries a *context* that proves what it should be. A plain block's is XXH64 of its bytes;
 an encrypted block's is a nonce, a tag and XXH64 over nonce, tag and ciphertext (wire-protocol.md §11). Contexts of
@@ -14,16 +14,12 @@ so it equals ``b3sum`` of a raw image. The *region digest* hashes what is stored
 
 from __future__ import annotations
 
-import base64
-import binascii
-import os
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count as count_from
-from itertools import repeat
-from operator import itemgetter, length_hint
+from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,12 +35,8 @@ Hashes = npt.NDArray[np.uint64]
 EMPTY, ENCRYPTED, PLAIN = 0, 1, 2
 """Kinds of context; the numbers are the tags of the wire's ReadBlockContext (wire-protocol.md §3.2)."""
 
-KEY_BYTES = 32
 NONCE_BYTES = 12
 TAG_BYTES = 16
-SEAL_BYTES = NONCE_BYTES + TAG_BYTES
-FEW_BLOCKS = 4
-"""Below, blocks are sealed and opened one by one; from here on arrays are faster."""
 
 
 @dataclass(slots=True, eq=False)
@@ -173,167 +165,15 @@ def verify_writes(contexts: BlockContexts, rows: Rows) -> None:
         raise errors.HashMismatch()
 
 
-class Cipher:
-    """AES-256-GCM-SIV for whole blocks; 10-15 µs per 4 KiB block, most of it with the interpreter's lock released.
+class Opens(Protocol):
+    """What decrypts blocks (:class:`crucible_emu.encryption.Cipher`)."""
 
-    Nonces of a batch come from one call of ``urandom``: 0.04 µs each instead of 0.6.
-    """
-
-    __slots__ = ("aead", "invalid_tag")
-
-    def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"an encryption key has {KEY_BYTES} bytes, this one has {len(key)}")
-        # Not above: 7 MiB and 40 ms of imports that only an encrypted disk needs.
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
-
-        self.aead = AESGCMSIV(key)
-        self.invalid_tag = InvalidTag
-
-    @classmethod
-    def from_base64(cls, text: str) -> Cipher:
-        """The cipher for a key in standard base64. Raises :class:`ValueError`, which never shows the key."""
-        try:
-            key = base64.b64decode(text.strip(), validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError("the encryption key is not standard base64 with padding") from None
-        return cls(key)
-
-    def encrypt_blocks(self, rows: Rows) -> tuple[Rows, BlockContexts]:
-        """Ciphertext of each row (new array) and the contexts that go with it."""
-        sealing = Sealing(self, [row.data for row in rows], Slab(*rows.shape))
-        sealing.run(0, sealing.count)
-        return np.ascontiguousarray(sealing.rows), sealing.contexts()
-
-    def decrypt_blocks(self, rows: Rows, contexts: BlockContexts) -> int | None:
-        """Decrypt in place the rows whose context is :data:`ENCRYPTED`; the first row that fails, or ``None``."""
-        opening = Opening(self, [row.data for row in rows], contexts)
-        opening.run(0, opening.count)
-        return min(opening.bad, default=None)
+    def open(self, buffers: Sequence[memoryview], contexts: BlockContexts) -> list[int]:
+        """Decrypt in place the blocks whose context is :data:`ENCRYPTED`; the indexes of those that failed."""
+        ...
 
 
-class Slab:
-    """Memory in which blocks are sealed, a row for each:
-
-        nonce (12 bytes), tag (16), ciphertext, tag (16)
-
-    So what the cipher writes is in one piece, tag behind ciphertext, and so is what is hashed, tag in front. Only tags
-    are copied for it. To be used again: memory that was never touched costs 1 µs per 4 KiB.
-    """
-
-    __slots__ = ("count", "hashed", "rows", "sealed", "size", "stored")
-
-    def __init__(self, count: int, block_size: int) -> None:
-        self.count = count
-        self.size = block_size
-        self.rows = np.empty((count, SEAL_BYTES + block_size + TAG_BYTES), np.uint8)
-        rows = [row.data for row in self.rows]
-        # Made once: a view costs 0.1 µs, each time.
-        self.hashed = [row[: SEAL_BYTES + block_size] for row in rows]
-        self.stored = [row[SEAL_BYTES : SEAL_BYTES + block_size] for row in rows]
-        self.sealed = [row[SEAL_BYTES:] for row in rows]
-
-
-class Sealing:
-    """The encryption of n blocks into a slab for as many or more. It may run in pieces, in several threads at once.
-
-    ``blocks``: the plaintexts, wherever they lie, each of the slab's block size. ``rows``: the ciphertexts, a view of
-    the slab whose rows are contiguous each but not together.
-
-    *Optimisation*: loops without a line of Python, 0.6 µs for a block beside the cipher, most of it two hashes, where a
-    loop that looks at each takes 1.4. A thread that holds the interpreter's lock keeps all others from encrypting.
-    """
-
-    __slots__ = ("_blocks", "_cipher", "_hash", "_nonce", "_slab", "_stored", "count", "rows")
-
-    def __init__(self, cipher: Cipher, blocks: Sequence[memoryview], slab: Slab) -> None:
-        count = self.count = len(blocks)
-        self._cipher = cipher
-        self._blocks = blocks
-        self._slab = slab
-        self._nonce = np.frombuffer(os.urandom(NONCE_BYTES * count), np.uint8).reshape(count, NONCE_BYTES)
-        self._hash = np.empty(count, np.uint64)
-        self._stored = np.empty(count, np.uint64)
-        slab.rows[:count, :NONCE_BYTES] = self._nonce
-        self.rows: Rows = slab.rows[:count, SEAL_BYTES:-TAG_BYTES]
-
-    def run(self, first: int, stop: int) -> None:
-        """Encrypt the blocks ``first`` .. ``stop``. In any thread; each block once."""
-        if stop - first < FEW_BLOCKS:
-            for index in range(first, stop):
-                self._seal(index)
-            return
-        slab, nonces = self._slab, _each(self._nonce[first:stop])
-        sealed, rows = slab.sealed[first:stop], slab.rows[first:stop]
-        _exhaust(map(self._cipher.aead.encrypt_into, nonces, self._blocks[first:stop], repeat(None), sealed))
-        rows[:, NONCE_BYTES:SEAL_BYTES] = rows[:, -TAG_BYTES:]
-        self._hash[first:stop] = list(map(xxhash.xxh64_intdigest, slab.hashed[first:stop]))
-        self._stored[first:stop] = list(map(xxhash.xxh64_intdigest, slab.stored[first:stop]))
-
-    def _seal(self, index: int) -> None:
-        """One of few: 2 µs beside the cipher, where arrays for one block would take 7."""
-        slab = self._slab
-        sealed, hashed = slab.sealed[index], slab.hashed[index]
-        self._cipher.aead.encrypt_into(hashed[:NONCE_BYTES], self._blocks[index], None, sealed)
-        hashed[NONCE_BYTES:SEAL_BYTES] = sealed[-TAG_BYTES:]
-        self._hash[index] = xxhash.xxh64_intdigest(hashed)
-        self._stored[index] = xxhash.xxh64_intdigest(slab.stored[index])
-
-    def contexts(self) -> BlockContexts:
-        """The contexts of all the blocks, when all of it has run; they do not need the slab any more."""
-        tag = self._slab.rows[: self.count, NONCE_BYTES:SEAL_BYTES].copy()
-        kind = np.full(self.count, ENCRYPTED, np.uint8)
-        return BlockContexts(kind, self._hash, self._nonce, tag, self._stored)
-
-
-class Opening:
-    """The decryption, in place, of the blocks in ``buffers`` whose context is :data:`ENCRYPTED`. It may run in pieces,
-    in several threads at once. ``count``: how many those are; ``bad``: the indexes of those that failed."""
-
-    __slots__ = ("_buffers", "_cipher", "_indexes", "_nonce", "_tag", "bad", "count")
-
-    def __init__(self, cipher: Cipher, buffers: Sequence[memoryview], contexts: BlockContexts) -> None:
-        self.bad: list[int] = []
-        self._cipher = cipher
-        self._buffers = buffers
-        self._indexes: list[int] = []
-        if contexts.nonce is not None and contexts.tag is not None:
-            chosen = np.flatnonzero(contexts.kind == ENCRYPTED)
-            self._indexes = chosen.tolist()
-            self._nonce, self._tag = contexts.nonce[chosen], contexts.tag[chosen]
-            if len(chosen) < len(buffers):
-                self._buffers = [buffers[index] for index in self._indexes]
-        self.count = len(self._indexes)
-
-    def run(self, first: int, stop: int) -> None:
-        """Decrypt number ``first`` .. ``stop`` of them. In any thread; each once."""
-        if first == stop:
-            return
-        buffers, tags = self._buffers[first:stop], _each(self._tag[first:stop])
-        nonces = iter(_each(self._nonce[first:stop]))
-        # Each ciphertext is copied, to be in front of its tag, when its turn comes: 0.3 µs.
-        calls = map(self._cipher.aead.decrypt_into, nonces, map(b"".join, zip(buffers, tags)), repeat(None), buffers)
-        while True:
-            try:
-                _exhaust(calls)
-                return
-            except self._cipher.invalid_tag:
-                self.bad.append(self._indexes[stop - length_hint(nonces) - 1])
-
-
-def _each(rows: npt.NDArray[np.uint8]) -> list[bytes]:
-    """The rows of uint8[n, width] as bytes: 0.03 µs each."""
-    found: list[bytes] = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0].tolist()
-    return found
-
-
-def _exhaust(calls: Iterable[object]) -> None:
-    """Make the calls of a ``map``."""
-    deque(calls, maxlen=0)
-
-
-def open_blocks(rows: Rows, contexts: BlockContexts, cipher: Cipher | None) -> errors.CrucibleError | None:
+def open_blocks(rows: Rows, contexts: BlockContexts, cipher: Opens | None) -> errors.CrucibleError | None:
     """Verify (and decrypt in place) what a replica answered to a read; ``None`` when every block is right.
 
     The rules are those of upstairs-volume.md §6.16, the error is that of the first bad block. *Safety*: no byte
@@ -341,8 +181,8 @@ def open_blocks(rows: Rows, contexts: BlockContexts, cipher: Cipher | None) -> e
     """
     kind = contexts.kind
     if cipher is not None:
-        error = misfit(rows, contexts)
-        if error is not None or cipher.decrypt_blocks(rows, contexts) is None:
+        error = _misfit(rows, contexts)
+        if error is not None or not cipher.open([row.data for row in rows], contexts):
             return error
         return errors.DecryptionError()
     if (kind == PLAIN).all():
@@ -354,7 +194,7 @@ def open_blocks(rows: Rows, contexts: BlockContexts, cipher: Cipher | None) -> e
     return None if np.array_equal(hash_blocks(rows[plain]), contexts.hash[plain]) else errors.HashMismatch()
 
 
-def misfit(rows: Rows, contexts: BlockContexts) -> errors.CrucibleError | None:
+def _misfit(rows: Rows, contexts: BlockContexts) -> errors.CrucibleError | None:
     """What is wrong with blocks of an encrypted disk before any is decrypted: one that has the context of a plain
     block, or none at all although it is not zero."""
     sealed = contexts.kind == ENCRYPTED
@@ -383,38 +223,18 @@ def _zeros(size_bytes: int) -> bytes:
 
 
 def open_scattered(
-    buffers: Sequence[memoryview], contexts: BlockContexts, cipher: Cipher | None
+    buffers: Sequence[memoryview], contexts: BlockContexts, cipher: Opens | None
 ) -> list[tuple[int, errors.CrucibleError]]:
     """:func:`open_blocks` for single blocks in buffers of their own: which are bad, and why. 0.8 µs a plain block."""
     if cipher is None:
         return _open_plain(buffers, contexts)
-    opened = _open_few if len(buffers) < FEW_BLOCKS else _open_many
     bad: list[tuple[int, errors.CrucibleError]] = [
-        (index, errors.DecryptionError()) for index in opened(buffers, contexts, cipher)
+        (index, errors.DecryptionError()) for index in cipher.open(buffers, contexts)
     ]
     for index, kind in enumerate(contexts.kind.tolist()):
         if kind != ENCRYPTED and (kind == PLAIN or buffers[index] != _zeros(len(buffers[index]))):
             bad.append((index, errors.MissingBlockContext()))
     return sorted(bad, key=itemgetter(0))
-
-
-def _open_many(buffers: Sequence[memoryview], contexts: BlockContexts, cipher: Cipher) -> list[int]:
-    opening = Opening(cipher, buffers, contexts)
-    opening.run(0, opening.count)
-    return opening.bad
-
-
-def _open_few(buffers: Sequence[memoryview], contexts: BlockContexts, cipher: Cipher) -> list[int]:
-    bad = []
-    for index, (buffer, kind) in enumerate(zip(buffers, contexts.kind.tolist())):
-        if kind == ENCRYPTED:
-            assert contexts.nonce is not None and contexts.tag is not None
-            sealed = b"".join((buffer, contexts.tag[index].data))
-            try:
-                cipher.aead.decrypt_into(contexts.nonce[index].data, sealed, None, buffer)
-            except cipher.invalid_tag:
-                bad.append(index)
-    return bad
 
 
 def first_bad_block(rows: Rows, contexts: BlockContexts) -> int | None:

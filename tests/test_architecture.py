@@ -16,7 +16,10 @@ PACKAGES = ("crucible_emu", "nexus", "bench")
 LINES_MAX = 600
 
 FLOORS = (
-    {"errors", "geometry", "blockio", "blockio_memory", "integrity", "logs", "statistics", "http_errors", "http_body"},
+    {
+        *("errors", "geometry", "blockio", "blockio_memory", "integrity", "encryption"),
+        *("logs", "statistics", "http_errors", "http_body"),
+    },
     {"wire", "region", "service"},
     {"downstairs", "supervisor"},
     {"upstairs"},

@@ -15,9 +15,9 @@ from crucible_emu.cli import serving
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
 from crucible_emu.control import observation
+from crucible_emu.encryption import KEY_BYTES, Cipher
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, check_block_size, size_for
-from crucible_emu.integrity import KEY_BYTES, Cipher
 from crucible_emu.volume import local_disk
 from crucible_emu.volume.image import copy_in
 

@@ -5,5 +5,5 @@ Pure, in reading order: ``states`` (two transition tables), ``rules`` (when a jo
 Around it: ``driver`` (connections, timers), ``links`` (the seam), ``tcp_link`` and ``local_link`` (the two ways to a
 Downstairs), ``guest`` (the block device that doors serve), ``single_writes``, ``single_reads`` and ``read_train`` (its
 short ways for single blocks), ``trains``, ``row_memory``, ``healing`` (bad blocks get their bytes back), ``zeroing``
-(large ranges are zeroed piece by piece), ``sealer`` and ``crew`` (encryption, beside the loop where there is much).
+(large ranges are zeroed piece by piece), ``sealer`` (encryption).
 """

@@ -18,7 +18,8 @@ import trio
 import xxhash
 
 from crucible_emu import errors
-from crucible_emu.integrity import BlockContexts, Cipher, open_blocks
+from crucible_emu.encryption import Cipher
+from crucible_emu.integrity import BlockContexts, open_blocks
 from crucible_emu.logs import get_logger
 from crucible_emu.statistics import Snapshot, snapshot_of
 from crucible_emu.upstairs import actions, negotiation

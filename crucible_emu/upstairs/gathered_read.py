@@ -1,5 +1,4 @@
-"""A guest's read that travels as several jobs or is decrypted by the crew, and reads that a task of this package waits
-for.
+"""A guest's read that travels as several jobs, and reads that a task of this package waits for.
 
 What it is for: a read larger than one transfer is cut; it is complete when all parts are. A part that is damaged on
 every replica is read again in halves, so that one lost block does not hide its neighbours.
@@ -14,7 +13,7 @@ import trio
 from crucible_emu import errors
 from crucible_emu.blockio import Completed, Request
 from crucible_emu.integrity import EMPTY, BlockContexts
-from crucible_emu.upstairs.driver import Damage, ReadHandle
+from crucible_emu.upstairs.driver import ReadHandle
 
 if TYPE_CHECKING:
     from crucible_emu.upstairs.guest import Guest
@@ -79,31 +78,3 @@ class GatheredRead:
         self._parts -= 1
         if self._parts == 0:
             self._completed([self._request])
-
-
-class DeferredRead:
-    """One guest read that a replica in this process answered at once, while the crew decrypts what it gave."""
-
-    __slots__ = ("_client", "_completed", "_contexts", "_guest", "_request", "_start")
-
-    def __init__(
-        self, guest: Guest, request: Request, completed: Completed, client: int, start: int, contexts: BlockContexts
-    ) -> None:
-        self._guest = guest
-        self._request = request
-        self._completed = completed
-        self._client = client
-        self._start = start
-        self._contexts = contexts
-
-    def opened(self, bad: list[int]) -> None:
-        """All is decrypted; or not, and then the ordinary way asks the other replicas."""
-        request, contexts = self._request, self._contexts
-        if bad:
-            error = errors.DecryptionError()
-            self._guest.upstairs.damaged(Damage(self._client, self._start, len(contexts), error))
-            self._guest.read_later(request, self._start, len(contexts), self._completed)
-            return
-        if request.owned is not None:
-            request.owned[:] = contexts.kind != EMPTY
-        self._completed([request])

@@ -9,7 +9,7 @@ two replicas hold everything before it. A block that fails its hash is read from
 are written back (:class:`Healer`) unless the guest has written the block meanwhile.
 
 Admission takes at most 1500 jobs or 75 MiB in progress per replica (§6.13); what comes on top waits here, in order, and
-doors are told to stop reading. Writes whose encryption is deferred wait here too, with all that comes behind them.
+doors are told to stop reading.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from crucible_emu.blockio import Allocation, Completed, Kind, Request
 from crucible_emu.geometry import BlockIndexes, equal_runs, spans_to_blocks
 from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks
 from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
-from crucible_emu.upstairs.gathered_read import DeferredRead, GatheredRead, ReadResult
+from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.row_memory import RowMemory
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.sealer import Sealed, Sealer
+from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.single_reads import SingleReads
 from crucible_emu.upstairs.single_writes import SingleWrites
 from crucible_emu.upstairs.trains import Trains
@@ -63,7 +63,7 @@ class Guest:
         cipher = upstairs.cipher
         keeps_copies = not upstairs.in_process
         self._sealer = None if cipher is None else Sealer(cipher, self._block_size, keeps_copies=keeps_copies)
-        self._backlog: deque[tuple[list[Request], Completed, Sealed | None]] = deque()
+        self._backlog: deque[tuple[list[Request], Completed]] = deque()
         self._room = trio.Event()
         self._room.set()
         self._flush_running = False
@@ -71,7 +71,7 @@ class Guest:
         self._flush_group, self._flush_covers = self._flush_waiting, 0
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
-        self._single_reads = SingleReads(upstairs, self._sealer, self.read_later)
+        self._single_reads = SingleReads(upstairs, self.read_later)
         self._single_writes = SingleWrites(upstairs, self._writes_are_watched)
         self._row_memory = RowMemory()
         self._admitting = False
@@ -94,16 +94,14 @@ class Guest:
 
     def submit(self, requests: list[Request], completed: Completed) -> None:
         """Admit ``requests`` in order; see :class:`~crucible_emu.blockio.BlockDevice`."""
-        if self._sealer is not None and self._sealer.defers(requests):
-            for part, sealed in self._sealer.parts(requests, self._trains, self._progress):
-                self._line_up(part, completed, sealed)
-        elif self._backlog or not self._has_room():
-            self._line_up(requests, completed)
+        if self._backlog or not self._has_room():
+            self._backlog.append((requests, completed))
+            self._progress()
         else:
             self._admit(requests, completed)
 
     async def wait_for_room(self) -> None:
-        """Return when nothing waits for admission any more, but perhaps for its encryption."""
+        """Return when nothing waits for admission any more."""
         while self._is_full():
             if self._room.is_set():
                 self._room = trio.Event()
@@ -148,14 +146,7 @@ class Guest:
         return max(jobs.jobs_in_progress) < JOBS_IN_PROGRESS_MAX and max(jobs.bytes_in_progress) < BYTES_IN_PROGRESS_MAX
 
     def _is_full(self) -> bool:
-        waiting = len(self._backlog)
-        takes_more = not waiting or (self._sealer is not None and self._sealer.takes_more(waiting))
-        return not takes_more or not self._has_room()
-
-    def _line_up(self, requests: list[Request], completed: Completed, sealed: Sealed | None = None) -> None:
-        """Admit these behind whatever waits, when there is room and, of writes that the crew encrypts, ciphertext."""
-        self._backlog.append((requests, completed, sealed))
-        self._progress()
+        return bool(self._backlog) or not self._has_room()
 
     def _progress(self) -> None:
         """Something finished: admit what waited, as far as there is room."""
@@ -164,25 +155,22 @@ class Guest:
         self._admitting = True
         try:
             while self._backlog and self._has_room():
-                sealed = self._backlog[0][2]
-                if sealed is not None and not sealed.ready:
-                    break
                 self._admit(*self._backlog.popleft())
         finally:
             self._admitting = False
         if not self._room.is_set() and not self._is_full():
             self._room.set()
 
-    def _admit(self, requests: list[Request], completed: Completed, sealed: Sealed | None = None) -> None:
+    def _admit(self, requests: list[Request], completed: Completed) -> None:
         self.upstairs.gather()
         try:
-            done = self._take(requests, completed, sealed)
+            done = self._take(requests, completed)
         finally:
             self.upstairs.send_off()
         if done:
             completed(done)
 
-    def _take(self, requests: list[Request], completed: Completed, sealed: Sealed | None) -> list[Request]:
+    def _take(self, requests: list[Request], completed: Completed) -> list[Request]:
         """Admit ``requests``; those that are done already."""
         done: list[Request] = []
         index, total = 0, len(requests)
@@ -202,7 +190,7 @@ class Guest:
                 stop = self._single_writes.submit(requests, index, done)
                 if stop == index:
                     stop = self._trains.end(requests, index)
-                    self._write(requests[index:stop], done, completed, sealed)
+                    self._write(requests[index:stop], done, completed)
             elif kind is Kind.WRITE_UNWRITTEN:
                 self._write_unwritten(request, done, completed)
             elif kind is Kind.FLUSH:
@@ -218,11 +206,9 @@ class Guest:
         """Whether something has to know of each write: a healing, zeros that are still being written."""
         return self.healer.watching or bool(self._large_zeroes.unfinished)
 
-    def _write(
-        self, requests: list[Request], done: list[Request], completed: Completed, sealed: Sealed | None = None
-    ) -> None:
-        """Write a train; ``sealed`` where the crew has encrypted it."""
-        error = self._core.admission_error(JobKind.WRITE) or (None if sealed is None else sealed.error)
+    def _write(self, requests: list[Request], done: list[Request], completed: Completed) -> None:
+        """Write a train."""
+        error = self._core.admission_error(JobKind.WRITE)
         if error is not None:
             for request in requests:
                 request.error = error
@@ -234,9 +220,7 @@ class Guest:
         if self._sealer is None:
             self.write_rows(spans, self._gather(requests))
         elif spans:
-            sealed = sealed or self._sealer.seal(requests)
-            self.write_rows(spans, *self._sealer.take(sealed))
-            self._sealer.give_back(sealed)
+            self.write_rows(spans, *self._sealer.seal([_payload(request) for request in requests]))
         for request in requests:
             if request.fua:
                 self._flush(request, done, completed)
@@ -340,16 +324,13 @@ class Guest:
         request.error = core.admission_error(JobKind.READ)
         if request.error is None and request.length:
             start, count = request.offset >> self._shift, request.length >> self._shift
-            answered = self._read_now(request, start, count, completed)
-            if not answered:
-                if answered is False:
-                    self.read_later(request, start, count, completed)
+            if not self._read_now(request, start, count):
+                self.read_later(request, start, count, completed)
                 return
         done.append(request)
 
-    def _read_now(self, request: Request, start: int, count: int, completed: Completed) -> bool | None:
-        """Whether a replica in this process answered at once; such a read never becomes a tracked job. ``None``: it
-        did, and the crew decrypts."""
+    def _read_now(self, request: Request, start: int, count: int) -> bool:
+        """Whether a replica in this process answered at once; such a read never becomes a tracked job."""
         upstairs = self.upstairs
         statistics = upstairs.statistics
         statistics.reads += 1
@@ -362,10 +343,6 @@ class Guest:
         contexts = link.read_cached(start, count, out)
         if contexts is None:
             return False
-        if self._sealer is not None:
-            later = DeferredRead(self, request, completed, client, start, contexts)
-            if self._sealer.open_one_later(out, contexts, later.opened):
-                return None
         error = upstairs.verify(out, contexts)
         if error is not None:
             upstairs.damaged(Damage(client, start, count, error))

@@ -15,13 +15,11 @@ import numpy as np
 import xxhash
 
 from crucible_emu.blockio import Completed, Kind, Request
-from crucible_emu.errors import DecryptionError
-from crucible_emu.integrity import EMPTY, ENCRYPTED, BlockContexts, open_scattered
+from crucible_emu.integrity import EMPTY, BlockContexts, open_scattered
 from crucible_emu.upstairs.driver import Damage, Upstairs
 from crucible_emu.upstairs.links import SinglesLinks
 from crucible_emu.upstairs.read_train import ReadTrain
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.states import UpstairsState
 
 _NONE: set[int] = set()
@@ -31,15 +29,14 @@ ReadLater = Callable[[Request, int, int, Completed], None]
 
 
 class SingleReads:
-    """Single-block reads of the disk of ``upstairs``, whose definition is known. ``sealer`` where it is encrypted.
-    ``read_later``: the ordinary way, for a request with its first block and number of blocks."""
+    """Single-block reads of the disk of ``upstairs``, whose definition is known. ``read_later``: the ordinary
+    way, for a request with its first block and number of blocks."""
 
-    def __init__(self, upstairs: Upstairs, sealer: Sealer | None, read_later: ReadLater) -> None:
+    def __init__(self, upstairs: Upstairs, read_later: ReadLater) -> None:
         definition = upstairs.core.definition
         assert definition is not None
         self._upstairs = upstairs
         self._core = upstairs.core
-        self._sealer = sealer
         self._read_later = read_later
         self._links = SinglesLinks()
         self._block_size = definition.block_size
@@ -83,9 +80,7 @@ class SingleReads:
             self._send(groups, completed)
             return stop
         for client, (group_requests, blocks, outs) in groups.items():
-            late = self._read_group(client, blocks, outs, group_requests, completed)
-            if late is None:
-                continue
+            late = self._read_group(client, blocks, outs, group_requests)
             if late:
                 done.extend(request for position, request in enumerate(group_requests) if position not in late)
                 for position in sorted(late):
@@ -104,11 +99,8 @@ class SingleReads:
         if groups:
             self._upstairs.perform()
 
-    def _read_group(
-        self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request], completed: Completed
-    ) -> set[int] | None:
-        """Read from one replica; the positions that it did not answer at once, or not rightly. ``None``: it has
-        answered, and the crew decrypts."""
+    def _read_group(self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request]) -> set[int]:
+        """Read from one replica; the positions that it did not answer at once, or not rightly."""
         if self._all_right(client, blocks, outs, requests):
             return _NONE
         link = self._upstairs.links[client]
@@ -118,38 +110,12 @@ class SingleReads:
         contexts, positions = found
         if not positions:
             _tell_owned(requests, contexts)
-            if self._opens_later(client, blocks, outs, requests, contexts, completed):
-                return None
             return self._damaged_positions(client, blocks, range(len(blocks)), outs, contexts)
         at_hand = sorted(set(range(len(blocks))).difference(positions))
         read = [outs[position] for position in at_hand]
         contexts = contexts[np.array(at_hand, np.int64)]
         _tell_owned([requests[position] for position in at_hand], contexts)
         return self._damaged_positions(client, blocks, at_hand, read, contexts).union(positions)
-
-    def _opens_later(
-        self,
-        client: int,
-        blocks: list[int],
-        outs: list[memoryview],
-        requests: list[Request],
-        contexts: BlockContexts,
-        completed: Completed,
-    ) -> bool:
-        """Whether the crew decrypts these, which are many; they are completed, or read in the ordinary way, after."""
-        if self._sealer is None or not (contexts.kind == ENCRYPTED).all():
-            return False
-
-        def opened(bad: list[int]) -> None:
-            for position in bad:
-                self._upstairs.damaged(Damage(client, blocks[position], 1, DecryptionError()))
-                self._read_later(requests[position], blocks[position], 1, completed)
-            late = set(bad)
-            done = [request for position, request in enumerate(requests) if position not in late] if bad else requests
-            if done:
-                completed(done)
-
-        return self._sealer.open_later(outs, contexts, opened)
 
     def _all_right(self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request]) -> bool:
         """Whether all was at hand, plain, and what it should be. *Optimisation*: no array is made, which is most of

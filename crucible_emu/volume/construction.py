@@ -18,9 +18,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from crucible_emu import errors
+from crucible_emu.encryption import Cipher
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import GeometryError, RegionDefinition, check_block_size
-from crucible_emu.integrity import Cipher
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.driver import FLUSH_INTERVAL_S, RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.links import Connector

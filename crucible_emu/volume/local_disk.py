@@ -28,6 +28,7 @@ import numpy as np
 
 from crucible_emu.downstairs.local import LocalDownstairs
 from crucible_emu.downstairs.together import FlushesTogether
+from crucible_emu.encryption import Cipher
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import (
     BLOCK_SIZE_DEFAULT,
@@ -36,7 +37,7 @@ from crucible_emu.geometry import (
     check_block_size,
     cut_into_extents,
 )
-from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts, Cipher
+from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts
 from crucible_emu.region import Region
 from crucible_emu.region.directory import DEFINITION_NAME
 from crucible_emu.upstairs.core import UpstairsCore

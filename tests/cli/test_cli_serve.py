@@ -18,7 +18,7 @@ import trustme
 from command_rig import one_sentence, outcome, pattern, refusal, running, talk, unix_uri
 from nbd_plain_client import PlainClient
 
-from crucible_emu.integrity import Cipher
+from crucible_emu.encryption import Cipher
 from crucible_emu.nbd import protocol as p
 from crucible_emu.region import Region
 from crucible_emu.region.digest import region_digest

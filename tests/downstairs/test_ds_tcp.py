@@ -34,7 +34,8 @@ from crucible_emu import errors
 from crucible_emu.downstairs.connection import UNSENT_BYTES_MAX
 from crucible_emu.downstairs.faults import Faults
 from crucible_emu.downstairs.jobs import JobLimits
-from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts, Cipher
+from crucible_emu.encryption import Cipher
+from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts
 from crucible_emu.region import Region
 from crucible_emu.wire import encode
 from crucible_emu.wire import messages as m

@@ -40,7 +40,8 @@ from crucible_emu import errors
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.downstairs.faults import Faults
 from crucible_emu.downstairs.local import LocalDownstairs
-from crucible_emu.integrity import BlockContexts, Cipher, hash_blocks
+from crucible_emu.encryption import Cipher
+from crucible_emu.integrity import BlockContexts, hash_blocks
 from crucible_emu.region import Region
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.driver import Upstairs

@@ -31,17 +31,15 @@ from disk_rig import (
     write_request,
     zeroes_request,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, settings, strategies
 
 from crucible_emu import errors
 from crucible_emu.blockio import Allocation, Kind, Request
 from crucible_emu.downstairs.jobs import JobLimits
-from crucible_emu.integrity import Cipher
+from crucible_emu.encryption import Cipher
 from crucible_emu.region import Region
 from crucible_emu.upstairs import guest as guest_module
-from crucible_emu.upstairs import sealer as sealer_module
 from crucible_emu.upstairs import trains as trains_module
-from crucible_emu.upstairs.crew import Crew
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.tcp_link import TcpLink
 from crucible_emu.volume import local_disk
@@ -71,22 +69,6 @@ def small_limits(block_size: int) -> Iterator[None]:
         patch.setattr(trains_module, "TRAIN_BYTES_MAX", 6 * block_size)
         patch.setattr(guest_module, "ZEROES_BYTES", 4 * block_size)
         patch.setattr(guest_module, "ALLOCATION_BLOCKS_MAX", 5)
-        yield
-
-
-@contextmanager
-def everything_deferred(block_size: int) -> Iterator[None]:
-    """The crew encrypts and decrypts whatever is longer than one block, one block at a time."""
-    crews: dict[trio.lowlevel.TrioToken, Crew] = {}
-
-    def crew() -> Crew:
-        # Whatever machine this is: with a thread beside the loop.
-        return crews.setdefault(trio.lowlevel.current_trio_token(), Crew(2))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sealer_module, "crew", crew)
-        patch.setattr(sealer_module, "DEFERRED_BYTES_MIN", 2 * block_size)
-        patch.setattr(sealer_module, "SHARE_BYTES", block_size)
         yield
 
 
@@ -126,24 +108,10 @@ async def test_a_disk_in_this_process_is_a_list_of_blocks(
 
 
 @FEW
-@given(program=programs)
-async def test_limits_cut_requests_and_change_nothing(fresh_disk: Fresh, program: Program) -> None:
+@given(program=programs, encrypted=strategies.booleans())
+async def test_limits_cut_requests_and_change_nothing(fresh_disk: Fresh, program: Program, encrypted: bool) -> None:
     with small_limits(512):
-        await run_locally(program, fresh_disk(512), 512, False, piece=4)
-
-
-@FEW
-@given(program=programs)
-async def test_deferred_encryption_keeps_the_order(fresh_disk: Fresh, program: Program) -> None:
-    with everything_deferred(512):
-        await run_locally(program, fresh_disk(512, True), 512, True)
-
-
-@FEW
-@given(program=programs)
-async def test_deferred_encryption_under_small_limits(fresh_disk: Fresh, program: Program) -> None:
-    with everything_deferred(512), small_limits(512):
-        await run_locally(program, fresh_disk(512, True), 512, True, piece=4)
+        await run_locally(program, fresh_disk(512, encrypted), 512, encrypted, piece=4)
 
 
 @FEW
@@ -192,13 +160,6 @@ async def test_a_disk_over_tcp_is_a_list_of_blocks(
 async def test_limits_cut_requests_over_tcp_and_change_nothing(fresh_disk: Fresh, program: Program) -> None:
     with small_limits(512):
         await run_over_tcp(program, fresh_disk(512), 512, False, piece=4)
-
-
-@settings(FEW, max_examples=max(8, EXAMPLES // 20))
-@given(program=programs)
-async def test_deferred_encryption_over_tcp_keeps_the_order(fresh_disk: Fresh, program: Program) -> None:
-    with everything_deferred(512):
-        await run_over_tcp(program, fresh_disk(512, True), 512, True)
 
 
 # -- what the programs cannot show ------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from disk_rig import KEY, OTHER_KEY, digests, do, everything, failures, flush, p
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from crucible_emu.encryption import Cipher
 from crucible_emu.errors import IoError, UsageError
 from crucible_emu.geometry import EXTENT_BYTES_DEFAULT, EXTENT_DATA_BYTES_MAX, cut_into_extents, size_for
-from crucible_emu.integrity import Cipher
 from crucible_emu.region import Region
 from crucible_emu.volume import local_disk
 from crucible_emu.volume.image import copy_in

@@ -10,7 +10,7 @@ import pytest
 from disk_rig import KEY, Batch, digests, do, everything, flush, pattern, write, write_request, zeroes_request
 
 from crucible_emu import errors
-from crucible_emu.integrity import Cipher
+from crucible_emu.encryption import Cipher
 from crucible_emu.region import Region
 from crucible_emu.upstairs.dispatcher import Dispatcher
 from crucible_emu.upstairs.guest import Guest

@@ -12,7 +12,7 @@ import pytest
 import wire_golden
 from wire_golden import Example
 
-from crucible_emu import errors, integrity, wire
+from crucible_emu import encryption, errors, integrity, wire
 from crucible_emu.integrity import PLAIN
 from crucible_emu.region import layout
 from crucible_emu.wire import codec
@@ -85,7 +85,7 @@ def test_encryption_example_opens_and_hashes() -> None:
     assert integrity.hash_sealed_blocks(nonce, tag, rows).tolist() == [sealed["hash"]]
     assert integrity.hash_blocks(rows).tolist() == [VALUES["sealed_block_on_disk_hash"]]
     contexts = integrity.BlockContexts(np.array([integrity.ENCRYPTED], np.uint8), np.zeros(1, np.uint64), nonce, tag)
-    assert integrity.Cipher(bytes(range(32))).decrypt_blocks(rows, contexts) is None
+    assert encryption.Cipher(bytes(range(32))).decrypt_blocks(rows, contexts) is None
     assert rows.tobytes() == b"\x5a" * 512
 
 

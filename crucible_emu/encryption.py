@@ -1,0 +1,162 @@
+"""Encryption of blocks: AES-256-GCM-SIV with a detached tag (wire-protocol.md §11.2).
+
+What it is for: an encrypted disk stores ciphertext, and beside it a context with the nonce and the tag of each block.
+:class:`Cipher` makes both of plaintext, many blocks at a time, and takes them apart again.
+
+What it guarantees: every block that is sealed gets a fresh random nonce from the library; a block that was changed, or
+that belongs to another key, nonce or tag, is named and never decrypted.
+
+Whose cipher it is: Tink's, which has BoringSSL's: 2.5 µs for 4 KiB. OpenSSL's, by way of ``cryptography``, takes 10.6
+and stands in where there is no Tink for the machine. Tink keeps the interpreter's lock, so one core is all that
+it uses; with OpenSSL two threads on two cores came to 6 µs, and to all that threads cost beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Callable, Sequence
+from itertools import repeat
+
+import numpy as np
+import xxhash
+
+from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts, Rows
+
+KEY_BYTES = 32
+SEAL_BYTES = NONCE_BYTES + TAG_BYTES
+SEALED_TOGETHER = 32
+"""So many blocks are sealed before they are put in their place: of 4 KiB they are still in the processor's cache."""
+
+Seal = Callable[[bytes, bytes], bytes]
+"""Plaintext and associated data; nonce, ciphertext and tag, one behind the other. And the way back."""
+
+
+def _tink(key: bytes) -> tuple[Seal, Seal, type[Exception]]:
+    """Encryption, decryption, and what the latter fails with. Raises ImportError where there is no Tink."""
+    from tink import aead, core
+    from tink.proto import aes_gcm_siv_pb2, tink_pb2
+
+    aead.register()
+    data = tink_pb2.KeyData(
+        type_url="type.googleapis.com/google.crypto.tink.AesGcmSivKey",
+        value=aes_gcm_siv_pb2.AesGcmSivKey(key_value=key).SerializeToString(),
+        key_material_type=tink_pb2.KeyData.SYMMETRIC,
+    )
+    # Of the registry, and not of a handle of keys: that one looks at the head of every ciphertext for a key's number.
+    primitive = core.Registry.primitive(data, aead.Aead)
+    return primitive.encrypt, primitive.decrypt, core.TinkError
+
+
+def _openssl(key: bytes) -> tuple[Seal, Seal, type[Exception]]:
+    """The same by way of ``cryptography``."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+
+    cipher = AESGCMSIV(key)
+
+    def encrypt(plaintext: bytes, associated: bytes) -> bytes:
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + cipher.encrypt(nonce, plaintext, associated)
+
+    def decrypt(sealed: bytes, associated: bytes) -> bytes:
+        return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)
+
+    return encrypt, decrypt, InvalidTag
+
+
+class Slab:
+    """Memory in which blocks are sealed, a row for each: nonce (12 bytes), tag (16), ciphertext.
+
+    So what is hashed is in one piece, and so is what is stored. To be used again: memory that was never touched costs
+    1 µs per 4 KiB.
+    """
+
+    __slots__ = ("count", "hashed", "rows", "stored")
+
+    def __init__(self, count: int, block_size: int) -> None:
+        self.count = count
+        self.rows = np.empty((count, SEAL_BYTES + block_size), np.uint8)
+        # Made once: a view costs 0.1 µs, each time.
+        self.hashed = [row.data for row in self.rows]
+        self.stored = [row[SEAL_BYTES:] for row in self.hashed]
+
+
+class Cipher:
+    """AES-256-GCM-SIV for whole blocks with one key of :data:`KEY_BYTES`. ``library``: by whose."""
+
+    __slots__ = ("_decrypt", "_encrypt", "_refused", "library")
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"an encryption key has {KEY_BYTES} bytes, this one has {len(key)}")
+        # Not above: 12 MiB and 0.1 s of imports that only an encrypted disk needs.
+        try:
+            self._encrypt, self._decrypt, self._refused = _tink(key)
+            self.library = "tink"
+        except ImportError:
+            self._encrypt, self._decrypt, self._refused = _openssl(key)
+            self.library = "cryptography"
+
+    @classmethod
+    def from_base64(cls, text: str) -> Cipher:
+        """The cipher for a key in standard base64. Raises :class:`ValueError`, which never shows the key."""
+        try:
+            key = base64.b64decode(text.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("the encryption key is not standard base64 with padding") from None
+        return cls(key)
+
+    def seal(self, blocks: Sequence[memoryview], slab: Slab) -> tuple[Rows, BlockContexts]:
+        """Encrypt blocks of the slab's size, wherever they lie, into a slab for as many or more.
+
+        The ciphertexts are a view of the slab, whose rows are contiguous each but not together; the contexts stand by
+        themselves."""
+        count, table = len(blocks), slab.rows
+        for first in range(0, count, SEALED_TOGETHER):
+            stop = min(first + SEALED_TOGETHER, count)
+            joined = b"".join(map(self._encrypt, map(bytes, blocks[first:stop]), repeat(b"")))
+            sealed = np.frombuffer(joined, np.uint8).reshape(stop - first, table.shape[1])
+            rows = table[first:stop]
+            rows[:, :NONCE_BYTES] = sealed[:, :NONCE_BYTES]
+            rows[:, NONCE_BYTES:SEAL_BYTES] = sealed[:, -TAG_BYTES:]
+            rows[:, SEAL_BYTES:] = sealed[:, NONCE_BYTES:-TAG_BYTES]
+        digest = xxhash.xxh64_intdigest
+        contexts = BlockContexts(
+            np.full(count, ENCRYPTED, np.uint8),
+            np.array(list(map(digest, slab.hashed[:count])), np.uint64),
+            table[:count, :NONCE_BYTES].copy(),
+            table[:count, NONCE_BYTES:SEAL_BYTES].copy(),
+            np.array(list(map(digest, slab.stored[:count])), np.uint64),
+        )
+        return table[:count, SEAL_BYTES:], contexts
+
+    def encrypt_blocks(self, rows: Rows) -> tuple[Rows, BlockContexts]:
+        """Ciphertext of each row (new array, rows contiguous each) and the contexts that go with it."""
+        sealed, contexts = self.seal([row.data for row in rows], Slab(*rows.shape))
+        return np.ascontiguousarray(sealed), contexts
+
+    def open(self, buffers: Sequence[memoryview], contexts: BlockContexts) -> list[int]:
+        """Decrypt in place the blocks whose context is :data:`~crucible_emu.integrity.ENCRYPTED`; the indexes of those
+        that failed, ascending, which are as they were."""
+        bad: list[int] = []
+        if contexts.nonce is None or contexts.tag is None:
+            return bad
+        decrypt, refused = self._decrypt, self._refused
+        kinds, nonces, tags = contexts.kind.tolist(), contexts.nonce.tobytes(), contexts.tag.tobytes()
+        for index, (kind, buffer) in enumerate(zip(kinds, buffers)):
+            if kind != ENCRYPTED:
+                continue
+            nonce, tag = index * NONCE_BYTES, index * TAG_BYTES
+            sealed = b"".join((nonces[nonce : nonce + NONCE_BYTES], buffer, tags[tag : tag + TAG_BYTES]))
+            try:
+                buffer[:] = decrypt(sealed, b"")
+            except refused:
+                bad.append(index)
+        return bad
+
+    def decrypt_blocks(self, rows: Rows, contexts: BlockContexts) -> int | None:
+        """Decrypt in place the rows whose context is :data:`~crucible_emu.integrity.ENCRYPTED`; the first row that
+        fails, or ``None``."""
+        return min(self.open([row.data for row in rows], contexts), default=None)
