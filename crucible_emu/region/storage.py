@@ -107,6 +107,11 @@ class Storage(Protocol):
         """The names in ``directory`` are durable when this returns."""
 
     def ftruncate(self, descriptor: int, length: int) -> None: ...
+
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        """Set space aside for what will be written there; until then it reads as zeros, or as the file's end."""
+        ...
+
     def file_bytes(self, descriptor: int) -> int: ...
     def rename(self, source: Path, target: Path) -> None: ...
     def unlink(self, path: Path) -> None: ...
@@ -240,6 +245,10 @@ class OsStorage:
 
     def sync_directory(self, directory: Path) -> None:
         self._sync_path(str(directory))
+
+    @staticmethod
+    def allocate(descriptor: int, offset: int, length: int) -> None:
+        os.posix_fallocate(descriptor, offset, length)
 
     @staticmethod
     def file_bytes(descriptor: int) -> int:

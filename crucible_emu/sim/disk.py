@@ -216,6 +216,11 @@ class SimulatedDisk:
         self._changing("ftruncate", handle.path)
         self._apply(file, length, None)
 
+    def allocate(self, descriptor: int, offset: int, length: int) -> None:
+        """Nothing is there before it is written, as with a file system that only promises the space."""
+        handle, _ = self._writable(descriptor)
+        self._changing("allocate", handle.path)
+
     def file_bytes(self, descriptor: int) -> int:
         return len(self._file(descriptor).seen)
 
