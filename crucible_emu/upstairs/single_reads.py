@@ -23,8 +23,13 @@ from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import UpstairsState
 
 _NONE: set[int] = set()
-Groups = dict[int, tuple[list[Request], list[int], list[memoryview]]]
-"""By client: requests, their blocks, and where the data go."""
+Group = tuple[list[Request], list[int], list[memoryview]]
+"""Requests, their blocks, and where the data go."""
+Groups = dict[int, Group]
+"""By client."""
+READS_TOGETHER = 32
+"""So many reads that arrive together go to one replica in another process before the next one is asked, too. To wake a
+process costs more than a read does."""
 ReadLater = Callable[[Request, int, int, Completed], None]
 
 
@@ -56,6 +61,8 @@ class SingleReads:
         size, shift, mask, end = self._block_size, self._shift, self._block_size - 1, self._size_bytes
         per_extent, width = self._per_extent, len(readers)
         groups: Groups = {}
+        group: Group | None = None
+        together = 0 if self._upstairs.in_process else READS_TOGETHER
         stop, total = index, len(requests)
         while stop < total:
             request = requests[stop]
@@ -65,10 +72,11 @@ class SingleReads:
             if offset & mask or not 0 <= offset < end:
                 break
             block = offset >> shift
-            client = readers[block // per_extent % width]
-            group = groups.get(client)
-            if group is None:
-                group = groups[client] = ([], [], [])
+            if group is None or len(group[0]) >= together:
+                client = readers[block // per_extent % width]
+                group = groups.get(client)
+                if group is None:
+                    group = groups[client] = ([], [], [])
             group[0].append(request)
             group[1].append(block)
             group[2].append(out)
