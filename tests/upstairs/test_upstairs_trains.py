@@ -19,6 +19,7 @@ from upstairs_rig import SESSION, UPSTAIRS
 from crucible_emu import errors, wire
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.integrity import BlockContexts, hash_blocks
+from crucible_emu.upstairs import single_reads
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.rules import JobKind
@@ -94,13 +95,19 @@ async def test_reads_that_arrive_together_are_one_job_and_one_report(disk: Guest
     assert disk.upstairs.core.jobs.find(ids[0]) is None
 
 
-async def test_reads_of_several_extents_go_to_several_replicas(disk: Guests) -> None:
-    requests = disk.read(1, 11, 2, 12)
+async def test_a_small_batch_goes_to_one_replica_and_the_rest_of_a_large_one_to_the_next(
+    disk: Guests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_reads, "READS_TOGETHER", 2)
+    disk.read(11, 1)
+    assert disk.link(1).jobs.pop().starts == [11, 1]
+    assert not disk.link(0).jobs
+    requests = disk.read(1, 11, 12, 2)
     first, second = disk.link(0).jobs[0], disk.link(1).jobs[0]
-    assert (first.starts, second.starts) == ([1, 2], [11, 12])
+    assert (first.starts, second.starts) == ([1, 11], [12, 2])
     disk.answer(1, {second.first_id: 5, second.first_id + 1: 6})
     disk.answer(0, {first.first_id: 7, first.first_id + 1: 8})
-    assert filled(requests) == [7, 5, 8, 6]
+    assert filled(requests) == [7, 8, 5, 6]
 
 
 async def test_a_damaged_block_is_read_elsewhere_and_the_others_are_left_alone(disk: Guests, expect_log: Any) -> None:
