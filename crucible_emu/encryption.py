@@ -23,10 +23,9 @@ from itertools import repeat
 import numpy as np
 import xxhash
 
-from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts, Rows
+from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, SEAL_BYTES, TAG_BYTES, BlockContexts, Rows, Seals
 
 KEY_BYTES = 32
-SEAL_BYTES = NONCE_BYTES + TAG_BYTES
 SEALED_TOGETHER = 32
 """So many blocks are sealed before they are put in their place: of 4 KiB they are still in the processor's cache."""
 
@@ -74,13 +73,14 @@ class Slab:
     1 µs per 4 KiB.
     """
 
-    __slots__ = ("count", "hashed", "rows", "stored")
+    __slots__ = ("count", "hashed", "rows", "seals", "stored")
 
     def __init__(self, count: int, block_size: int) -> None:
         self.count = count
         self.rows = np.empty((count, SEAL_BYTES + block_size), np.uint8)
         # Made once: a view costs 0.1 µs, each time.
         self.hashed = [row.data for row in self.rows]
+        self.seals = [row[:SEAL_BYTES] for row in self.hashed]
         self.stored = [row[SEAL_BYTES:] for row in self.hashed]
 
 
@@ -132,6 +132,29 @@ class Cipher:
             np.array(list(map(digest, slab.stored[:count])), np.uint64),
         )
         return table[:count, SEAL_BYTES:], contexts
+
+    def seal_singles(self, blocks: Sequence[memoryview], slab: Slab) -> tuple[list[memoryview], Seals]:
+        """As :meth:`seal`, without an array: the ciphertexts, and what proves them; both are of the slab."""
+        encrypt, digest, count = self._encrypt, xxhash.xxh64_intdigest, len(blocks)
+        for block, seal, stored in zip(blocks, slab.seals, slab.stored):
+            sealed = encrypt(bytes(block), b"")
+            seal[:] = sealed[:NONCE_BYTES] + sealed[-TAG_BYTES:]
+            stored[:] = memoryview(sealed)[NONCE_BYTES:-TAG_BYTES]
+        data = slab.stored[:count]
+        hashes = list(map(digest, slab.hashed[:count]))
+        return data, Seals(hashes, list(map(digest, data)), slab.seals[:count])
+
+    def open_singles(self, buffers: Sequence[memoryview], seals: Sequence[bytes | None]) -> bool:
+        """Decrypt blocks in place, each with its seal; one without was never written, and stays as it is. ``False``
+        with the first that fails: then some are decrypted."""
+        decrypt = self._decrypt
+        try:
+            for buffer, seal in zip(buffers, seals):
+                if seal is not None:
+                    buffer[:] = decrypt(b"".join((seal[:NONCE_BYTES], buffer, seal[NONCE_BYTES:])), b"")
+        except self._refused:
+            return False
+        return True
 
     def encrypt_blocks(self, rows: Rows) -> tuple[Rows, BlockContexts]:
         """Ciphertext of each row (new array, rows contiguous each) and the contexts that go with it."""

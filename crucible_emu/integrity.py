@@ -37,6 +37,7 @@ EMPTY, ENCRYPTED, PLAIN = 0, 1, 2
 
 NONCE_BYTES = 12
 TAG_BYTES = 16
+SEAL_BYTES = NONCE_BYTES + TAG_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -117,6 +118,24 @@ class BlockContexts:
 
     def _tags(self) -> npt.NDArray[np.uint8]:
         return np.zeros((len(self), TAG_BYTES), np.uint8) if self.tag is None else self.tag
+
+
+@dataclass(slots=True, eq=False)
+class Seals:
+    """What the contexts of single encrypted blocks say, one for each: ``hashes`` over nonce, tag and ciphertext,
+    ``stored`` over the ciphertext alone, and ``seals``, nonce and tag. *Optimisation*: where there are few, to make the
+    arrays of :class:`BlockContexts` costs more than what is in them."""
+
+    hashes: list[int]
+    stored: list[int]
+    seals: Sequence[memoryview]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+Proofs = list[int] | Seals
+"""Of single blocks: the XXH64 of each, which is plain, or their seals."""
 
 
 def hash_blocks(rows: Rows) -> Hashes:

@@ -37,7 +37,7 @@ from crucible_emu.downstairs.statistics import Statistics
 from crucible_emu.downstairs.together import FlushesTogether
 from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
-from crucible_emu.integrity import BlockContexts, Rows
+from crucible_emu.integrity import BlockContexts, Proofs, Rows
 from crucible_emu.region import Region
 from crucible_emu.region.clone import LocalSource, RepairSource
 from crucible_emu.wire.messages import Message, SocketAddress
@@ -176,14 +176,14 @@ class LocalConnection:
         jobs = self._jobs_to_pass_by()
         return jobs is not None and jobs.writes_pass(blocks, repeat(1)) and self._region.admits_singles(len(blocks))
 
-    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
-        """Write plain single blocks with job ids ``first_job_id``, ..., which :meth:`admits_singles` has just allowed.
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], proofs: Proofs) -> bool:
+        """Write single blocks with job ids ``first_job_id``, ..., which :meth:`admits_singles` has just allowed.
         ``False``: not all of it was done."""
         jobs, region = self._core.running_in_order(self.id), self._region
         if jobs is None:
             return False
         try:
-            region.write_singles(blocks, data, hashes)
+            region.write_singles(blocks, data, proofs)
         except (CrucibleError, OSError):
             return False  # the messages find out which of them fails, and answer it
         self._core.train_done(jobs, first_job_id, len(blocks), len(blocks))
@@ -218,6 +218,15 @@ class LocalConnection:
             return None
         try:
             return self._region.read_singles(blocks, outs)
+        except (CrucibleError, OSError):
+            return None  # the requests find out which of them fails, and answer it
+
+    def read_sealed(self, blocks: list[int], outs: list[memoryview]) -> list[bytes | None] | None:
+        """The same for blocks that are encrypted or were never written: nonce and tag of each, ``None`` of those."""
+        if self._jobs_to_pass_by() is None:
+            return None
+        try:
+            return self._region.read_sealed(blocks, outs)
         except (CrucibleError, OSError):
             return None  # the requests find out which of them fails, and answer it
 

@@ -17,18 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_emu.geometry import BlockIndexes
-from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, PLAIN, TAG_BYTES, BlockContexts, Hashes
+from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, PLAIN, SEAL_BYTES, BlockContexts, Hashes, Proofs, Seals
 from crucible_emu.region.memory import reserve
 
 UNKNOWN = 0
 """An entry's ``kind`` is that of integrity.BlockContexts plus one; zero is what untouched memory says."""
 KNOWN_EMPTY = 1
 KNOWN_PLAIN = PLAIN + 1
+KNOWN_SEALED = ENCRYPTED + 1
 
 PAGE_BLOCKS = 512
 """Blocks whose hashes share a page of memory: the unit in which the table's size is counted."""
 PAGE_BYTES = 4096 + PAGE_BLOCKS
-SEALED_PAGE_BYTES = PAGE_BLOCKS * (NONCE_BYTES + TAG_BYTES + 8)
+SEALED_PAGE_BYTES = PAGE_BLOCKS * (SEAL_BYTES + 8)
 
 Selection = slice | BlockIndexes
 
@@ -40,16 +41,18 @@ class ContextTable:
         self._kind = reserve(total_blocks, np.uint8)
         self._hash = reserve(total_blocks, np.uint64)
         self._stored = reserve(total_blocks, np.uint64)
-        self._seal = reserve((total_blocks, NONCE_BYTES + TAG_BYTES), np.uint8)
+        self._seal = reserve(total_blocks * SEAL_BYTES, np.uint8)
         self._pages = np.zeros(-(-total_blocks // PAGE_BLOCKS), np.bool_)
         self._budget_bytes = budget_bytes
         self._sealed = False
         self.kind: npt.NDArray[np.uint8] = self._kind.array
         self.hash: Hashes = self._hash.array
         self.stored: Hashes = self._stored.array
-        self.seal: npt.NDArray[np.uint8] = self._seal.array
+        self.seal: npt.NDArray[np.uint8] = self._seal.array.reshape(total_blocks, SEAL_BYTES)
         self._one_kind = self.kind.data
         self._one_hash = self.hash_of_block = self.hash.data
+        self._one_stored = self.stored.data
+        self._one_seal = self._seal.array.data
 
     def get(self, which: Selection) -> BlockContexts:
         """Copies of the contexts of blocks that are all known; an EMPTY one has hash 0."""
@@ -66,12 +69,25 @@ class ContextTable:
         self._one_hash[block] = block_hash
         self._one_kind[block] = kind + 1
 
-    def put_plain(self, blocks: Sequence[int], hashes: Sequence[int]) -> None:
-        """As :meth:`put` for plain blocks."""
+    def put_singles(self, blocks: Sequence[int], proofs: Proofs) -> None:
+        """As :meth:`put`; of a block that is named twice the last counts."""
         one_hash, one_kind = self._one_hash, self._one_kind
-        for block, block_hash in zip(blocks, hashes):
+        if not isinstance(proofs, Seals):
+            for block, block_hash in zip(blocks, proofs):
+                one_hash[block] = block_hash
+                one_kind[block] = KNOWN_PLAIN
+            return
+        self._sealed = True
+        one_stored, one_seal = self._one_stored, self._one_seal
+        for block, block_hash, stored, seal in zip(blocks, proofs.hashes, proofs.stored, proofs.seals):
             one_hash[block] = block_hash
-            one_kind[block] = KNOWN_PLAIN
+            one_stored[block] = stored
+            one_seal[block * SEAL_BYTES : (block + 1) * SEAL_BYTES] = seal
+            one_kind[block] = KNOWN_SEALED
+
+    def seal_of(self, block: int) -> bytes:
+        """Nonce and tag of a block that is encrypted."""
+        return bytes(self._one_seal[block * SEAL_BYTES : (block + 1) * SEAL_BYTES])
 
     def put(self, which: Selection, contexts: BlockContexts) -> None:
         """Remember these contexts. Those that are encrypted must know their ``on_disk_hash``."""

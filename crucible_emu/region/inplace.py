@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, equal_runs, runs, split_at_extents
-from crucible_emu.integrity import BlockContexts, Rows, stored_hashes
+from crucible_emu.integrity import BlockContexts, Proofs, Rows, stored_hashes
 from crucible_emu.region import layout
 from crucible_emu.region.contexts import ContextTable
 from crucible_emu.region.extent import Extents, Versions
@@ -57,7 +57,7 @@ class InPlaceWriter:
     def free_blocks(self) -> int | None:
         return None
 
-    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], proofs: Proofs) -> None:
         raise RuntimeError("a policy that writes at once takes whole batches: ask takes_singles first")
 
     @property

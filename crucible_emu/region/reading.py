@@ -26,7 +26,7 @@ from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, equal_runs, split_at_extents
 from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts
 from crucible_emu.region import layout
-from crucible_emu.region.contexts import KNOWN_EMPTY, UNKNOWN, ContextTable
+from crucible_emu.region.contexts import KNOWN_EMPTY, KNOWN_PLAIN, KNOWN_SEALED, UNKNOWN, ContextTable
 from crucible_emu.region.extent import Extents
 from crucible_emu.region.staging import Staging
 from crucible_emu.region.storage import explain
@@ -37,7 +37,6 @@ LEARN_BLOCKS = 256
 TRIM_EVERY = 1024
 """Look at the size of the context table after having learnt that often."""
 FROM_STAGING, FROM_NOWHERE, FROM_FILE = 0, 1, 2
-KNOWN_PLAIN = PLAIN + 1
 
 
 @dataclass(slots=True, eq=False)
@@ -159,6 +158,18 @@ class Reader:
             except OSError as error:
                 raise self._explain(error, extent_id) from error
         return expected
+
+    def read_sealed(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[bytes | None] | None:
+        """As :meth:`read_singles`, where all are encrypted or known to be empty: nonce and tag of each, ``None`` of the
+        empty ones."""
+        kinds, fill_one, seal_of = self._kind_of_block, self._fill_one, self._contexts.seal_of
+        seals: list[bytes | None] = []
+        for block, out in zip(blocks, outs):
+            kind = kinds[block]
+            if kind not in (KNOWN_SEALED, KNOWN_EMPTY) or not fill_one(block, kind, out):
+                return None
+            seals.append(seal_of(block) if kind == KNOWN_SEALED else None)
+        return seals
 
     def know(self, start: int, count: int, *, wait: bool) -> bool:
         """Have the contexts of these blocks in the table; False if that would take waiting and ``wait`` is not set."""

@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, RegionDefinition
-from crucible_emu.integrity import BlockContexts, Rows
+from crucible_emu.integrity import BlockContexts, Proofs, Rows
 from crucible_emu.region import directory, layout, redo, repair_files
 from crucible_emu.region.bounds import Bounds
 from crucible_emu.region.contexts import KNOWN_EMPTY, ContextTable
@@ -221,6 +221,12 @@ class Region:
             return None
         return self._reader.read_singles(blocks, outs)
 
+    def read_sealed(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[bytes | None] | None:
+        """The same where each is at hand and encrypted or never written: nonce and tag of each, ``None`` of those."""
+        if self._bounds.any_closed or self._counter is not None:
+            return None
+        return self._reader.read_sealed(blocks, outs)
+
     def read(self, start: int, count: int, out: memoryview) -> BlockContexts:
         """As :meth:`read_cached`, but waits for the device. For any thread."""
         self._bounds.check_range(start, count)
@@ -272,10 +278,10 @@ class Region:
         """Whether :meth:`write_singles` takes ``count`` blocks at once, whichever they are."""
         return not (self.read_only or self._bounds.any_closed) and self._writer.takes_singles and self.has_room(count)
 
-    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
-        """As :meth:`write` for plain blocks in range, each with its own data (one block of bytes) and the hash of that.
-        Of a block that is named twice the last counts. Only where :meth:`admits_singles` says so."""
-        self._writer.write_singles(blocks, data, hashes)
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], proofs: Proofs) -> None:
+        """As :meth:`write` for blocks in range, each with its own data (one block of bytes) and what proves that. Of a
+        block that is named twice the last counts. Only where :meth:`admits_singles` says so."""
+        self._writer.write_singles(blocks, data, proofs)
         self._written += len(blocks)
 
     def write_unwritten(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes
-from crucible_emu.integrity import BlockContexts, Rows, stored_hashes
+from crucible_emu.integrity import BlockContexts, Proofs, Rows, stored_hashes
 from crucible_emu.region.bounds import FEW_BLOCKS
 from crucible_emu.region.contexts import ContextTable
 from crucible_emu.region.extent import Extents, Versions
@@ -63,8 +63,8 @@ class Writer(Protocol):
 
     def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None: ...
 
-    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
-        """Plain blocks, each from its own memory."""
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], proofs: Proofs) -> None:
+        """Blocks, each from its own memory."""
         ...
 
     def begin(self, first: int, stop: int, numbers: Numbers | None, *, journal: bool = False) -> Work:
@@ -164,10 +164,10 @@ class StagedWriter:
                 self._staging.put(blocks, rows)
                 self._contexts.put(blocks, contexts)
 
-    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], hashes: Sequence[int]) -> None:
+    def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], proofs: Proofs) -> None:
         with self._lock:
             self._staging.put_singles(blocks, data)
-            self._contexts.put_plain(blocks, hashes)
+            self._contexts.put_singles(blocks, proofs)
 
     def begin(
         self, first: int, stop: int, numbers: Numbers | None, *, journal: bool = False

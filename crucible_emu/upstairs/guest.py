@@ -72,7 +72,7 @@ class Guest:
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
         self._single_reads = SingleReads(upstairs, self.read_later)
-        self._single_writes = SingleWrites(upstairs, self._writes_are_watched)
+        self._single_writes = SingleWrites(upstairs, self._sealer, self._writes_are_watched)
         self._row_memory = RowMemory()
         self._admitting = False
         upstairs.on_progress = self._progress

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from crucible_emu.integrity import BlockContexts
+from crucible_emu.integrity import BlockContexts, Proofs
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.wire import messages as m
 
@@ -44,20 +44,24 @@ class Link(Protocol):
 
 @runtime_checkable
 class SinglesLink(Protocol):
-    """A link to a replica in this process that takes and gives plain single blocks without a job."""
+    """A link to a replica in this process that takes and gives single blocks without a job."""
 
     def admits_singles(self, blocks: list[int]) -> bool:
         """Whether writes of these blocks would be done at once now."""
         ...
 
-    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], proofs: Proofs) -> bool:
         """Do what :meth:`admits_singles` has just allowed, under consecutive ids; of a block that is named twice, the
-        last counts. ``hashes``: XXH64 of each of ``data``. ``False``: not all of it was done."""
+        last counts. ``proofs`` are of each of ``data``. ``False``: not all of it was done."""
         ...
 
     def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
         """Read blocks that are all at hand, each into its own buffer: the XXH64 that each must have. ``None``: this is
-        not the way."""
+        not the way, as where one is encrypted."""
+        ...
+
+    def read_sealed(self, blocks: list[int], outs: list[memoryview]) -> list[bytes | None] | None:
+        """The same where all are encrypted, or were never written: nonce and tag of each, ``None`` of those."""
         ...
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import trio
 
 from crucible_emu.downstairs.local import LocalConnection, LocalDownstairs
-from crucible_emu.integrity import BlockContexts
+from crucible_emu.integrity import BlockContexts, Proofs
 from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
@@ -82,11 +82,14 @@ class LocalLink:
     def admits_singles(self, blocks: list[int]) -> bool:
         return self._connection.admits_singles(blocks)
 
-    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], hashes: list[int]) -> bool:
-        return self._connection.write_singles(first_job_id, blocks, data, hashes)
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], proofs: Proofs) -> bool:
+        return self._connection.write_singles(first_job_id, blocks, data, proofs)
 
     def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
         return self._connection.read_singles(blocks, outs)
+
+    def read_sealed(self, blocks: list[int], outs: list[memoryview]) -> list[bytes | None] | None:
+        return self._connection.read_sealed(blocks, outs)
 
     def _write_messages(self, job: Job) -> list[m.Message]:
         """The train as ordinary messages, with data of their own."""

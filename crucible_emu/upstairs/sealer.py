@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crucible_emu.encryption import Cipher, Slab
-from crucible_emu.integrity import BlockContexts, Rows
+from crucible_emu.integrity import BlockContexts, Rows, Seals
 
 SPARE_BYTES_MAX = 8 * 1024 * 1024
 """Memory that is kept to be used again."""
@@ -42,6 +42,10 @@ class Sealer:
         rows, contexts = self._cipher.seal(blocks, self._room(len(blocks)))
         # Not ascontiguousarray: one row is contiguous as it is, and would not be copied.
         return rows.copy() if self._keeps_copies else rows, contexts
+
+    def seal_singles(self, blocks: Sequence[memoryview]) -> tuple[list[memoryview], Seals]:
+        """The same for single blocks, with what proves each; both are there until the next call."""
+        return self._cipher.seal_singles(blocks, self._room(len(blocks)))
 
     def _room(self, block_count: int) -> Slab:
         if block_count <= self._slab.count:

@@ -126,13 +126,14 @@ class SingleReads:
         return self._damaged_positions(client, blocks, at_hand, read, contexts).union(positions)
 
     def _all_right(self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request]) -> bool:
-        """Whether all was at hand, plain, and what it should be. *Optimisation*: no array is made, which is most of
-        what a small batch costs; what is not right is read again by those who find out what is wrong."""
-        link = self._links.among(self._upstairs.links)[client]
-        if self._upstairs.cipher is not None or link is None:
+        """Whether all was at hand, of the disk's kind, and what it should be. *Optimisation*: no array is made, which
+        is most of what a small batch costs; what is not right is read again by those who find out what is wrong."""
+        link, cipher = self._links.among(self._upstairs.links)[client], self._upstairs.cipher
+        if link is None or any(request.owned is not None for request in requests):
             return False
-        if any(request.owned is not None for request in requests):
-            return False
+        if cipher is not None:
+            seals = link.read_sealed(blocks, outs)
+            return seals is not None and cipher.open_singles(outs, seals)
         expected = link.read_singles(blocks, outs)
         return expected is not None and list(map(xxhash.xxh64_intdigest, outs)) == expected
 

@@ -19,23 +19,25 @@ import numpy as np
 import xxhash
 
 from crucible_emu.blockio import Kind, Request
-from crucible_emu.integrity import BlockContexts
+from crucible_emu.integrity import BlockContexts, Proofs
 from crucible_emu.upstairs import trains
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.links import SinglesLink, SinglesLinks
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
+from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.states import UpstairsState
 
 
 class SingleWrites:
-    """Single-block writes to the disk of ``upstairs``, whose definition is known. ``watched`` says whether somebody has
-    to be told of each write."""
+    """Single-block writes to the disk of ``upstairs``, whose definition is known. ``sealer`` where it is encrypted.
+    ``watched`` says whether somebody has to be told of each write."""
 
-    def __init__(self, upstairs: Upstairs, watched: Callable[[], bool]) -> None:
+    def __init__(self, upstairs: Upstairs, sealer: Sealer | None, watched: Callable[[], bool]) -> None:
         definition = upstairs.core.definition
         assert definition is not None
         self._upstairs = upstairs
         self._core = upstairs.core
+        self._sealer = sealer
         self._watched = watched
         self._block_size = definition.block_size
         self._shift = definition.shift
@@ -88,9 +90,13 @@ class SingleWrites:
         for link in links:
             if not link.admits_singles(blocks):
                 return False
-        hashes = list(map(xxhash.xxh64_intdigest, data))
+        proofs: Proofs
+        if self._sealer is None:
+            proofs = list(map(xxhash.xxh64_intdigest, data))
+        else:
+            data, proofs = self._sealer.seal_singles(data)
         first_job_id = self._core.written_at_once(len(blocks))
-        return all(link.write_singles(first_job_id, blocks, data, hashes) for link in links)
+        return all(link.write_singles(first_job_id, blocks, data, proofs) for link in links)
 
     def _send(self, blocks: list[int], data: list[memoryview]) -> None:
         """Have replicas in other processes write them: one job, with a copy of the data, for the guest's memory is only
@@ -111,7 +117,7 @@ class SingleWrites:
     def _passable(self) -> list[SinglesLink]:
         """The three replicas, if all are in service and take single blocks and nobody has to be told; else none."""
         core, upstairs = self._core, self._upstairs
-        if len(core.readers) != len(CLIENTS) or upstairs.cipher is not None or core.identity.read_only:
+        if len(core.readers) != len(CLIENTS) or core.identity.read_only:
             return []
         if self._watched():
             return []

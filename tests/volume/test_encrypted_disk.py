@@ -77,6 +77,17 @@ async def test_what_was_never_written_reads_as_zeros(directory: Path) -> None:
         assert await read(disk, 0, LARGE) == bytes(LARGE)
 
 
+async def test_single_reads_of_what_was_written_and_of_what_never_was(directory: Path) -> None:
+    async with open_disk(directory, cipher=CIPHER) as disk:
+        await write(disk, BLOCK, pattern(BLOCK))
+        for _flushed in (False, True):
+            batch = Batch(disk, [read_request(at * BLOCK, BLOCK) for at in range(3)])
+            await batch.wait()
+            found = b"".join(bytes(request.buffer or b"") for request in batch.requests)
+            assert found == bytes(BLOCK) + pattern(BLOCK) + bytes(BLOCK)
+            await flush(disk)
+
+
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("keeps_copies", [False, True])
 def test_what_replicas_keep_is_not_written_over_by_the_next_write(blocks: int, keeps_copies: bool) -> None:
