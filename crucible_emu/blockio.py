@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,15 +113,3 @@ class BlockDevice(Protocol):
     async def allocation(self, offset: int, length: int) -> list[Allocation]:
         """Where the bytes come from; adjacent runs differ in depth. May cover less than ``length``, never nothing."""
         ...
-
-
-def disjoint(requests: list[Request]) -> bool:
-    """Whether no two requests touch the same block."""
-    offsets = [request.offset for request in requests]
-    if len(set(offsets)) != len(offsets):
-        return False
-    first = requests[0].length
-    if first and all(request.length == first and request.offset % first == 0 for request in requests):
-        return True
-    spans = sorted((request.offset, request.offset + request.length) for request in requests)
-    return all(before[1] <= after[0] for before, after in pairwise(spans))

@@ -28,6 +28,7 @@ from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstai
 from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
+from crucible_emu.upstairs.read_train import Finished
 from crucible_emu.upstairs.row_memory import RowMemory
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.sealer import Sealer
@@ -43,6 +44,9 @@ TRANSFER_BYTES_MAX = 1024 * 1024
 ZEROES_BYTES = 4 * 1024 * 1024
 """Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
 ALLOCATION_BLOCKS_MAX = 65536
+
+FlushGroup = list[tuple[Request, Completed]]
+"""Flushes that are answered by one."""
 
 
 class Guest:
@@ -66,9 +70,9 @@ class Guest:
         self._backlog: deque[tuple[list[Request], Completed]] = deque()
         self._room = trio.Event()
         self._room.set()
-        self._flush_running = False
-        self._flush_waiting: list[tuple[Request, Completed]] = []
-        self._flush_group, self._flush_covers = self._flush_waiting, 0
+        self._flush_running: FlushGroup | None = None
+        self._flush_covers = 0
+        self._flush_waiting: FlushGroup = []
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
         self._single_reads = SingleReads(upstairs, self.read_later)
@@ -395,21 +399,20 @@ class Guest:
             return
         # Group commit: flushes that come while one is under way share the next, which covers what all of them cover; or
         # that one, if nothing was written since it began.
-        if self._flush_running and self._core.last_write == self._flush_covers:
-            self._flush_group.append((request, completed))
+        if self._flush_running is not None and self._core.last_write == self._flush_covers:
+            self._flush_running.append((request, completed))
             return
         self._flush_waiting.append((request, completed))
-        if not self._flush_running:
+        if self._flush_running is None:
             self._start_flush()
 
     def _start_flush(self) -> None:
         group, self._flush_waiting = self._flush_waiting, []
-        self._flush_group, self._flush_covers = group, self._core.last_write
-        self._flush_running = True
+        self._flush_running, self._flush_covers = group, self._core.last_write
         self.upstairs.statistics.flushes += 1
 
         def answered(error: errors.CrucibleError | None) -> None:
-            self._flush_running = False
+            self._flush_running = None
             _complete(group, error)
             if self._flush_waiting:
                 refusal = self._core.admission_error(JobKind.FLUSH)
@@ -477,14 +480,13 @@ class Guest:
             nursery.start_soon(self.healer.run)
 
 
-def _complete(group: list[tuple[Request, Completed]], error: errors.CrucibleError | None) -> None:
-    """Complete requests with one outcome, in one call per door: a door answers what it is told at once together."""
-    by_door: dict[Completed, list[Request]] = {}
+def _complete(group: FlushGroup, error: errors.CrucibleError | None) -> None:
+    """Complete flushes with one outcome."""
+    finished = Finished()
     for request, completed in group:
         request.error = error
-        by_door.setdefault(completed, []).append(request)
-    for completed, requests in by_door.items():
-        completed(requests)
+        finished.add(completed, request)
+    finished.report()
 
 
 def _payload(request: Request) -> memoryview:

@@ -62,7 +62,7 @@ class ReadTrain:
 
 
 class Finished:
-    """Requests that a run has answered, to be reported in one call per door."""
+    """Requests that are answered, to be reported in one call per door, which then answers them together."""
 
     __slots__ = ("_by_door",)
 

@@ -6,7 +6,9 @@ their order within it does not matter, and all of it is stored in one go.
 
 from __future__ import annotations
 
-from crucible_emu.blockio import Kind, Request, disjoint
+from itertools import pairwise
+
+from crucible_emu.blockio import Kind, Request
 
 TRAIN_BYTES_MAX = 4 * 1024 * 1024
 """Most that is written by one job, unless one request is larger."""
@@ -36,6 +38,18 @@ class Trains:
             if size > TRAIN_BYTES_MAX and stop > index:
                 break
             stop += 1
-        if stop - index > 1 and not disjoint(requests[index:stop]):
+        if stop - index > 1 and not _disjoint(requests[index:stop]):
             return index + 1
         return stop
+
+
+def _disjoint(requests: list[Request]) -> bool:
+    """Whether no two requests touch the same block."""
+    offsets = [request.offset for request in requests]
+    if len(set(offsets)) != len(offsets):
+        return False
+    first = requests[0].length
+    if first and all(request.length == first and request.offset % first == 0 for request in requests):
+        return True
+    spans = sorted((request.offset, request.offset + request.length) for request in requests)
+    return all(before[1] <= after[0] for before, after in pairwise(spans))
