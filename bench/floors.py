@@ -48,7 +48,7 @@ ENCRYPTED_LINES = ("write-1m-qd4", "read-1m-qd4")
 ENCRYPTED_LEAST = 1.0
 """Encrypted, over the peer that does not encrypt."""
 ENCRYPTED_LEAST_OF_CIPHER = 0.8
-"""Encrypted, over what the cipher alone does on the cores."""
+"""Encrypted, over what OpenSSL's cipher alone does on the cores (:mod:`bench.cipher`)."""
 SECTOR_LINES = {
     "randwrite-512-qd1": "randwrite-4k-qd1",
     "randwrite-512-qd16": "randwrite-4k-qd16",

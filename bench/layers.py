@@ -93,7 +93,7 @@ LAYERS = (
     Layer(LOOP, "Trio: which task is next, which socket is ready.", "Fewer rounds: more requests in each."),
     Layer(
         THREADS,
-        "Work that waits for a device, or encrypts much, goes to threads and comes back.",
+        "Work that waits for a device goes to threads and comes back.",
         "Fewer trips: several steps, or several replicas, in one.",
     ),
     Layer(K_IN, "Requests out of the socket: a copy of each payload.", "Larger batches; nothing for the copy itself."),
