@@ -8,6 +8,8 @@ stall is not a fault. ``HYPOTHESIS_PROFILE`` names one by hand; ``long`` is the 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,13 @@ settings.register_profile("dev", deadline=None, suppress_health_check=UNHURRIED)
 settings.register_profile("ci", deadline=None, suppress_health_check=UNHURRIED, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, suppress_health_check=UNHURRIED, max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+if sys.dont_write_bytecode:
+    # Tests start hundreds of programs, and where no bytecode is kept each of them compiles the project anew. It is kept
+    # in pytest's cache instead of beside the source; workers and programs inherit where.
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parents[1] / ".pytest_cache/bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 if WORKER != "gw0":

@@ -15,9 +15,8 @@ from typing import Protocol
 
 import trio
 
-UNIX_SEND_BUFFER_BYTES = 4 * 1024 * 1024
-"""What a unix socket may hold for a peer that is slower than we are, as far as the system allows it. *Optimisation*:
-the usual 208 KiB cut a frame of 1 MiB into six pieces, each with a trip through the loop on both sides."""
+from crucible_emu.wire.constants import UNIX_SEND_BUFFER_BYTES
+
 BUFFERS_MAX = 1000
 """Buffers in one ``sendmsg``; the kernel takes 1,024."""
 KEY_CHANGE_PAUSE_S = 0.01

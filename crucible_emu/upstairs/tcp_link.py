@@ -39,14 +39,13 @@ from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
 from crucible_emu.upstairs.rules import WRITES, JobKind
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.constants import UNIX_SEND_BUFFER_BYTES
 from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
 CONNECT_TIMEOUT_S = 10.0
 PING_INTERVAL_S = 5.0
 SILENCE_TIMEOUT_S = 45.0
 RECEIVE_BYTES = 256 * 1024
-UNIX_SEND_BUFFER_BYTES = 4 * 1024 * 1024
-"""What a unix socket may hold for a Downstairs that is slower than we are, as far as the system allows it."""
 HELD_BYTES_MAX = 128 * 1024
 ACKS_PAUSE_S = 0.001
 """How long the acks of writes, for which nobody waits, may lie in the socket before they are looked at."""

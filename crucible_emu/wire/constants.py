@@ -1,7 +1,7 @@
 """The numbers both ends of a connection must agree on (wire-protocol.md §1.2, §5, §6.5, §7.1, §10.1, §12).
 
 What it is for: what one side alone decides (how much it keeps in flight, when it gives up) stands with that side; here
-stands only what the bytes and the two programs together depend on.
+stands only what the bytes and the two programs together depend on, and the room in the socket between them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ PING_INTERVAL_S = 5.0
 
 RECEIVE_SILENCE_S_MAX = 45.0
 """Either side closes a connection on which no complete frame came for this long (§6.5)."""
+
+UNIX_SEND_BUFFER_BYTES = 4 * 1024 * 1024
+"""What a unix socket may hold, on either side, for a peer that is slower, as far as the system allows it.
+*Optimisation*: the usual 208 KiB cut a frame of 1 MiB into six pieces, each with a trip through the loop on both
+sides."""
 
 FRAME_BYTES_MAX = 100 * 1024 * 1024
 """The longest frame, length prefix included (§1.2)."""

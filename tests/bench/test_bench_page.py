@@ -104,6 +104,12 @@ def test_verdicts_for_a_terminal(results: Results) -> None:
     assert verdict_lines(results)[0] == f"{OURS}, {W16}: 3.40 (3.00–3.80) × {PEER}, floor 3: met"
 
 
+def test_every_subject_has_a_colour_of_its_own_whoever_is_beside_it() -> None:
+    alone, beside = charts.colours([OURS]), charts.colours([*("one", "of an old report"), PEER, OURS])
+    assert len(set(beside.values())) == len(beside) > len(alone) > 1
+    assert alone == {name: beside[name] for name in alone}
+
+
 def test_every_picture_of_the_report_is_drawn(results: Results, results_of: Callable[..., Results]) -> None:
     pytest.importorskip("matplotlib")
     random_only = tuple(line for line in RUN if not line.sequential)

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from command_rig import COMMAND, Command, one_sentence, outcome, pattern, refusal, running, unix_uri
+from command_rig import COMMAND, Command, one_sentence, outcome, outcome_here, pattern, refusal, running, unix_uri
 from nbd_plain_client import PlainClient
 
 from crucible_emu.geometry import RegionDefinition
@@ -101,7 +101,7 @@ def free_port() -> int:
 # -- a disk over processes --------------------------------------------------------------------------------------------
 
 
-def test_a_disk_over_three_processes(tmp_path: Path, place: Place) -> None:
+def test_a_disk_over_three_processes(tmp_path: Path, place: Place, expect_log: Any) -> None:
     """Ready, written, ended by each signal, attached again with a higher generation, one Downstairs killed."""
     regions = make_regions(tmp_path, encrypted=True)
     expected = bytearray(SIZE)
@@ -123,7 +123,8 @@ def test_a_disk_over_three_processes(tmp_path: Path, place: Place) -> None:
             command.end_well(signal.SIGINT)
         assert not place.socket.exists()
         # The same generation once more: the Downstairs have stored it.
-        code, out, err = outcome(*place.attach("--timeout", 20))
+        with expect_log("the generation is too low"):
+            code, out, err = outcome_here(*place.attach("--timeout", 20))
         assert (code, out) == (1, "")
         assert "generation" in one_sentence(err.splitlines()[-1]) and KEY not in err
         place.write(request(targets, 2, key=KEY))

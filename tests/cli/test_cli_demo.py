@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from command_rig import one_sentence, outcome, pattern, refusal
+from command_rig import one_sentence, outcome, outcome_here, pattern, refusal
 
 from crucible_emu.cli.demonstration.layers import NOTE
 from crucible_emu.cli.demonstration.story import Verdict
@@ -27,9 +27,9 @@ def test_the_proof_with_an_image_of_ones_own(tmp_path: Path) -> None:
     image = tmp_path / "my [" / "bold] image.raw"
     image.parent.mkdir()
     with image.open("wb") as file:
-        file.write(pattern(9 * MEGABYTE))
-        file.seek(30 * MEGABYTE)
-        file.write(pattern(7 * MEGABYTE + 123, 2))
+        file.write(pattern(3 * MEGABYTE))
+        file.seek(8 * MEGABYTE)
+        file.write(pattern(2 * MEGABYTE + 123, 2))
     keep = tmp_path / "kept"
     code, out, err = outcome("demo", "--json", "--image", image, "--keep", keep, timeout=120)
     assert code == 0, err
@@ -115,9 +115,9 @@ def test_an_image_that_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_folder_that_holds_something_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("dear")
-    code, out, err = outcome("demo", "--keep", tmp_path)
+    code, out, err = outcome_here("demo", "--keep", tmp_path)
     assert (code, out) == (2, "")
     assert "not empty" in one_sentence(err)
-    code, out, err = outcome("demo", "--keep", tmp_path / "letter")
+    code, out, err = outcome_here("demo", "--keep", tmp_path / "letter")
     assert (code, out) == (2, "")
     assert "letter" in one_sentence(err)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trustme
-from command_rig import one_sentence, outcome, pattern, refusal, running, talk, unix_uri
+from command_rig import one_sentence, outcome_here, pattern, refusal, running, talk, unix_uri
 from nbd_plain_client import PlainClient
 
 from crucible_emu.encryption import Cipher
@@ -144,7 +144,7 @@ def test_a_second_serve_of_the_same_disk_is_refused_and_the_first_goes_on(place:
     directory, path = place
     with running("serve", directory, "--size", "4MiB", "--nbd", unix_uri(path), "--json") as command:
         for other in (path, path.with_name("other.sock")):
-            code, out, err = outcome("serve", directory, "--nbd", unix_uri(other))
+            code, out, err = outcome_here("serve", directory, "--nbd", unix_uri(other))
             assert (code, out) == (2, "")
             assert "open read-write elsewhere" in one_sentence(err)
         command.talk(writes((0, pattern(4096))))
@@ -156,7 +156,7 @@ def test_a_second_serve_of_the_same_disk_is_refused_and_the_first_goes_on(place:
 def test_a_socket_that_is_in_use_is_refused_and_its_owner_goes_on(place: tuple[Path, Path], tmp_path: Path) -> None:
     directory, path = place
     with running("serve", directory, "--size", "4MiB", "--nbd", unix_uri(path), "--json") as command:
-        code, out, err = outcome("serve", tmp_path / "other", "--size", "1MiB", "--nbd", unix_uri(path))
+        code, out, err = outcome_here("serve", tmp_path / "other", "--size", "1MiB", "--nbd", unix_uri(path))
         assert (code, out) == (2, "")
         assert str(path) in one_sentence(err)
         assert command.talk(reads(0, 512)) == bytes(512)

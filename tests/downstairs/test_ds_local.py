@@ -76,6 +76,12 @@ class Talk:
             self._more = trio.Event()
             await self._more.wait()
 
+    async def write_and_flush(self, number: int, *, snapshot: str | None = None) -> None:
+        """Write a block, and have flush ``number`` done."""
+        self.inbox.clear()
+        self.send(write(1000 + 2 * number, number), flush(1001 + 2 * number, number=number, snapshot=snapshot))
+        assert await self.wait_for_kind(m.FlushAck)
+
     def activate(self, generation: int = 1, **changes: Any) -> None:
         self.send(hello(*self.ids, generation=generation, **changes))
         self.send(promote(*self.ids, generation), m.RegionInfoPlease(), m.ExtentVersionsPlease())
@@ -362,9 +368,7 @@ async def flushed_twice(region: Region) -> AsyncIterator[None]:
         talk = Talk(downstairs)
         talk.activate()
         for number in (1, 2):
-            talk.inbox.clear()
-            talk.send(write(1000 + 2 * number, number), flush(1001 + 2 * number, number=number))
-            assert await talk.wait_for_kind(m.FlushAck)
+            await talk.write_and_flush(number)
         yield
 
 
@@ -384,9 +388,7 @@ async def test_flush_after_a_pause_goes_to_the_extents(
         talk = Talk(downstairs)
         talk.activate()
         for number in (1, 2):
-            talk.inbox.clear()
-            talk.send(write(1000 + 2 * number, number), flush(1001 + 2 * number, number=number))
-            assert await talk.wait_for_kind(m.FlushAck)
+            await talk.write_and_flush(number)
             assert region.is_settled
             mock_clock.jump(JOURNALED_WITHIN_S)
 
@@ -419,9 +421,7 @@ async def test_snapshot_holds_what_was_in_the_journal(
         talk = Talk(downstairs)
         talk.activate()
         for number, snapshot in ((1, None), (2, None), (3, "three")):
-            talk.inbox.clear()
-            talk.send(write(1000 + 2 * number, number), flush(1001 + 2 * number, number=number, snapshot=snapshot))
-            assert await talk.wait_for_kind(m.FlushAck)
+            await talk.write_and_flush(number, snapshot=snapshot)
     with Region.open(snapshot_path(region.path, "three"), read_only=True) as copy:
         out = bytearray(4 * BLOCK)
         copy.read(0, 4, memoryview(out))
