@@ -39,12 +39,10 @@ from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
 from crucible_emu.upstairs.rules import WRITES, JobKind
 from crucible_emu.wire import messages as m
-from crucible_emu.wire.constants import UNIX_SEND_BUFFER_BYTES
+from crucible_emu.wire.constants import PING_INTERVAL_S, RECEIVE_SILENCE_S_MAX, UNIX_SEND_BUFFER_BYTES
 from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
 CONNECT_TIMEOUT_S = 10.0
-PING_INTERVAL_S = 5.0
-SILENCE_TIMEOUT_S = 45.0
 RECEIVE_BYTES = 256 * 1024
 HELD_BYTES_MAX = 128 * 1024
 ACKS_PAUSE_S = 0.001
@@ -285,9 +283,9 @@ class TcpLink:
 
     async def _watch_for_silence(self) -> str:
         while True:
-            await trio.sleep_until(self._heard_at + SILENCE_TIMEOUT_S)
-            if trio.current_time() >= self._heard_at + SILENCE_TIMEOUT_S:
-                return f"silent for {SILENCE_TIMEOUT_S:.0f} s"
+            await trio.sleep_until(self._heard_at + RECEIVE_SILENCE_S_MAX)
+            if trio.current_time() >= self._heard_at + RECEIVE_SILENCE_S_MAX:
+                return f"silent for {RECEIVE_SILENCE_S_MAX:.0f} s"
 
     async def _receiver(self, port: Port) -> str:
         try:

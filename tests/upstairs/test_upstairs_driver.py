@@ -23,13 +23,12 @@ from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.upstairs.tcp_link import (
     CONNECT_TIMEOUT_S,
-    PING_INTERVAL_S,
-    SILENCE_TIMEOUT_S,
     TcpAddress,
     TcpConnector,
     TcpLink,
 )
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.constants import PING_INTERVAL_S, RECEIVE_SILENCE_S_MAX
 
 DEFINITION = RegionDefinition(512, 10, 4, UUID(int=9))
 
@@ -208,8 +207,8 @@ async def test_a_silent_downstairs_is_pinged_and_given_up(nursery: trio.Nursery,
     nursery.start_soon(hear, theirs, heard)
     begun = trio.current_time()
     why = await TcpLink(ours, UPSTAIRS, SESSION).run(RecordingPort())  # type: ignore[arg-type]
-    assert why == f"silent for {SILENCE_TIMEOUT_S:.0f} s"
-    assert trio.current_time() - begun == SILENCE_TIMEOUT_S
+    assert why == f"silent for {RECEIVE_SILENCE_S_MAX:.0f} s"
+    assert trio.current_time() - begun == RECEIVE_SILENCE_S_MAX
     pings = [when - begun for when, message in heard if message == m.Ruok()]
     assert pings[:8] == [PING_INTERVAL_S * n for n in range(1, 9)]
 
@@ -221,13 +220,13 @@ async def test_any_message_is_a_sign_of_life(nursery: trio.Nursery, autojump_clo
 
     async def speak() -> None:
         for _ in range(5):
-            await trio.sleep(SILENCE_TIMEOUT_S - 1)
+            await trio.sleep(RECEIVE_SILENCE_S_MAX - 1)
             await theirs.send_all(b"".join(wire.encode(m.Imok())))
 
     nursery.start_soon(speak)
     await TcpLink(ours, UPSTAIRS, SESSION).run(port)  # type: ignore[arg-type]
     assert port.messages == [m.Imok()] * 5
-    assert trio.current_time() - begun == 5 * (SILENCE_TIMEOUT_S - 1) + SILENCE_TIMEOUT_S
+    assert trio.current_time() - begun == 5 * (RECEIVE_SILENCE_S_MAX - 1) + RECEIVE_SILENCE_S_MAX
 
 
 async def test_half_a_message_is_no_sign_of_life(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
@@ -243,7 +242,7 @@ async def test_half_a_message_is_no_sign_of_life(nursery: trio.Nursery, autojump
 
     nursery.start_soon(dawdle)
     assert "silent" in await TcpLink(ours, UPSTAIRS, SESSION).run(RecordingPort())  # type: ignore[arg-type]
-    assert trio.current_time() - begun == SILENCE_TIMEOUT_S
+    assert trio.current_time() - begun == RECEIVE_SILENCE_S_MAX
     nursery.cancel_scope.cancel()
 
 

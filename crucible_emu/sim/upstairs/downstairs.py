@@ -16,8 +16,8 @@ from crucible_emu.sim.upstairs.connection import Connection
 from crucible_emu.sim.upstairs.storage import Storage
 from crucible_emu.sim.upstairs.world import World
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.constants import RECEIVE_SILENCE_S_MAX
 
-SILENCE_TIMEOUT_S = 45.0
 LATENCIES_MS = (0, 0, 0, 1, 1, 2, 5)
 SLOW_LATENCIES_MS = (1, 10, 40, 300)
 
@@ -115,7 +115,7 @@ class ModelDownstairs:
             self.stalled = True
             self.stalls += 1
             for connection in list(self.connections):
-                connection.wire.watch_silence(SILENCE_TIMEOUT_S - self.world.rng.random() * 5)
+                connection.wire.watch_silence(RECEIVE_SILENCE_S_MAX - self.world.rng.random() * 5)
             self.world.after(duration_s, self.resume, self.stalls)
 
     def resume(self, stall: int) -> None:

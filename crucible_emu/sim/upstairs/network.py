@@ -15,12 +15,13 @@ import trio
 from crucible_emu import wire as codec
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.sim.upstairs.connection import Connection
-from crucible_emu.sim.upstairs.downstairs import SILENCE_TIMEOUT_S, ModelDownstairs
+from crucible_emu.sim.upstairs.downstairs import ModelDownstairs
 from crucible_emu.sim.upstairs.world import World
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
 from crucible_emu.upstairs.tcp_link import encode_job
 from crucible_emu.wire import messages as m
+from crucible_emu.wire.constants import RECEIVE_SILENCE_S_MAX
 
 REFUSED_AFTER_S = 0.005
 NOTICED_LATE_S = (0.0, 0.001, 0.005, 0.02, 3.0, 12.0)
@@ -140,7 +141,7 @@ class Wire:
 
     def _still_silent(self, stall: int) -> None:
         if self.downstairs.stalled and self.downstairs.stalls == stall:
-            self._near_end(f"silent for {SILENCE_TIMEOUT_S:.0f} s")
+            self._near_end(f"silent for {RECEIVE_SILENCE_S_MAX:.0f} s")
 
 
 class ModelConnector:
@@ -164,7 +165,7 @@ class ModelConnector:
         world.counts["connections"] = world.counts.get("connections", 0) + 1
         wire = self.wire = Wire(world, downstairs, port, world.counts["connections"])
         if downstairs.stalled:
-            wire.watch_silence(SILENCE_TIMEOUT_S)
+            wire.watch_silence(RECEIVE_SILENCE_S_MAX)
         try:
             port.opened(ModelLink(wire, *self._ids))
             await wire.ended.wait()
