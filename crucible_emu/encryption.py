@@ -156,6 +156,13 @@ class Cipher:
             return False
         return True
 
+    def opened(self, data: memoryview, seal: bytes) -> bytes | None:
+        """The plaintext of one block; ``None`` where it fails."""
+        try:
+            return self._decrypt(b"".join((seal[:NONCE_BYTES], data, seal[NONCE_BYTES:])), b"")
+        except self._refused:
+            return None
+
     def encrypt_blocks(self, rows: Rows) -> tuple[Rows, BlockContexts]:
         """Ciphertext of each row (new array, rows contiguous each) and the contexts that go with it."""
         sealed, contexts = self.seal([row.data for row in rows], Slab(*rows.shape))

@@ -128,7 +128,7 @@ class Seals:
 
     hashes: list[int]
     stored: list[int]
-    seals: Sequence[memoryview]
+    seals: Sequence[memoryview | bytes]
 
     def __len__(self) -> int:
         return len(self.hashes)

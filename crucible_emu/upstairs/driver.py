@@ -364,23 +364,24 @@ class Upstairs:
         self.perform()
 
     def _read_responses(self, client: int, connection_id: int, run: ReadResponseRun) -> None:
-        """Answers to reads of one plain block each. What is not as it should be is looked at message by message."""
+        """Answers to reads of one block each. What is not as it should be is looked at message by message."""
         core, finished = self.core, Finished()
-        if self.cipher is not None or not core.hears(client, connection_id, run):
+        proven = self._proven(run)
+        if proven is None or not core.hears(client, connection_id, run):
             for message in run.messages():
                 self._read_response(client, connection_id, message)  # type: ignore[arg-type]  # they are responses
             return
         job: Job | None = None
         bit = mask = 0
-        for position, found in enumerate(map(xxhash.xxh64_intdigest, run.data)):
+        for position, data in enumerate(proven):
             job_id = run.job_ids[position]
             if job is None or not job.first_id <= job_id < job.first_id + job.count:
                 self._settle(job, client, mask)
                 job, mask = core.jobs.find(job_id), 0
             if job is not None and type(job.handle) is ReadTrain:
                 bit = 1 << (job_id - job.first_id)
-                right = found == run.hashes[position] and job.in_progress[client] & bit & ~mask
-                if right and job.handle.take(job_id - job.first_id, run.data[position], finished):
+                waited_for = job.in_progress[client] & bit & ~mask
+                if data is not None and waited_for and job.handle.take(job_id - job.first_id, data, finished):
                     mask |= bit
                     continue
             self._settle(job, client, mask)
@@ -388,6 +389,16 @@ class Upstairs:
             self._read_response(client, connection_id, run.message(position))
         self._settle(job, client, mask)
         finished.report()
+
+    def _proven(self, run: ReadResponseRun) -> list[memoryview | bytes | None] | None:
+        """The data for the guest, ``None`` for what is not right; or for all, where it is not of the disk's kind."""
+        cipher = self.cipher
+        if (cipher is None) != (run.seals is None):
+            return None
+        if cipher is None or run.seals is None:
+            digest = xxhash.xxh64_intdigest
+            return [data if digest(data) == wanted else None for data, wanted in zip(run.data, run.hashes)]
+        return list(map(cipher.opened, run.data, run.seals))
 
     def _settle(self, job: Job | None, client: int, mask: int) -> None:
         if job is not None and mask:

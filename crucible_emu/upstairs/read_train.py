@@ -29,9 +29,9 @@ class ReadTrain:
         request = self.requests[position]
         return None if request is None else request.buffer
 
-    def take(self, position: int, data: memoryview, finished: Finished) -> bool:
-        """The data of one operation, which are right and of a plain block; ``False`` where nothing waits for them, or
-        they are of another length."""
+    def take(self, position: int, data: memoryview | bytes, finished: Finished) -> bool:
+        """The data of one operation, which are right and of a block that was written; ``False`` where nothing waits
+        for them, or they are of another length."""
         request = self.requests[position]
         if request is None or request.buffer is None or len(data) != request.length:
             return False

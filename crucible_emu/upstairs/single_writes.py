@@ -103,16 +103,17 @@ class SingleWrites:
         lent until the write is acknowledged, which it is at admission."""
         count = len(blocks)
         job = self._core.new_job(JobKind.WRITE, blocks, [1] * count, count << self._shift, None)
-        job.rows = np.frombuffer(b"".join(data), np.uint8).reshape(count, self._block_size)
-        job.contexts = BlockContexts.plain(np.array(list(map(xxhash.xxh64_intdigest, data)), np.uint64))
+        if self._sealer is not None:
+            job.rows, job.contexts = self._sealer.seal(data)
+        else:
+            job.rows = np.frombuffer(b"".join(data), np.uint8).reshape(count, self._block_size)
+            job.contexts = BlockContexts.plain(np.array(list(map(xxhash.xxh64_intdigest, data)), np.uint64))
         self._core.write(job)
         self._upstairs.perform()
 
     def _sendable(self) -> bool:
         """Whether such a job would be taken, and be all there is to do."""
-        if self._upstairs.cipher is not None or self._watched():
-            return False
-        return self._core.admission_error(JobKind.WRITE) is None
+        return not self._watched() and self._core.admission_error(JobKind.WRITE) is None
 
     def _passable(self) -> list[SinglesLink]:
         """The three replicas, if all are in service and take single blocks and nobody has to be told; else none."""

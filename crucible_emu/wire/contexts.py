@@ -112,6 +112,13 @@ def one_plain_block(value: int) -> BlockContexts:
     return BlockContexts(_ONE_PLAIN, hashes, None, None, hashes)
 
 
+def one_sealed_block(value: int, seal: bytes) -> BlockContexts:
+    """The same of one encrypted block with this nonce and tag; of a read response, where the hash is not known, 0."""
+    hashes = np.empty(1, _HASH)
+    hashes[0] = value
+    return _one_sealed_block(hashes, seal)
+
+
 def _one_write(frame: memoryview, offset: int) -> tuple[BlockContexts, int] | None:
     size = len(frame) - offset
     if size >= 9 and frame[offset + 8] == 0:

@@ -1,13 +1,15 @@
 """Runs of like messages as columns: what a batch of guest requests looks like where it arrives.
 
-What it is for: requests that were sent together arrive together, and most are alike: one plain block written or read,
-or an ack that says Ok. As objects they cost 2 to 3 µs each before anybody looks at them, as columns 0.4 to 1. A
-:class:`~crucible_emu.wire.decoder.Decoder` that is asked for runs gives one object for all frames of such a kind that
-stand side by side; whoever has no use for it takes :meth:`messages` of it, which are what would have come otherwise.
+What it is for: requests that were sent together arrive together, and most are alike: one block written or read, plain
+or encrypted, or an ack that says Ok. As objects they cost 2 to 3 µs each before anybody looks at them, as columns 0.4
+to 1. A :class:`~crucible_emu.wire.decoder.Decoder` that is asked for runs gives one object for all frames of such a
+kind that stand side by side; whoever has no use for it takes :meth:`messages` of it, which are what would have come
+otherwise.
 
 What it guarantees: only frames that are whole and exactly of the form are taken (ids as in the message before, a number
-of dependencies that any guest's request has, one block, plain, its data the rest of the frame). Anything else ends the
-run and goes the way of single messages, which finds out what it is, or what is wrong with it.
+of dependencies that any guest's request has, one block, plain or encrypted as the one before, its data the rest of the
+frame). Anything else ends the run and goes the way of single messages, which finds out what it is, or what is wrong
+with it.
 """
 
 from __future__ import annotations
@@ -16,23 +18,25 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 
-from crucible_emu.integrity import PLAIN, BlockContexts
+from crucible_emu.integrity import ENCRYPTED, PLAIN, SEAL_BYTES, BlockContexts
 from crucible_emu.wire import messages as m
-from crucible_emu.wire.contexts import one_plain_block
+from crucible_emu.wire.contexts import one_plain_block, one_sealed_block
 from crucible_emu.wire.hot import ACK_BYTES, ACK_STRUCT, ACKS, Identities, ids_to_wire
 from crucible_emu.wire.primitives.bincode import U64_STRUCT
 
 _REQUEST = struct.Struct("<II48sQQ")  # LEN, TAG, both ids, job id, number of dependencies
-_ONE_BLOCK = struct.Struct("<QQQBQ")  # start, 1, hash, no encryption context, length of the data
+_ONE_BLOCK = struct.Struct("<QQQB0sQ")  # start, 1, hash, no encryption context, length of the data
+_ONE_SEALED = struct.Struct(f"<QQQB{SEAL_BYTES}sQ")  # the same with one: nonce and tag
 _SPAN = struct.Struct("<QQ")  # start, count
 _RESPONSE = struct.Struct("<II48sQIQIQQ")  # LEN, TAG, both ids, job id, Ok, 1, plain, hash, length of the data
+_SEALED_RESPONSE = struct.Struct(f"<II48sQIQI{SEAL_BYTES}sQ")  # the same with nonce and tag instead of the hash
 _FEW_DEPENDENCIES = tuple(struct.Struct(f"<{count}Q") for count in range(16))
 _NONE: tuple[int, ...] = ()
-_WRITE_BYTES = _REQUEST.size + _ONE_BLOCK.size
 _READ_BYTES = _REQUEST.size + _SPAN.size
 RESPONSE_BYTES = _RESPONSE.size
 """Length of a ReadResponse of one plain block without its data."""
@@ -52,7 +56,8 @@ class Run(m.Message, ABC):
 
 @dataclass(slots=True, eq=False)
 class WriteRun(Run):
-    """Writes of one plain block each. ``hashes``: what the sender says; ``data`` are views into the received bytes."""
+    """Writes of one block each. ``hashes``: what the sender says; ``data`` are views into the received bytes.
+    ``seals``: nonce and tag of each, where they are encrypted."""
 
     upstairs_id: UUID
     session_id: UUID
@@ -61,15 +66,16 @@ class WriteRun(Run):
     starts: list[int]
     hashes: list[int]
     data: list[memoryview]
+    seals: list[bytes] | None = None
 
     def messages(self) -> list[m.Message]:
         """The same, message by message."""
         ids = (self.upstairs_id, self.session_id)
-        columns = zip(self.job_ids, self.dependencies, self.starts, self.hashes, self.data)
-        return [
-            m.Write(*ids, job, needed, start, one_plain_block(value), data)
-            for job, needed, start, value, data in columns
-        ]
+        contexts = map(one_plain_block, self.hashes)
+        if self.seals is not None:
+            contexts = map(one_sealed_block, self.hashes, self.seals)
+        columns = zip(self.job_ids, self.dependencies, self.starts, contexts, self.data)
+        return [m.Write(*ids, job, needed, start, context, data) for job, needed, start, context, data in columns]
 
 
 @dataclass(slots=True, eq=False)
@@ -91,13 +97,15 @@ class ReadRequestRun(Run):
 
 @dataclass(slots=True, eq=False)
 class ReadResponseRun(Run):
-    """Answers to reads, each with one plain block. ``hashes``: what each block must have."""
+    """Answers to reads, each with one block. ``hashes``: what each block must have; or, where they are encrypted,
+    ``seals``: nonce and tag of each."""
 
     upstairs_id: UUID
     session_id: UUID
     job_ids: list[int]
     hashes: list[int]
     data: list[memoryview]
+    seals: list[bytes] | None = None
 
     def messages(self) -> list[m.Message]:
         """The same, message by message."""
@@ -105,7 +113,10 @@ class ReadResponseRun(Run):
 
     def message(self, position: int) -> m.ReadResponse:
         """One of them."""
-        contexts = BlockContexts(np.array([PLAIN], np.uint8), np.array([self.hashes[position]], np.uint64))
+        if self.seals is None:
+            contexts = BlockContexts(np.array([PLAIN], np.uint8), np.array([self.hashes[position]], np.uint64))
+        else:
+            contexts = one_sealed_block(0, self.seals[position])
         job_id, data = self.job_ids[position], self.data[position]
         return m.ReadResponse(self.upstairs_id, self.session_id, job_id, contexts, data)
 
@@ -125,10 +136,18 @@ class AckRun(Run):
 
 
 def _writes(view: memoryview, at: int, end: int, known: Identities) -> tuple[WriteRun, int]:
-    run = WriteRun(known.upstairs_id, known.session_id, [], [], [], [], [])
+    run, stop = _writes_of(_ONE_BLOCK, view, at, end, known)
+    return (run, stop) if run.job_ids else _writes_of(_ONE_SEALED, view, at, end, known)
+
+
+def _writes_of(form: struct.Struct, view: memoryview, at: int, end: int, known: Identities) -> tuple[WriteRun, int]:
+    seals: list[bytes] = []
+    sealed = form is _ONE_SEALED
+    run = WriteRun(known.upstairs_id, known.session_id, [], [], [], [], [], seals if sealed else None)
     job_ids, dependencies, starts, hashes, data = run.job_ids, run.dependencies, run.starts, run.hashes, run.data
-    request, one_block, raw_ids, wanted = _REQUEST.unpack_from, _ONE_BLOCK.unpack_from, known.raw, m.Write.TAG
-    while end - at >= _WRITE_BYTES:
+    request, one_block, raw_ids, wanted = _REQUEST.unpack_from, form.unpack_from, known.raw, m.Write.TAG
+    least = _REQUEST.size + form.size
+    while end - at >= least:
         length, tag, raw, job_id, count = request(view, at)
         stop = at + length
         if (
@@ -139,16 +158,17 @@ def _writes(view: memoryview, at: int, end: int, known: Identities) -> tuple[Wri
             or count >= len(_FEW_DEPENDENCIES)
         ):
             break
-        begin = at + _WRITE_BYTES + 8 * count
+        begin = at + least + 8 * count
         if begin > stop:
             break
-        start, blocks, value, sealed, size = one_block(view, begin - _ONE_BLOCK.size)
-        if blocks != 1 or sealed or size != stop - begin:
+        start, blocks, value, mark, seal, size = one_block(view, begin - form.size)
+        if blocks != 1 or mark != sealed or size != stop - begin:
             break
         job_ids.append(job_id)
         dependencies.append(_FEW_DEPENDENCIES[count].unpack_from(view, at + _REQUEST.size) if count else _NONE)
         starts.append(start)
         hashes.append(value)
+        seals.append(seal)
         data.append(view[begin:stop])
         at = stop
     return run, at
@@ -176,18 +196,28 @@ def _read_requests(view: memoryview, at: int, end: int, known: Identities) -> tu
 
 
 def _read_responses(view: memoryview, at: int, end: int, known: Identities) -> tuple[ReadResponseRun, int]:
+    run, stop = _read_responses_of(_RESPONSE, view, at, end, known)
+    return (run, stop) if run.job_ids else _read_responses_of(_SEALED_RESPONSE, view, at, end, known)
+
+
+def _read_responses_of(
+    form: struct.Struct, view: memoryview, at: int, end: int, known: Identities
+) -> tuple[ReadResponseRun, int]:
+    proofs: list[Any] = []
+    sealed = form is _SEALED_RESPONSE
     run = ReadResponseRun(known.upstairs_id, known.session_id, [], [], [])
-    job_ids, hashes, data = run.job_ids, run.hashes, run.data
-    response, raw_ids, wanted = _RESPONSE.unpack_from, known.raw, m.ReadResponse.TAG
-    while end - at >= RESPONSE_BYTES:
-        length, tag, raw, job_id, failed, blocks, kind, value, size = response(view, at)
-        stop, begin = at + length, at + RESPONSE_BYTES
-        if tag != wanted or raw != raw_ids or stop > end or failed or blocks != 1 or kind != PLAIN:
+    run.hashes, run.seals = ([], proofs) if sealed else (proofs, None)
+    job_ids, data, mark = run.job_ids, run.data, ENCRYPTED if sealed else PLAIN
+    response, raw_ids, wanted = form.unpack_from, known.raw, m.ReadResponse.TAG
+    while end - at >= form.size:
+        length, tag, raw, job_id, failed, blocks, kind, proof, size = response(view, at)
+        stop, begin = at + length, at + form.size
+        if tag != wanted or raw != raw_ids or stop > end or failed or blocks != 1 or kind != mark:
             break
         if size != stop - begin or length > RUN_FRAME_BYTES_MAX:
             break
         job_ids.append(job_id)
-        hashes.append(value)
+        proofs.append(proof)
         data.append(view[begin:stop])
         at = stop
     return run, at
@@ -220,33 +250,40 @@ RUNS = frozenset({WriteRun, ReadRequestRun, ReadResponseRun, AckRun})
 
 
 class ResponseFrames(m.Message):
-    """ReadResponses of one plain block each, as the frames that they are sent in: ``buffer`` is all of them.
+    """ReadResponses of one block each, as the frames that they are sent in: ``buffer`` is all of them.
 
-    ``outs`` are where the data of each go; :meth:`seal` adds the hashes.
+    ``outs`` are where the data of each go; :meth:`prove` or, where they are ``sealed``, :meth:`seal` adds what proves
+    them.
     """
 
     __slots__ = ("_frame_bytes", "buffer", "outs")
 
-    def __init__(self, upstairs_id: UUID, session_id: UUID, job_ids: Sequence[int], block_size: int) -> None:
-        self._frame_bytes = size = RESPONSE_BYTES + block_size
+    def __init__(
+        self, upstairs_id: UUID, session_id: UUID, job_ids: Sequence[int], block_size: int, *, sealed: bool = False
+    ) -> None:
+        form, kind = (_SEALED_RESPONSE, ENCRYPTED) if sealed else (_RESPONSE, PLAIN)
+        self._frame_bytes = size = form.size + block_size
         self.buffer = memoryview(bytearray(size * len(job_ids)))
-        ids, tag, buffer, pack = (
-            ids_to_wire(upstairs_id, session_id),
-            m.ReadResponse.TAG,
-            self.buffer,
-            _RESPONSE.pack_into,
-        )
+        ids, tag, buffer, pack = ids_to_wire(upstairs_id, session_id), m.ReadResponse.TAG, self.buffer, form.pack_into
+        nothing = b"" if sealed else 0
         starts = range(0, size * len(job_ids), size)
         for start, job_id in zip(starts, job_ids):
-            pack(buffer, start, size, tag, ids, job_id, 0, 1, PLAIN, 0, block_size)
-        self.outs = [buffer[start + RESPONSE_BYTES : start + size] for start in starts]
+            pack(buffer, start, size, tag, ids, job_id, 0, 1, kind, nothing, block_size)
+        self.outs = [buffer[start + form.size : start + size] for start in starts]
 
-    def seal(self, hashes: Sequence[int]) -> memoryview:
+    def prove(self, hashes: Sequence[int]) -> memoryview:
         """The data are there and have these hashes: all frames, ready to be sent."""
         pack, buffer = U64_STRUCT.pack_into, self.buffer
-        for start, value in zip(range(_HASH_AT, len(buffer), self._frame_bytes), hashes):
+        for start, value in zip(range(_PROOF_AT, len(buffer), self._frame_bytes), hashes):
             pack(buffer, start, value)
         return buffer
 
+    def seal(self, seals: Sequence[bytes]) -> memoryview:
+        """The data are there and have these nonces and tags: all frames, ready to be sent."""
+        buffer = self.buffer
+        for start, seal in zip(range(_PROOF_AT, len(buffer), self._frame_bytes), seals):
+            buffer[start : start + SEAL_BYTES] = seal
+        return buffer
 
-_HASH_AT = RESPONSE_BYTES - 16
+
+_PROOF_AT = RESPONSE_BYTES - 16

@@ -7,13 +7,14 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from downstairs_rig import BLOCK, S, U, connected, flush, payload, read, serving, write
+from downstairs_rig import BLOCK, S, U, connected, definition, flush, payload, read, serving, write
 
 from crucible_emu import errors
 from crucible_emu.downstairs.faults import Faults
 from crucible_emu.downstairs.jobs import JobLimits, JobQueue
 from crucible_emu.downstairs.runs import Runs, all_complete
-from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts
+from crucible_emu.encryption import Cipher
+from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, BlockContexts
 from crucible_emu.region import Region
 from crucible_emu.wire import messages as m
 
@@ -62,6 +63,35 @@ async def test_writes_and_reads_are_done_at_once(region: Region, runs: list[Any]
         assert runs == [(list(range(2, 11)), True), (list(range(20, 29)), True)]
         statistics = server.core.statistics
         assert (statistics.jobs, statistics.blocks_written, statistics.blocks_read) == (19, 9, 9)
+
+
+@pytest.mark.parametrize("wrong", [None, "hash", "tag", "data"])
+async def test_encrypted_writes_and_reads_are_done_at_once_unless_one_is_wrong(
+    make_region: Any, runs: list[Any], wrong: str | None
+) -> None:
+    region = make_region(definition(encrypted=True))
+    rows, contexts = Cipher(bytes(32)).encrypt_blocks(np.arange(3 * BLOCK, dtype=np.uint8).reshape(3, BLOCK))
+    assert contexts.tag is not None
+    damaged = {"hash": contexts.hash, "tag": contexts.tag[:, 0], "data": rows[:, 7]}
+    if wrong is not None:
+        damaged[wrong][1] ^= 1
+    writes = [m.Write(U, S, 2 + at, (), at, contexts[at : at + 1], rows[at].data) for at in range(3)]
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate(encrypted=True)
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(*writes)
+        answers = {answer.job_id: answer.result for answer in [await upstairs.hear(m.WriteAck) for _ in range(3)]}
+        assert answers == {2: None, 3: None if wrong is None else errors.HashMismatch(), 4: None}
+        await upstairs.say(*(read(10 + at, at) for at in (0, 2)))
+        for at in (0, 2):
+            response = await upstairs.hear(m.ReadResponse)
+            assert bytes(response.data) == rows[at].tobytes()
+            assert response.blocks.same_reads(contexts[at : at + 1])
+        assert runs == [([2, 3, 4], wrong is None), ([10, 12], True)]
+        await upstairs.say(flush(13))
+        await upstairs.hear(m.FlushAck)
+        response = await upstairs.ask(read(14, 1), m.ReadResponse)
+        assert response.blocks.kind.tolist() == [ENCRYPTED if wrong is None else EMPTY]
 
 
 async def test_of_a_block_that_is_written_twice_the_last_counts(region: Region, runs: list[Any]) -> None:

@@ -18,6 +18,7 @@ from upstairs_rig import SESSION, UPSTAIRS
 
 from crucible_emu import errors, wire
 from crucible_emu.blockio import Kind, Request
+from crucible_emu.encryption import Cipher, Slab
 from crucible_emu.integrity import BlockContexts, hash_blocks
 from crucible_emu.upstairs import single_reads
 from crucible_emu.upstairs.guest import Guest
@@ -37,13 +38,15 @@ def content(number: int) -> memoryview:
 class Guests(Set):
     """A disk over three fake connectors, which are answered by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, cipher: Cipher | None = None) -> None:
         super().__init__(flush_interval_s=1e6)
         self.reports: list[list[Request]] = []
+        self.cipher = cipher
 
     async def start(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.upstairs.run)
         await self.upstairs.activate()
+        self.upstairs.cipher = self.cipher
         self.guest = Guest(self.upstairs)
 
     def link(self, client: int) -> FakeLink:
@@ -61,8 +64,13 @@ class Guests(Set):
         self.guest.submit(requests, lambda done: None)
 
     def answer(self, client: int, contents: dict[int, int], wrong: frozenset[int] = frozenset()) -> None:
-        """Answer jobs of these ids with blocks of this content; hashes of the ``wrong`` ones are."""
+        """Answer jobs of these ids with blocks of this content; what proves the ``wrong`` ones does not."""
         data = [content(number) for number in contents.values()]
+        if self.cipher is not None:
+            stored, proofs = self.cipher.seal_singles(data, Slab(len(data), SIZE))
+            seals = [bytes([seal[0] ^ (job_id in wrong)]) + seal[1:] for job_id, seal in zip(contents, proofs.seals)]
+            self.hear(client, ReadResponseRun(UPSTAIRS, SESSION, list(contents), [], stored, seals))
+            return
         hashes = [xxhash.xxh64_intdigest(each) ^ (job_id in wrong) for job_id, each in zip(contents, data)]
         self.hear(client, ReadResponseRun(UPSTAIRS, SESSION, list(contents), hashes, data))
 
@@ -70,9 +78,9 @@ class Guests(Set):
         self.link(client).port.received(list(messages))
 
 
-@pytest.fixture
-async def disk(nursery: trio.Nursery) -> Guests:
-    disk = Guests()
+@pytest.fixture(params=[None, Cipher(bytes(32))], ids=["plain", "encrypted"])
+async def disk(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Guests:
+    disk = Guests(request.param)
     await disk.start(nursery)
     for connector in disk.connectors:
         connector.replica.reachable = False  # what they are sent is answered here
@@ -136,7 +144,8 @@ async def test_a_block_that_is_damaged_everywhere_fails_alone(disk: Guests, expe
     first = disk.link(0).jobs[0].first_id
     for client in (0, 1, 2):
         disk.answer(client, {first: 1, first + 1: 2}, wrong=frozenset({first + 1}))
-    assert [type(request.error) for request in requests] == [type(None), errors.HashMismatch]
+    expected = errors.HashMismatch if disk.cipher is None else errors.DecryptionError
+    assert [type(request.error) for request in requests] == [type(None), expected]
     assert sorted(map(len, disk.reports)) == [1, 1]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from crucible_emu import wire
 from crucible_emu.errors import IoError, RemoteError
-from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts
+from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, BlockContexts
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.runs import (
     RUN_FRAME_BYTES_MAX,
@@ -48,6 +48,21 @@ def response(number: int) -> m.ReadResponse:
     return m.ReadResponse(U, S, number, plain(number), block(number))
 
 
+def sealed(*numbers: int, known: bool = True) -> BlockContexts:
+    """Contexts of encrypted blocks; their hashes are ``known`` in writes only."""
+    seals = np.frombuffer(b"".join(bytes(block(number, 28)) for number in numbers), np.uint8).reshape(-1, 28)
+    hashes = np.array(numbers if known else [0] * len(numbers), np.uint64)
+    return BlockContexts(np.full(len(numbers), ENCRYPTED, np.uint8), hashes, seals[:, :12], seals[:, 12:])
+
+
+def sealed_write(number: int, **other: Any) -> m.Write:
+    return write(number, contexts=sealed(number), **other)
+
+
+def sealed_response(number: int) -> m.ReadResponse:
+    return m.ReadResponse(U, S, number, sealed(number, known=False), block(number))
+
+
 def frames(messages: list[m.Message]) -> bytes:
     return b"".join(b"".join(wire.encode(message)) for message in messages)
 
@@ -70,6 +85,22 @@ def test_messages_of_one_kind_come_as_one_run() -> None:
     assert run.messages() == writes
 
 
+def test_encrypted_writes_and_answers_come_as_runs_of_their_own() -> None:
+    writes: list[m.Message] = [sealed_write(1), sealed_write(2, dependencies=(1,)), write(3), sealed_write(4)]
+    runs = received(frames(writes))
+    assert [type(run) for run in runs] == [WriteRun] * 3
+    assert [run.seals for run in runs if isinstance(run, WriteRun)] == [
+        [bytes(block(1, 28)), bytes(block(2, 28))],
+        None,
+        [bytes(block(4, 28))],
+    ]
+    assert flat(runs) == writes
+    answers: list[m.Message] = [sealed_response(4), sealed_response(5), response(6)]
+    runs = received(frames(answers))
+    assert [type(run) for run in runs] == [ReadResponseRun] * 2
+    assert flat(runs) == answers
+
+
 def test_each_kind_is_a_run_of_its_own() -> None:
     asked: list[m.Message] = [m.ReadRequest(U, S, 4, (), 7, 1), m.ReadRequest(U, S, 5, (4,), 8, 1)]
     answered: list[m.Message] = [response(4), response(5)]
@@ -80,12 +111,9 @@ def test_each_kind_is_a_run_of_its_own() -> None:
 
 
 TWO_BLOCKS = BlockContexts.plain(np.array([1, 2], np.uint64))
-SEALED = BlockContexts(
-    np.array([1], np.uint8), np.zeros(1, np.uint64), np.zeros((1, 12), "u1"), np.zeros((1, 16), "u1")
-)
 NO_RUNS: dict[str, m.Message] = {
     "two blocks": write(1, contexts=TWO_BLOCKS),
-    "a sealed block": write(1, contexts=SEALED),
+    "a write of two sealed blocks": write(1, contexts=sealed(1, 2)),
     "many dependencies": write(1, dependencies=tuple(range(16))),
     "another session": write(1, session_id=OTHER),
     "an unwritten one": m.WriteUnwritten(U, S, 1, (), 1, plain(1), block(1)),
@@ -113,6 +141,7 @@ def test_a_frame_with_a_gap_before_its_data_is_no_part_of_a_run() -> None:
 
 
 ANY_FORM: list[m.Message] = [write(1), write(2, dependencies=(1, 5)), response(3), m.ReadRequest(U, S, 5, (), 7, 1)]
+ANY_FORM += [sealed_write(1), sealed_write(2, dependencies=(1, 5)), sealed_response(3)]
 ANY_FORM += [m.WriteAck(U, S, 6, None), m.WriteAck(U, S, 7, None), m.FlushAck(U, S, 8, None)]
 ANY_FORM += [message for name, message in NO_RUNS.items() if name != "a long one"]
 likely = st.sampled_from(ANY_FORM)
@@ -154,4 +183,12 @@ def test_response_frames_are_those_of_the_messages() -> None:
     made = ResponseFrames(U, S, [4, 5, 9], 512)
     for out, number in zip(made.outs, (4, 5, 9)):
         out[:] = block(number)
-    assert bytes(made.seal([4, 5, 9])) == frames([response(4), response(5), response(9)])
+    assert bytes(made.prove([4, 5, 9])) == frames([response(4), response(5), response(9)])
+
+
+def test_sealed_response_frames_are_those_of_the_messages() -> None:
+    made = ResponseFrames(U, S, [4, 5, 9], 512, sealed=True)
+    for out, number in zip(made.outs, (4, 5, 9)):
+        out[:] = block(number)
+    seals = [bytes(block(number, 28)) for number in (4, 5, 9)]
+    assert bytes(made.seal(seals)) == frames([sealed_response(4), sealed_response(5), sealed_response(9)])
