@@ -115,15 +115,18 @@ def headline(profile: Profile) -> list[str]:
 
 
 def markdown(profile: Profile) -> str:
-    """The table of layers and the heaviest functions."""
+    """The table of layers, with what would make each cheaper, and the heaviest functions."""
     costs = layers.table(profile.stacks, profile.profiled.cpu_us)
     lines = [f"# Where {profile.line} goes", "", *(f"{sentence}  " for sentence in headline(profile)), ""]
-    lines += ["| layer | µs per operation | share | of it in other threads, µs |", "|---|---:|---:|---:|"]
+    lines += ["| layer | µs per operation | share | of it in other threads, µs | what would make it cheaper |"]
+    lines += ["|---|---:|---:|---:|---|"]
+    cheaper = {layer.name: layer.cheaper for layer in layers.LAYERS}
     for cost in costs:
         if cost.cpu_us:
-            lines.append(f"| {cost.layer} | {cost.cpu_us:.2f} | {cost.share:.1%} | {cost.in_threads_us:.2f} |")
+            figures = f"{cost.cpu_us:.2f} | {cost.share:.1%} | {cost.in_threads_us:.2f}"
+            lines.append(f"| {cost.layer} | {figures} | {cheaper[cost.layer]} |")
     threads_us = sum(cost.in_threads_us for cost in costs)
-    lines.append(f"| **all** | **{sum(cost.cpu_us for cost in costs):.2f}** | **100.0%** | **{threads_us:.2f}** |")
+    lines.append(f"| **all** | **{sum(cost.cpu_us for cost in costs):.2f}** | **100.0%** | **{threads_us:.2f}** | |")
     lines += ["", "| function itself | layer | µs per operation |", "|---|---|---:|"]
     lines += [f"| `{name}` | {layer} | {cost_us:.2f} |" for name, layer, cost_us in heaviest(profile)]
     return "\n".join([*lines, ""])
