@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count as count_from
 from itertools import repeat
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,7 @@ _regions: dict[SocketAddress, Region] = {}
 
 Deliver = Callable[[list[Message]], None]
 Closed = Callable[[str], None]
+Answer = TypeVar("Answer")
 
 
 class LocalDownstairs:
@@ -194,51 +196,36 @@ class LocalConnection:
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
         """Read blocks into ``out`` at once, if no job that must not be passed is under way and no device has to be
         waited for; else ``None``, and a ReadRequest is the way."""
-        if self._jobs_to_pass_by() is None:
-            return None
-        try:
-            return self._region.read_cached(start, count, out)
-        except (CrucibleError, OSError):
-            return None  # the request is answered with the error
+        return self._now(self._region.read_cached, start, count, out)
 
     def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> tuple[BlockContexts, list[int]] | None:
         """The same for single blocks, each into its own buffer; with the positions in ``blocks`` that a device would
         have to be waited for. ``None``: ReadRequests are the way for all of them."""
-        if self._jobs_to_pass_by() is None:
-            return None
-        try:
-            return self._region.read_blocks_cached(blocks, outs)
-        except (CrucibleError, OSError):
-            return None  # the requests find out which of them fails, and answer it
+        return self._now(self._region.read_blocks_cached, blocks, outs)
 
     def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
         """The same for blocks that are plain, and all at hand: the hash that each must have. ``None``: ask for them by
         :meth:`read_blocks_cached`."""
-        if self._jobs_to_pass_by() is None:
-            return None
-        try:
-            return self._region.read_singles(blocks, outs)
-        except (CrucibleError, OSError):
-            return None  # the requests find out which of them fails, and answer it
+        return self._now(self._region.read_singles, blocks, outs)
 
     def read_sealed(self, blocks: list[int], outs: list[memoryview]) -> list[bytes | None] | None:
         """The same for blocks that are encrypted or were never written: nonce and tag of each, ``None`` of those."""
-        if self._jobs_to_pass_by() is None:
-            return None
-        try:
-            return self._region.read_sealed(blocks, outs)
-        except (CrucibleError, OSError):
-            return None  # the requests find out which of them fails, and answer it
+        return self._now(self._region.read_sealed, blocks, outs)
 
     def written(self, start: int, count: int) -> npt.NDArray[np.bool_] | None:
         """Which blocks were ever written, bool[count]; ``None`` while writes are under way that may change it, or where
         the region cannot say. May wait for the device."""
+        return self._now(self._region.written, start, count)
+
+    def _now(self, ask: Callable[..., Answer | None], *arguments: Any) -> Answer | None:
+        """What the region says, if no job that must not be passed is under way; ``None`` where it fails, too: whoever
+        asks in turn is answered with the error."""
         if self._jobs_to_pass_by() is None:
             return None
         try:
-            return self._region.written(start, count)
+            return ask(*arguments)
         except (CrucibleError, OSError):
-            return None  # whoever writes these blocks is answered with the error
+            return None
 
     def close(self) -> None:
         """End the connection; nothing is delivered any more, and ``closed`` is not called."""
