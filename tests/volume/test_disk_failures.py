@@ -106,8 +106,8 @@ async def test_damaged_block_is_read_elsewhere_and_rewritten(
 ) -> None:
     directory = fresh_disk(512, key is not None)
     data = await filled(directory, key=key)
-    # A range is read from the replica of its first block.
-    victim = 0 if how in ("a range", "everything") else 1
+    # A range is read from the replica of its first block, and so is, from another process, a batch of single blocks.
+    victim = 0 if how in ("a range", "everything") or (remote and how == "single blocks together") else 1
     damage(region_path(directory, victim), 9)
     assert len(failures(region_path(directory, victim))) == 1
     expect_log(f"damaged block client={victim}")
