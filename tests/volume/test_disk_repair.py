@@ -309,25 +309,25 @@ async def test_a_replica_in_this_process_whose_medium_failed_once_is_repaired(
     whole([region_path(directory, client) for client in range(3)])
 
 
-async def test_a_replica_in_this_process_is_replaced_by_an_empty_region(
-    fresh_disk: Fresh, tmp_path: Path, nursery: trio.Nursery
-) -> None:
+async def test_a_replica_in_this_process_is_replaced_by_an_empty_region(fresh_disk: Fresh, tmp_path: Path) -> None:
     directory = fresh_disk()
     (spare,) = make_regions(tmp_path / "spare", count=1)
+    # The Downstairs ends before its region is closed, and leaves no journal behind.
     with Region.open(spare) as region:
-        downstairs = LocalDownstairs(region)
-        await nursery.start(downstairs.run)
-        async with open_disk(directory) as disk:
-            disk.upstairs.reconnect_delay_s = 0.01
-            who = disk.upstairs.core.identity
-            disk.upstairs._connector_for = lambda client, target: LocalConnector(
-                downstairs, who.upstairs_id, who.session_id
-            )
-            guest = Writer(disk, 13)
-            await guest.until(lambda: True, turns_min=4)
-            old = disk.upstairs.core.clients[2].target
-            assert disk.upstairs.replace_downstairs(old, str(spare)) is ReplaceResult.STARTED
-            await guest.until(lambda: all_active(disk), turns_min=5)
-            assert await everything(disk) == guest.content
-        nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            downstairs = LocalDownstairs(region)
+            await nursery.start(downstairs.run)
+            async with open_disk(directory) as disk:
+                disk.upstairs.reconnect_delay_s = 0.01
+                who = disk.upstairs.core.identity
+                disk.upstairs._connector_for = lambda client, target: LocalConnector(
+                    downstairs, who.upstairs_id, who.session_id
+                )
+                guest = Writer(disk, 13)
+                await guest.until(lambda: True, turns_min=4)
+                old = disk.upstairs.core.clients[2].target
+                assert disk.upstairs.replace_downstairs(old, str(spare)) is ReplaceResult.STARTED
+                await guest.until(lambda: all_active(disk), turns_min=5)
+                assert await everything(disk) == guest.content
+            nursery.cancel_scope.cancel()
     whole([region_path(directory, 0), region_path(directory, 1), spare])
