@@ -148,13 +148,12 @@ class Cipher:
     def open_singles(self, buffers: Sequence[memoryview], seals: Sequence[bytes | None]) -> bool:
         """Decrypt blocks in place, each with its seal; one without was never written, and stays as it is. ``False``
         with the first that fails: then some are decrypted."""
-        decrypt = self._decrypt
-        try:
-            for buffer, seal in zip(buffers, seals):
-                if seal is not None:
-                    buffer[:] = decrypt(b"".join((seal[:NONCE_BYTES], buffer, seal[NONCE_BYTES:])), b"")
-        except self._refused:
-            return False
+        for buffer, seal in zip(buffers, seals):
+            if seal is not None:
+                plaintext = self.opened(buffer, seal)
+                if plaintext is None:
+                    return False
+                buffer[:] = plaintext
         return True
 
     def opened(self, data: memoryview, seal: bytes) -> bytes | None:

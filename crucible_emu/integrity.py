@@ -130,9 +130,6 @@ class Seals:
     stored: list[int]
     seals: Sequence[memoryview | bytes]
 
-    def __len__(self) -> int:
-        return len(self.hashes)
-
 
 Proofs = list[int] | Seals
 """Of single blocks: the XXH64 of each, which is plain, or their seals."""

@@ -366,8 +366,8 @@ class Upstairs:
     def _read_responses(self, client: int, connection_id: int, run: ReadResponseRun) -> None:
         """Answers to reads of one block each. What is not as it should be is looked at message by message."""
         core, finished = self.core, Finished()
-        proven = self._proven(run)
-        if proven is None or not core.hears(client, connection_id, run):
+        proven = self._proven(run) if core.hears(client, connection_id, run) else None
+        if proven is None:
             for message in run.messages():
                 self._read_response(client, connection_id, message)  # type: ignore[arg-type]  # they are responses
             return

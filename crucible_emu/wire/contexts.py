@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crucible_emu.integrity import EMPTY, ENCRYPTED, NONCE_BYTES, PLAIN, TAG_BYTES, BlockContexts, Hashes
+from crucible_emu.integrity import EMPTY, ENCRYPTED, NONCE_BYTES, PLAIN, TAG_BYTES, BlockContexts
 from crucible_emu.wire.constants import BLOCKS_MAX
 from crucible_emu.wire.primitives.bincode import U32_STRUCT, U64_STRUCT, Buffer, FieldType, Malformed, Parts, read_count
 
@@ -116,7 +116,9 @@ def one_sealed_block(value: int, seal: bytes) -> BlockContexts:
     """The same of one encrypted block with this nonce and tag; of a read response, where the hash is not known, 0."""
     hashes = np.empty(1, _HASH)
     hashes[0] = value
-    return _one_sealed_block(hashes, seal)
+    nonce = np.ndarray((1, NONCE_BYTES), _BYTE, seal)
+    tag = np.ndarray((1, TAG_BYTES), _BYTE, seal, NONCE_BYTES)
+    return BlockContexts(_ONE_SEALED, hashes, nonce, tag)
 
 
 def _one_write(frame: memoryview, offset: int) -> tuple[BlockContexts, int] | None:
@@ -125,9 +127,8 @@ def _one_write(frame: memoryview, offset: int) -> tuple[BlockContexts, int] | No
         (value,) = U64_STRUCT.unpack_from(frame, offset)
         return one_plain_block(value), offset + 9
     if size >= 37 and frame[offset + 8] == 1:
-        hashes = np.empty(1, _HASH)
-        (hashes[0],) = U64_STRUCT.unpack_from(frame, offset)
-        return _one_sealed_block(hashes, frame[offset + 9 : offset + 37].tobytes()), offset + 37
+        (value,) = U64_STRUCT.unpack_from(frame, offset)
+        return one_sealed_block(value, frame[offset + 9 : offset + 37].tobytes()), offset + 37
     return None
 
 
@@ -139,14 +140,8 @@ def _one_read(frame: memoryview, offset: int) -> tuple[BlockContexts, int] | Non
         (hashes[0],) = U64_STRUCT.unpack_from(frame, offset + 4)
         return BlockContexts(_ONE_PLAIN, hashes), offset + 12
     if mark == ENCRYPTED and size >= 32:
-        return _one_sealed_block(np.zeros(1, _HASH), frame[offset + 4 : offset + 32].tobytes()), offset + 32
+        return one_sealed_block(0, frame[offset + 4 : offset + 32].tobytes()), offset + 32
     return None
-
-
-def _one_sealed_block(hashes: Hashes, nonce_and_tag: bytes) -> BlockContexts:
-    nonce = np.ndarray((1, NONCE_BYTES), _BYTE, nonce_and_tag)
-    tag = np.ndarray((1, TAG_BYTES), _BYTE, nonce_and_tag, NONCE_BYTES)
-    return BlockContexts(_ONE_SEALED, hashes, nonce, tag)
 
 
 def _uniform(frame: memoryview, offset: int, count: int, form: np.dtype[Any], mark: int) -> npt.NDArray[np.void] | None:

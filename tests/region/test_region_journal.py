@@ -373,6 +373,16 @@ def failing(disk: SimulatedDisk, operation: str, name: str) -> Callable[[], None
     return end
 
 
+def journaled_flush_fails(disk: SimulatedDisk, region: Region, flush_number: int, where: tuple[str, str]) -> None:
+    """Because this operation on this file does."""
+    end = failing(disk, *where)
+    work = region.begin_flush(flush_number, 1, journal=True)
+    with pytest.raises(errors.IoError, match="writing the journal"):
+        work.run()
+    region.abandon_flush(work)
+    end()
+
+
 @pytest.mark.parametrize("operation", ["pwrite", "sync"])
 def test_a_flush_whose_journal_fails_is_done_in_place_by_the_next(operation: str) -> None:
     disk = SimulatedDisk()
@@ -380,12 +390,7 @@ def test_a_flush_whose_journal_fails_is_done_in_place_by_the_next(operation: str
     write(region, [5], seed=1)
     flush(region, 1)
     write(region, [6], seed=2)
-    end = failing(disk, operation, JOURNAL_NAME)
-    work = region.begin_flush(2, 1, journal=True)
-    with pytest.raises(errors.IoError, match="writing the journal"):
-        work.run()
-    region.abandon_flush(work)
-    end()
+    journaled_flush_fails(disk, region, 2, (operation, JOURNAL_NAME))
     again = region.begin_flush(3, 1, journal=True)
     assert not isinstance(again, JournaledFlush)
     again.run()
@@ -404,12 +409,7 @@ def test_a_journal_that_cannot_be_made_leaves_an_ordinary_directory(operation: s
     disk = SimulatedDisk()
     region = Region.create(REGION, definition(), storage=disk)
     rows = write(region, [5], seed=1)
-    end = failing(disk, operation, name)
-    work = region.begin_flush(1, 1, journal=True)
-    with pytest.raises(errors.IoError, match="writing the journal"):
-        work.run()
-    region.abandon_flush(work)
-    end()
+    journaled_flush_fails(disk, region, 1, (operation, name))
     assert not region.is_settled
     region.flush(2, 1)
     assert region.is_settled
