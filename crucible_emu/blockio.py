@@ -11,10 +11,10 @@ thread. Until a request completes, its buffer belongs to the device; afterwards 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -112,4 +112,14 @@ class BlockDevice(Protocol):
 
     async def allocation(self, offset: int, length: int) -> list[Allocation]:
         """Where the bytes come from; adjacent runs differ in depth. May cover less than ``length``, never nothing."""
+        ...
+
+
+@runtime_checkable
+class SinglesDevice(Protocol):
+    """A device that may have single blocks at hand: most of what a busy disk is asked."""
+
+    def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
+        """Read one block from each of ``offsets`` (bytes) into each of ``outs`` (one block long), now: ``True``. Where
+        that cannot be, anything is in ``outs``, and nothing has happened: :meth:`BlockDevice.submit` is the way."""
         ...

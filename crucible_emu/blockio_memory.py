@@ -9,6 +9,8 @@ call, in order. A flush has nothing to do: memory is as durable as this device g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +20,8 @@ from crucible_emu.geometry import equal_runs
 
 
 class MemoryDevice:
-    """A disk of ``size_bytes`` (a multiple of ``block_size``) in memory; implements ``blockio.BlockDevice``.
+    """A disk of ``size_bytes`` (a multiple of ``block_size``) in memory; implements ``blockio.BlockDevice``
+    and ``blockio.SinglesDevice``.
 
     ``depths`` is uint8, one per block: 0 where nothing is written, 1 where something is (see
     :class:`~crucible_emu.blockio.Allocation`); a test may set other depths. Zeroing and trimming make holes again.
@@ -51,6 +54,15 @@ class MemoryDevice:
     def data(self) -> memoryview:
         """All bytes of the disk, as they are now."""
         return self._view
+
+    def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
+        """See :class:`~crucible_emu.blockio.SinglesDevice`: all that there is is at hand."""
+        view, block_size = self._view, self._block_size
+        if any(offset % block_size or not 0 <= offset < len(view) for offset in offsets):
+            return False
+        for offset, out in zip(offsets, outs):
+            out[:] = view[offset : offset + block_size]
+        return True
 
     def submit(self, requests: list[Request], completed: Completed) -> None:
         view, block_size = self._view, self._block_size

@@ -20,9 +20,9 @@ its own completion: what follows a read is handed in by ``defer`` (the loop's ne
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from crucible_emu.blockio import BlockDevice, Completed, Kind, Request
+from crucible_emu.blockio import BlockDevice, Completed, Kind, Request, SinglesDevice
 
 CHANGES = frozenset({Kind.WRITE, Kind.WRITE_ZEROES, Kind.TRIM})
 
@@ -62,6 +62,7 @@ class ByteDevice:
 
     def __init__(self, device: BlockDevice, defer: Defer) -> None:
         self.device = device
+        self._singles = device if isinstance(device, SinglesDevice) else None
         self._defer = defer
         self._mask = device.block_size - 1
         self._locked: list[_Update] = []
@@ -78,6 +79,15 @@ class ByteDevice:
         for request in requests:
             self._admit(request, completed)
         self._hand_in()
+
+    def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
+        """As :meth:`~crucible_emu.blockio.SinglesDevice.read_singles`; ``False`` where the device is none of those."""
+        return (
+            self._singles is not None
+            and not self._locked
+            and not self._ready
+            and self._singles.read_singles(offsets, outs)
+        )
 
     @property
     def locked(self) -> bool:

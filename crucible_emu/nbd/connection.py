@@ -27,15 +27,18 @@ from crucible_emu.logs import get_logger
 from crucible_emu.nbd.alignment import ByteDevice
 from crucible_emu.nbd.buffers import Allowance, BufferPool
 from crucible_emu.nbd.handshake import Handshake, Outcome
-from crucible_emu.nbd.protocol import PAYLOAD_BYTES_MAX
+from crucible_emu.nbd.protocol import PAYLOAD_BYTES_MAX, Command
+from crucible_emu.nbd.read_replies import ReadReplies
 from crucible_emu.nbd.replies import Replies, Train
 from crucible_emu.nbd.statistics import Statistics
 from crucible_emu.nbd.transmission import RECEIVE_BYTES, SLAB_BYTES, Batch, Intake, StatusQuery
-from crucible_emu.nbd.transport import BROKEN, SocketTransport, Transport
+from crucible_emu.nbd.transport import BROKEN, Eagerness, SocketTransport, Transport
 
 log = get_logger(__name__)
 
 HANDSHAKE_READ_BYTES = 4096
+
+_READ = int(Command.READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +150,9 @@ class Connection:
         intake = Intake(agreement, allowance, fast_zero=served.fast_zero)
         replies = Replies(agreement.structured, agreement.contexts, self._statistics)
         intake.preload(self._handshake.rest())
+        read_replies = ReadReplies(agreement.structured, served.device.device.block_size, allowance)
         self._transmission = Transmission(
-            self._transport, served.device, intake, replies, self._limits, self._statistics
+            self._transport, served.device, intake, replies, read_replies, self._limits, self._statistics
         )
         if self._handshake.shutting_down:
             self._transmission.stop_receiving()
@@ -164,6 +168,7 @@ class Transmission:
         device: ByteDevice,
         intake: Intake,
         replies: Replies,
+        read_replies: ReadReplies,
         limits: Limits,
         statistics: Statistics,
     ) -> None:
@@ -171,6 +176,8 @@ class Transmission:
         self._device = device
         self._intake = intake
         self._replies = replies
+        self._read_replies = read_replies
+        self._eagerness = Eagerness()  # to ask the device for reads of single blocks
         self._limits = limits
         self._statistics = statistics
         self._receiving = trio.CancelScope()
@@ -212,6 +219,7 @@ class Transmission:
             if self._stalled is not None:
                 self._left(self._stalled)
             self._intake.close()
+            self._read_replies.close()
         if failure is not None:
             raise failure
 
@@ -224,18 +232,23 @@ class Transmission:
             if self._outstanding >= outstanding_max:
                 await self._wait_for_progress()
                 continue
-            batch = intake.parse(outstanding_max - self._outstanding)
-            admitted = self._admit(batch)
-            if batch.disconnect:
-                return
-            if batch.requests:
-                await wait_for_room()
-            if batch.blocked:
-                if self._outstanding:
-                    await self._wait_for_progress()
-                elif not admitted:
-                    raise RuntimeError("nothing is under way and yet there is no memory for a request")
+            admitted = self._answer_reads()
+            if admitted and intake.midway:
+                await trio.lowlevel.checkpoint()  # there was more than fits in one piece
                 continue
+            if not admitted:
+                batch = intake.parse(outstanding_max - self._outstanding)
+                admitted = self._admit(batch)
+                if batch.disconnect:
+                    return
+                if batch.requests:
+                    await wait_for_room()
+                if batch.blocked:
+                    if self._outstanding:
+                        await self._wait_for_progress()
+                    elif not admitted:
+                        raise RuntimeError("nothing is under way and yet there is no memory for a request")
+                    continue
             targets = intake.targets()
             if targets is None:
                 await self._wait_for_progress()
@@ -246,6 +259,32 @@ class Transmission:
                     raise RemoteError("the stream ended in the middle of a request")
                 return
             intake.received(count)
+
+    def _answer_reads(self) -> int:
+        """Answer what has arrived where that is reads of single blocks which the device has at hand, all of them: how
+        many. 0: the ordinary way is the way."""
+        if self._stalled is not None or self._gone is not None:
+            return 0
+        replies = self._read_replies
+        found = self._intake.single_reads(replies.block_size, replies.reads_max)
+        if found is None or not self._eagerness.willing():
+            return 0
+        cookies, offsets = found
+        count = len(cookies)
+        blocks = replies.blocks(count)
+        at_hand = blocks is not None and self._device.read_singles(offsets, blocks)
+        self._eagerness.asked(found=at_hand)
+        if not at_hand:
+            return 0
+        self._intake.pass_over(count)
+        self._outstanding += count
+        statistics = self._statistics
+        statistics.batches[count.bit_length()] += 1
+        statistics.requests[_READ] += count
+        statistics.read_bytes += count * replies.block_size
+        data, holder = replies.take(cookies, offsets)
+        self._send(Train([data], [holder], count))
+        return count
 
     def _admit(self, batch: Batch) -> int:
         """Hand a batch on and send what it completed at once: how many requests it had."""
@@ -287,8 +326,11 @@ class Transmission:
             self._discard()
             return
         train = self._replies.take() if self._stalled is None else None
-        if train is None:
-            return
+        if train is not None:
+            self._send(train)
+
+    def _send(self, train: Train) -> None:
+        """Send, or leave it to the sender's task where the socket does not take all of it."""
         try:
             train.buffers = self._transport.send_now(train.buffers)
         except BROKEN as error:

@@ -30,6 +30,7 @@ from crucible_emu.nbd.protocol import (
     CommandFlag,
     Errno,
 )
+from crucible_emu.nbd.read_replies import Columns, single_reads
 
 LARGE_BYTES = 64 * 1024
 RECEIVE_BYTES = 512 * 1024
@@ -220,6 +221,19 @@ class Intake:
         return buffer
 
     # --- what they mean ---
+
+    def single_reads(self, block_size: int, reads_max: int) -> Columns | None:
+        """The requests that are here, where they are all reads of one block each, at most ``reads_max``; none is taken.
+        *Optimisation*: a buffer with payloads in it is hardly ever as long as a number of headers."""
+        waiting = self._stop - self._start
+        if not waiting or waiting % REQUEST_BYTES or self._payload is not None:
+            return None
+        stop = min(self._stop, self._start + reads_max * REQUEST_BYTES)
+        return single_reads(self._buffer.memory[self._start : stop], block_size, self._size_bytes)
+
+    def pass_over(self, requests: int) -> None:
+        """So many of what :meth:`single_reads` returned are done with."""
+        self._start += requests * REQUEST_BYTES
 
     def parse(self, requests_max: int) -> Batch:
         """Take every complete request, at most ``requests_max``. Raises :class:`RemoteError`.

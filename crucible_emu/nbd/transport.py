@@ -43,7 +43,8 @@ usual 208 KiB cut a reply of 1 MiB into five pieces, and each piece but the firs
 
 
 class Eagerness:
-    """Whether asking the socket again pays: each time in vain doubles the number of answers until the next try."""
+    """Whether a short way pays that may be in vain, such as asking the socket again: each time that it is, twice as
+    many occasions pass until the next try."""
 
     __slots__ = ("_skip", "_vain")
 
@@ -52,14 +53,14 @@ class Eagerness:
         self._vain = 1
 
     def willing(self) -> bool:
-        """Whether to ask again after this answer."""
+        """Whether to try on this occasion."""
         if self._skip:
             self._skip -= 1
             return False
         return True
 
     def asked(self, found: bool) -> None:
-        """The socket was asked again, and had something or not."""
+        """It was tried, and worked or did not."""
         if found:
             self._vain = 1
         else:

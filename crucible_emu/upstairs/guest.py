@@ -15,6 +15,7 @@ doors are told to stop reading.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +104,11 @@ class Guest:
             self._progress()
         else:
             self._admit(requests, completed)
+
+    def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
+        """See :class:`~crucible_emu.blockio.SinglesDevice`. *Safety*: what waits for admission may be writes, which
+        this must not pass."""
+        return not self._backlog and self._single_reads.read_now(offsets, outs)
 
     async def wait_for_room(self) -> None:
         """Return when nothing waits for admission any more."""

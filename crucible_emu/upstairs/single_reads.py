@@ -10,6 +10,8 @@ one aligned block.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 
 import numpy as np
 import xxhash
@@ -97,6 +99,29 @@ class SingleReads:
                 done.extend(group_requests)
         return stop
 
+    def read_now(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
+        """Read one block from each of ``offsets`` (bytes), where replicas have all of them at hand and all are right.
+        ``False``, and anything in ``outs``, where that is not so: it will come out in the ordinary way, why."""
+        readers = self._core.readers
+        if not readers or self._core.state is not UpstairsState.ACTIVE:
+            return False
+        if reduce(or_, offsets) & (self._block_size - 1) or max(offsets) >= self._size_bytes:
+            return False
+        shift, per_extent, width = self._shift, self._per_extent, len(readers)
+        chosen: list[tuple[list[int], list[memoryview]]] = [([], []) for _ in self._core.clients]
+        for offset, out in zip(offsets, outs):
+            block = offset >> shift
+            blocks, its_outs = chosen[readers[block // per_extent % width]]
+            blocks.append(block)
+            its_outs.append(out)
+        for client, (blocks, its_outs) in enumerate(chosen):
+            if blocks and not self._all_right(client, blocks, its_outs, ()):
+                return False
+        statistics = self._upstairs.statistics
+        statistics.reads += len(offsets)
+        statistics.read_bytes += len(offsets) << shift
+        return True
+
     def _send(self, groups: Groups, completed: Completed) -> None:
         """One job for each replica in another process."""
         core, shift = self._core, self._shift
@@ -125,7 +150,7 @@ class SingleReads:
         _tell_owned([requests[position] for position in at_hand], contexts)
         return self._damaged_positions(client, blocks, at_hand, read, contexts).union(positions)
 
-    def _all_right(self, client: int, blocks: list[int], outs: list[memoryview], requests: list[Request]) -> bool:
+    def _all_right(self, client: int, blocks: list[int], outs: list[memoryview], requests: Sequence[Request]) -> bool:
         """Whether all was at hand, of the disk's kind, and what it should be. *Optimisation*: no array is made, which
         is most of what a small batch costs; what is not right is read again by those who find out what is wrong."""
         link, cipher = self._links.among(self._upstairs.links)[client], self._upstairs.cipher

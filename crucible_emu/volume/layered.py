@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_emu import errors
-from crucible_emu.blockio import Allocation, BlockDevice, Completed, Kind, Request
+from crucible_emu.blockio import Allocation, BlockDevice, Completed, Kind, Request, SinglesDevice
 from crucible_emu.volume.layout import Layout, Piece, holes
 
 Defer = Callable[[Callable[[], None]], None]
@@ -104,7 +104,10 @@ class LayeredDevice:
             self._size_bytes = parent.size_bytes
         self._parent_end = 0 if parent is None else min(parent.size_bytes, self._size_bytes)
         self._defer = defer
-        self._alone = self._children[0] if len(self._children) == 1 and parent is None else None
+        self._alone: BlockDevice | None = None
+        self._singles: SinglesDevice | None = None  # the same, where it is one
+        if len(self._children) == 1 and parent is None:
+            self._leave_to(self._children[0])
         self._below: list[Request] = []
         self._finished: list[_Whole] = []
         self._inside = False
@@ -144,6 +147,15 @@ class LayeredDevice:
             self._children[0].submit(requests, completed)
         else:
             self._submit_in_parts(requests, completed)
+
+    def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
+        """See :class:`~crucible_emu.blockio.SinglesDevice`: of a volume that is one sub-volume."""
+        return self._singles is not None and self._singles.read_singles(offsets, outs)
+
+    def _leave_to(self, child: BlockDevice) -> None:
+        """From now on all there is to this volume is ``child``."""
+        self._alone = child
+        self._singles = child if isinstance(child, SinglesDevice) else None
 
     async def wait_for_room(self) -> None:
         """Return when every part has said that it would take more."""
@@ -396,7 +408,7 @@ class LayeredDevice:
         reads under way are done with it; until then it must stay in service."""
         self._parent_end = 0
         if len(self._children) == 1:
-            self._alone = self._children[0]
+            self._leave_to(self._children[0])
         if self._reads_over_parent:
             self._when_released = released
         else:
