@@ -136,24 +136,24 @@ class Reader:
         hash_of_block = self._contexts.hash_of_block
         expected = []
         for block, out in zip(blocks, outs):
-            row, kind = rows[block], kinds[block]
-            if kind == KNOWN_PLAIN:
-                expected.append(hash_of_block[block])
-            elif kind == KNOWN_EMPTY:
+            kind = kinds[block]
+            if kind != KNOWN_PLAIN:
+                if kind != KNOWN_EMPTY:
+                    return None
                 expected.append(self._zero_hash)
                 out[:] = self._zeros
                 continue
-            else:
-                return None
+            expected.append(hash_of_block[block])
+            row = rows[block]
             if row:
                 out[:] = staged[row * size : (row + 1) * size]
                 continue
-            extent_id, inside = divmod(block, per_extent)
+            extent_id = block // per_extent  # divmod is a call, and takes twice as long
             descriptor = find(extent_id)
             if descriptor is None:
                 return None
             try:
-                if read(descriptor, (out,), inside * size) != size:
+                if read(descriptor, (out,), (block - extent_id * per_extent) * size) != size:
                     return None
             except OSError as error:
                 raise self._explain(error, extent_id) from error
