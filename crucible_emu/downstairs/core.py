@@ -288,7 +288,7 @@ class Downstairs:
         if work.kind is Kind.FLUSH:
             connection = self._connections.get(work.connection_id)
             if connection is not None:
-                connection.jobs.flush_begun()
+                connection.jobs.flush_begun(work)
         actions.append(Run(work))
 
     def _run_all(self, works: Sequence[Work], actions: list[Action]) -> None:
@@ -401,7 +401,9 @@ class Downstairs:
         while ready:
             done: list[Work] = []
             for work in ready:
-                if self._needs_no_work(work):
+                if work.kind is Kind.WRITE_RUN:
+                    actions.append(Run(work))  # as it would have been done on arrival: past the lane
+                elif self._needs_no_work(work):
                     self._answer(connection, work, None, actions)
                     done.append(work)
                 else:
@@ -469,6 +471,20 @@ class Downstairs:
         self.statistics.blocks_read += read
         actions: list[Action] = [Send(connection.session.connection_id, answers)]
         self._start_ready(connection, connection.jobs.complete_ids(job_ids), actions)
+        return actions
+
+    def hold_run(self, connection: Connection, work: Work, job_ids: Sequence[int]) -> None:
+        """Writes that are done together, by a :class:`Run`, once what they wait for has completed."""
+        self._sequence = work.sequence = self._sequence + 1
+        connection.jobs.hold(work, job_ids)
+
+    def take_counted(self, connection_id: int, messages: Sequence[m.Message]) -> list[Action]:
+        """Take messages for which there is room, because they have been counted until now."""
+        actions: list[Action] = []
+        for message in messages:
+            connection = self._connections.get(connection_id)
+            if connection is not None:
+                self._running(connection, message, actions)
         return actions
 
     def running_in_order(self, connection_id: int) -> InOrderJobs | None:

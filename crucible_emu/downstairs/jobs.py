@@ -108,7 +108,16 @@ class JobLimits:
 class JobQueue:
     """The jobs of one connection."""
 
-    __slots__ = ("_after_flush", "_watchers", "completed", "limits", "outstanding_bytes", "outstanding_jobs", "waiting")
+    __slots__ = (
+        "_after_flush",
+        "_soon",
+        "_watchers",
+        "completed",
+        "limits",
+        "outstanding_bytes",
+        "outstanding_jobs",
+        "waiting",
+    )
 
     def __init__(self, limits: JobLimits, last_flush: int | None = None) -> None:
         self.limits = limits
@@ -120,6 +129,7 @@ class JobQueue:
         self.waiting = 0
         self._watchers: dict[int, list[Work]] = {}
         self._after_flush: CompletedJobs | None = None
+        self._soon: set[int] = set()
 
     @property
     def full(self) -> bool:
@@ -140,7 +150,29 @@ class JobQueue:
             return True
         self.waiting += 1
         self._watch(missing, work)
+        if work.kind is Kind.FLUSH and all(map(self._complete_or_soon, work.message.dependencies)):
+            assert work.job_id is not None
+            self._soon.add(work.job_id)
         return False
+
+    def comes_soon(self, job_id: int) -> bool:
+        """Whether a job will complete by itself, whatever else arrives: a flush that runs, writes held until then, a
+        flush that waits for nothing but such."""
+        return job_id in self._soon
+
+    def _complete_or_soon(self, job_id: int) -> bool:
+        return job_id in self.completed or job_id in self._soon
+
+    def hold(self, work: Work, job_ids: Sequence[int]) -> None:
+        """Take these writes as one job until what they wait for, of which something is missing, has completed."""
+        if self.admit(work):
+            raise RuntimeError(f"{work!r} has nothing to wait for")
+        self._soon.update(job_ids)
+
+    def let_go(self, work: Work, job_ids: Sequence[int]) -> None:
+        """What :meth:`hold` took is about to be done."""
+        self._soon.difference_update(job_ids)
+        self.released(work)
 
     def take(self, work: Work) -> None:
         """Count something that waits for no other job: a reconciliation step."""
@@ -194,10 +226,14 @@ class JobQueue:
         self.released(work)
         if work.kind is Kind.FLUSH:
             self._after_flush = None
+            assert work.job_id is not None
+            self._soon.discard(work.job_id)
 
-    def flush_begun(self) -> None:
+    def flush_begun(self, work: Work) -> None:
         """A Flush has fixed what it covers; jobs that complete from now on belong behind it."""
+        assert work.job_id is not None
         self._after_flush = CompletedJobs()
+        self._soon.add(work.job_id)
 
     def flush_fixed(self, work: Work) -> list[Work]:
         """A Flush has fixed what it covers; the jobs which may run because of that. Here none: dependencies make
@@ -209,6 +245,7 @@ class JobQueue:
         if work.kind is Kind.FLUSH:
             self.completed = self._after_flush if self._after_flush is not None else CompletedJobs()
             self._after_flush = None
+            self._soon.discard(work.job_id)
         elif work.kind is Kind.BARRIER:
             self.completed = CompletedJobs()
             if self._after_flush is not None:

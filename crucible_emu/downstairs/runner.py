@@ -73,7 +73,7 @@ LOCAL_TROUBLE = (
     errors.RepairStreamError,
 )
 
-_WRITE, _WRITE_UNWRITTEN = Kind.WRITE, Kind.WRITE_UNWRITTEN
+_WRITE, _WRITE_UNWRITTEN, _WRITE_RUN = Kind.WRITE, Kind.WRITE_UNWRITTEN, Kind.WRITE_RUN
 
 log = get_logger(__name__)
 
@@ -170,11 +170,14 @@ class Runner:
             if index < stop:
                 break
         self._perform(actions)
+        self._relieve_after_runs()
+        return index - first
+
+    def _relieve_after_runs(self) -> None:
         if self._runs.wrote:
             self._runs.wrote = False
             if self.region.wants_destage():
                 self.relieve()
-        return index - first
 
     def may_write(self, connection_id: int) -> bool:
         """Whether the connection's session runs on a region that can be written."""
@@ -238,8 +241,14 @@ class Runner:
             return
         if work.kind is _WRITE or work.kind is _WRITE_UNWRITTEN:
             self._write(self._gather(work))
+        elif work.kind is _WRITE_RUN:
+            self._write_run(work)
         else:
             self._start(work)
+
+    def _write_run(self, work: Work) -> None:
+        self._perform(self._runs.do_held(work))
+        self._relieve_after_runs()
 
     def _gather(self, first: Work) -> list[Work]:
         """``first`` and the writes that stand directly behind it and can go along."""

@@ -37,6 +37,8 @@ class Kind(IntEnum):
     DESTAGE = 11
     BARRIER = 12
     NO_OP = 13
+    WRITE_RUN = 14
+    """Writes of single blocks that wait together; handed out only by what they waited for."""
 
 
 class Sentinel(Enum):

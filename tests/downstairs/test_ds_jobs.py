@@ -105,7 +105,7 @@ def test_job_that_ends_while_a_flush_runs_stays_in_the_set_behind_it() -> None:
     queue.admit(before)
     queue.complete([before])
     queue.admit(flush)
-    queue.flush_begun()
+    queue.flush_begun(flush)
     queue.admit(beside)
     queue.complete([beside])
     queue.complete([flush])
@@ -119,7 +119,7 @@ def test_flush_that_failed_leaves_the_set_alone() -> None:
     queue.admit(write)
     queue.complete([write])
     queue.admit(flush)
-    queue.flush_begun()
+    queue.flush_begun(flush)
     queue.failed(flush)
     assert queue.admit(job(3, 1))
     assert not queue.admit(job(4, 2))
@@ -208,7 +208,7 @@ def test_any_arrival_and_any_order_of_ending_equals_one_after_the_other(
         for work in ready:
             running.append(work)
             if work.kind is Kind.FLUSH:
-                queue.flush_begun()
+                queue.flush_begun(work)
                 frozen = dict(blocks)
 
     while arriving or running:

@@ -7,12 +7,15 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from downstairs_rig import BLOCK, S, U, connected, definition, flush, payload, read, serving, write
+import trio
+from downstairs_rig import BLOCK, S, ScriptedUpstairs, U, connected, definition, flush, payload, read, serving, write
 
 from crucible_emu import errors
+from crucible_emu.downstairs.admission import CONTEXT_BYTES, JOB_OVERHEAD_BYTES
 from crucible_emu.downstairs.faults import Faults
+from crucible_emu.downstairs.flushes import Flushes
 from crucible_emu.downstairs.jobs import JobLimits, JobQueue
-from crucible_emu.downstairs.runs import Runs, all_complete
+from crucible_emu.downstairs.runs import Runs, missing_jobs
 from crucible_emu.encryption import Cipher
 from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, BlockContexts
 from crucible_emu.region import Region
@@ -216,11 +219,122 @@ async def test_faults_meet_the_jobs_of_a_run(region: Region, runs: list[Any]) ->
         assert runs == []
 
 
-def test_all_complete() -> None:
+@pytest.fixture
+def flush_may_end(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """A flush with something to do takes until this is set."""
+    ended = trio.Event()
+    finish = Flushes.finish
+
+    async def waits(self: Flushes, *arguments: Any) -> Any:
+        await ended.wait()
+        return await finish(self, *arguments)
+
+    monkeypatch.setattr(Flushes, "finish", waits)
+    return ended
+
+
+async def flushing(upstairs: ScriptedUpstairs) -> None:
+    """Activate, and have flush 3 run."""
+    await upstairs.activate()
+    await upstairs.ask(FIRST, m.FlushAck)
+    await upstairs.ask(write(2, 0, 1, 2), m.WriteAck)
+    await upstairs.say(flush(3, (2,), 2))
+    await upstairs.ask(m.Ruok(), m.Imok)
+
+
+async def test_writes_behind_a_flush_that_runs_wait_for_it_together(
+    region: Region, runs: list[Any], flush_may_end: trio.Event
+) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await flushing(upstairs)
+        (connection,) = server.core._connections.values()
+        before = connection.jobs.outstanding_bytes
+        await upstairs.say(write(4, 0, 1, 4, (3,)), write(5, 1, 1, 5, (3,)), write(6, 0, 1, 6, (4,)))
+        await upstairs.ask(m.Ruok(), m.Imok)
+        await upstairs.say(write(7, 1, 1, 7, (5,)), write(8, 2, 1, 8, (3,)))
+        await upstairs.ask(m.Ruok(), m.Imok)
+        assert connection.jobs.outstanding_bytes - before == 5 * (BLOCK + CONTEXT_BYTES + JOB_OVERHEAD_BYTES)
+        await upstairs.say(read(9, 0, 3, (6, 7, 8)), flush(10, (4, 5, 6, 7, 8, 9), 3), write(11, 0, 1, 11, (10,)))
+        await upstairs.ask(m.Ruok(), m.Imok)
+        assert connection.jobs.outstanding_jobs == 1 + 2 + 3, "each run counts as one job"
+        flush_may_end.set()
+        answers = [await upstairs.hear() for _ in range(9)]
+        assert [answer.job_id for answer in answers] == [3, 4, 5, 6, 7, 8, 9, 10, 11]
+        assert bytes(answers[6].data) == b"".join(bytes(payload(1, fill)) for fill in (6, 7, 8))
+        assert all(done for _, done in runs)
+        assert [ids for ids, _ in runs] == [[2], [4, 5, 6], [7, 8], [11], [4, 5, 6], [7, 8], [11]]
+        assert connection.jobs.outstanding_jobs == connection.jobs.outstanding_bytes == connection.jobs.waiting == 0
+
+
+async def test_writes_that_waited_and_find_no_room_go_one_by_one(
+    region: Region, flush_may_end: trio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await flushing(upstairs)
+        await upstairs.say(write(4, 0, 1, 4, (3,)), write(5, 1, 1, 5, (3,)))
+        await upstairs.ask(m.Ruok(), m.Imok)
+        monkeypatch.setattr(Region, "admits_singles", lambda self, count: False)
+        flush_may_end.set()
+        assert [(await upstairs.hear()).job_id for _ in range(3)] == [3, 4, 5]
+        response = await upstairs.ask(read(6, 0, 2, (5,)), m.ReadResponse)
+        assert bytes(response.data) == bytes(payload(1, 4)) + bytes(payload(1, 5))
+
+
+async def test_writes_behind_a_flush_that_fails_are_never_done(
+    region: Region, runs: list[Any], flush_may_end: trio.Event, expect_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_log("work failed .*FLUSH")
+
+    async def fails(self: Flushes, *_: Any) -> Any:
+        return errors.IoError("the device is gone")
+
+    async with serving(region) as server, connected(server) as upstairs:
+        await flushing(upstairs)
+        monkeypatch.setattr(Flushes, "_run", fails)
+        await upstairs.say(write(4, 0, 1, 4, (3,)), write(5, 1, 1, 5, (3,)))
+        await upstairs.ask(m.Ruok(), m.Imok)
+        flush_may_end.set()
+        assert isinstance((await upstairs.hear(m.FlushAck)).result, errors.IoError)
+        response = await upstairs.ask(read(6, 0, 2), m.ReadResponse)
+        assert bytes(response.data) == bytes(payload(1, 2)) + bytes(BLOCK)
+        assert runs[-1] != ([4, 5], False) and server.core.statistics.blocks_written == 1
+
+
+async def test_race_of_a_lost_connection_with_writes_that_wait_for_its_flush(
+    region: Region, flush_may_end: trio.Event
+) -> None:
+    async with serving(region) as server:
+        async with connected(server) as upstairs:
+            await flushing(upstairs)
+            await upstairs.say(write(4, 0, 1, 4, (3,)), write(5, 1, 1, 5, (3,)))
+            await upstairs.ask(m.Ruok(), m.Imok)
+        flush_may_end.set()
+        async with connected(server) as upstairs:
+            await upstairs.activate()
+            response = await upstairs.ask(read(6, 0, 2), m.ReadResponse)
+            assert bytes(response.data) == bytes(payload(1, 2)) + bytes(BLOCK)
+
+
+async def test_writes_that_waited_wait_on_where_the_machine_has_stopped(
+    region: Region, flush_may_end: trio.Event
+) -> None:
+    async with serving(region) as server, connected(server) as upstairs:
+        await flushing(upstairs)
+        await upstairs.say(write(4, 0, 1, 4, (3,)), write(5, 1, 1, 5, (3,)))
+        await upstairs.ask(m.Ruok(), m.Imok)
+        server.runner.stall()
+        flush_may_end.set()
+        assert (await upstairs.hear(m.FlushAck)).job_id == 3
+        await upstairs.ask(m.Ruok(), m.Imok)
+        server.runner.unstall()
+        assert [(await upstairs.hear(m.WriteAck)).job_id for _ in range(2)] == [4, 5]
+
+
+def test_missing_jobs() -> None:
     jobs = JobQueue(JobLimits())
     jobs.completed.add(10, 3)
-    assert all_complete(jobs, [20, 21], [(), ()])
-    assert all_complete(jobs, [20, 21], [(10, 12), (20,)])
-    assert not all_complete(jobs, [20, 21], [(13,), ()])
-    assert not all_complete(jobs, [20, 21], [(21,), ()])  # it comes later
-    assert not all_complete(jobs, [20, 21], [(20,), ()])  # itself
+    assert missing_jobs(jobs, [20, 21], [(), ()]) == set()
+    assert missing_jobs(jobs, [20, 21], [(10, 12), (20,)]) == set()
+    assert missing_jobs(jobs, [20, 21], [(13,), (9, 20)]) == {9, 13}
+    assert missing_jobs(jobs, [20, 21], [(21,), ()]) == {21}  # it comes later
+    assert missing_jobs(jobs, [20, 21], [(20,), ()]) == {20}  # itself
