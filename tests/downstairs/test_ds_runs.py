@@ -254,7 +254,7 @@ async def test_writes_behind_a_flush_that_runs_wait_for_it_together(
         await upstairs.say(write(7, 1, 1, 7, (5,)), write(8, 2, 1, 8, (3,)))
         await upstairs.ask(m.Ruok(), m.Imok)
         assert connection.jobs.outstanding_bytes - before == 5 * (BLOCK + CONTEXT_BYTES + JOB_OVERHEAD_BYTES)
-        await upstairs.say(read(9, 0, 3, (6, 7, 8)), flush(10, (4, 5, 6, 7, 8, 9), 3), write(11, 0, 1, 11, (10,)))
+        await upstairs.say(read(9, 0, 3, (6, 7, 8)), flush(10, (4, 5, 6, 7, 8), 3), write(11, 0, 1, 11, (10,)))
         await upstairs.ask(m.Ruok(), m.Imok)
         assert connection.jobs.outstanding_jobs == 1 + 2 + 3, "each run counts as one job"
         flush_may_end.set()
