@@ -44,8 +44,8 @@ from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
 CONNECT_TIMEOUT_S = 10.0
 RECEIVE_BYTES = 256 * 1024
-HELD_BYTES_MAX = 128 * 1024
-ACKS_PAUSE_S = 0.001
+HELD_BYTES_MAX = 512 * 1024
+ACKS_PAUSE_S = 0.004
 """How long the acks of writes, for which nobody waits, may lie in the socket before they are looked at."""
 IOVECS_MAX = 1000
 TURNS_MAX = 4

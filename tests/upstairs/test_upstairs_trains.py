@@ -20,11 +20,11 @@ from crucible_emu import errors, wire
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.encryption import Cipher, Slab
 from crucible_emu.integrity import BlockContexts, hash_blocks
-from crucible_emu.upstairs import single_reads
+from crucible_emu.upstairs import single_reads, tcp_link
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.tcp_link import ACKS_PAUSE_S, HELD_BYTES_MAX, TcpLink
+from crucible_emu.upstairs.tcp_link import ACKS_PAUSE_S, TcpLink
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
@@ -305,10 +305,11 @@ async def test_acks_of_writes_are_not_waited_for_and_answers_are(mock_clock: Moc
         assert wires.arrived() == [5]
 
 
-async def test_many_bytes_of_writes_do_not_wait() -> None:
+async def test_many_bytes_of_writes_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_link, "HELD_BYTES_MAX", 16 * SIZE)
     async with connected() as wires:
         wires.write(1)
-        wires.write(2, HELD_BYTES_MAX // SIZE - 1)
+        wires.write(2, 15)
         assert wires.arrived() == [1]
         wires.write(3)
         assert wires.arrived() == [2, 3]
