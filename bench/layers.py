@@ -122,6 +122,7 @@ FRAMES = (
     Frame(GUEST, "crucible_emu.nbd.connection", "Transmission._admit"),
     Frame(GUEST, "crucible_emu.nbd.alignment"),
     Frame(REPLY, "crucible_emu.nbd.replies"),
+    Frame(REPLY, "crucible_emu.nbd.at_once", "ReadReplies"),
     Frame(REPLY, "crucible_emu.nbd.connection", "Transmission._completed"),
     Frame(REPLY, "crucible_emu.nbd.connection", "Transmission._send"),
     Frame(REPLY, "crucible_emu.nbd.connection", "Transmission._left"),

@@ -117,9 +117,18 @@ class BlockDevice(Protocol):
 
 @runtime_checkable
 class SinglesDevice(Protocol):
-    """A device that may have single blocks at hand: most of what a busy disk is asked."""
+    """A device that may do single blocks at once: most of what a busy disk is asked.
+
+    ``True``: it is done, as if it had been submitted and completed. ``False``: it cannot be done now, and
+    :meth:`BlockDevice.submit` is the way. So it is where requests wait for room, which must not be passed.
+    """
 
     def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
-        """Read one block from each of ``offsets`` (bytes) into each of ``outs`` (one block long), now: ``True``. Where
-        that cannot be, anything is in ``outs``, and nothing has happened: :meth:`BlockDevice.submit` is the way."""
+        """Read one block from each of ``offsets`` (bytes) into each of ``outs`` (one block long). Where that is
+        refused, anything is in ``outs``."""
+        ...
+
+    def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
+        """Write each of ``data`` (one block long) to each of ``offsets``, of which the last counts where one is named
+        twice. Where that is refused, some may be written: they are to be written again."""
         ...

@@ -64,6 +64,15 @@ class MemoryDevice:
             out[:] = view[offset : offset + block_size]
         return True
 
+    def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
+        view, block_size = self._view, self._block_size
+        if self._read_only or any(offset % block_size or not 0 <= offset < len(view) for offset in offsets):
+            return False
+        for offset, block in zip(offsets, data):
+            view[offset : offset + block_size] = block
+            self._depth_bytes[offset // block_size] = 1
+        return True
+
     def submit(self, requests: list[Request], completed: Completed) -> None:
         view, block_size = self._view, self._block_size
         for request in requests:

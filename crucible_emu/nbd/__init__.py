@@ -5,6 +5,8 @@
 ``handshake``      agreeing on an export (pure, a table)
 ``transmission``   bytes to batches of requests (pure)
 ``replies``        completed requests to bytes (pure)
+``at_once``        requests of single blocks that can be done now: from bytes to bytes (pure)
+``eagerness``      when to try a way that may be in vain (pure)
 ``alignment``      any byte range on a device of blocks
 ``buffers``        page-aligned memory, used again
 ``transport``      a raw socket, or TLS

@@ -89,6 +89,15 @@ class ByteDevice:
             and self._singles.read_singles(offsets, outs)
         )
 
+    def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
+        """As :meth:`~crucible_emu.blockio.SinglesDevice.write_singles`, past no change that is under way here."""
+        return (
+            self._singles is not None
+            and not self._locked
+            and not self._ready
+            and self._singles.write_singles(offsets, data)
+        )
+
     @property
     def locked(self) -> bool:
         """Whether an update is between its read and its write."""

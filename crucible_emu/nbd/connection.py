@@ -2,8 +2,9 @@
 
 What it is for: :class:`Connection` runs one client from greeting to goodbye. In transmission one task receives: all
 that is there in one call, all complete requests as one batch to the device, and whatever the device completed at once
-answered in one ``sendmsg``. What the device completes later is sent from inside its completion. A second task sends
-what the socket does not take at once; a third answers BLOCK_STATUS, the one command that may wait for something.
+answered in one ``sendmsg``; or all of it is done past request objects (:mod:`~crucible_emu.nbd.at_once`). What the
+device completes later is sent from inside its completion. A second task sends what the socket does not take at once; a
+third answers BLOCK_STATUS, the one command that may wait for something.
 
 What it guarantees: outstanding requests and the memory under them are bounded by :class:`Limits`; above that the
 socket is not read, so a client that floods or does not read its replies stalls itself alone. :meth:`Connection.run`
@@ -25,20 +26,18 @@ from crucible_emu.blockio import Allocation, Request
 from crucible_emu.errors import CrucibleError, RemoteError
 from crucible_emu.logs import get_logger
 from crucible_emu.nbd.alignment import ByteDevice
+from crucible_emu.nbd.at_once import AtOnce, ReadReplies
 from crucible_emu.nbd.buffers import Allowance, BufferPool
 from crucible_emu.nbd.handshake import Handshake, Outcome
-from crucible_emu.nbd.protocol import PAYLOAD_BYTES_MAX, Command
-from crucible_emu.nbd.read_replies import ReadReplies
+from crucible_emu.nbd.protocol import PAYLOAD_BYTES_MAX
 from crucible_emu.nbd.replies import Replies, Train
 from crucible_emu.nbd.statistics import Statistics
 from crucible_emu.nbd.transmission import RECEIVE_BYTES, SLAB_BYTES, Batch, Intake, StatusQuery
-from crucible_emu.nbd.transport import BROKEN, Eagerness, SocketTransport, Transport
+from crucible_emu.nbd.transport import BROKEN, SocketTransport, Transport
 
 log = get_logger(__name__)
 
 HANDSHAKE_READ_BYTES = 4096
-
-_READ = int(Command.READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +150,10 @@ class Connection:
         replies = Replies(agreement.structured, agreement.contexts, self._statistics)
         intake.preload(self._handshake.rest())
         read_replies = ReadReplies(agreement.structured, served.device.device.block_size, allowance)
+        read_only = agreement.export.read_only
+        at_once = AtOnce(intake, served.device, read_replies, self._statistics, read_only=read_only)
         self._transmission = Transmission(
-            self._transport, served.device, intake, replies, read_replies, self._limits, self._statistics
+            self._transport, served.device, intake, replies, at_once, self._limits, self._statistics
         )
         if self._handshake.shutting_down:
             self._transmission.stop_receiving()
@@ -168,7 +169,7 @@ class Transmission:
         device: ByteDevice,
         intake: Intake,
         replies: Replies,
-        read_replies: ReadReplies,
+        at_once: AtOnce,
         limits: Limits,
         statistics: Statistics,
     ) -> None:
@@ -176,8 +177,7 @@ class Transmission:
         self._device = device
         self._intake = intake
         self._replies = replies
-        self._read_replies = read_replies
-        self._eagerness = Eagerness()  # to ask the device for reads of single blocks
+        self._at_once = at_once
         self._limits = limits
         self._statistics = statistics
         self._receiving = trio.CancelScope()
@@ -219,7 +219,7 @@ class Transmission:
             if self._stalled is not None:
                 self._left(self._stalled)
             self._intake.close()
-            self._read_replies.close()
+            self._at_once.close()
         if failure is not None:
             raise failure
 
@@ -232,13 +232,10 @@ class Transmission:
             if self._outstanding >= outstanding_max:
                 await self._wait_for_progress()
                 continue
-            admitted = self._answer_reads()
-            if admitted and intake.midway:
-                await trio.lowlevel.checkpoint()  # there was more than fits in one piece
-                continue
-            if not admitted:
+            admitted = self._answer_at_once()
+            if not admitted or intake.midway:
                 batch = intake.parse(outstanding_max - self._outstanding)
-                admitted = self._admit(batch)
+                admitted += self._admit(batch)
                 if batch.disconnect:
                     return
                 if batch.requests:
@@ -260,31 +257,17 @@ class Transmission:
                 return
             intake.received(count)
 
-    def _answer_reads(self) -> int:
-        """Answer what has arrived where that is reads of single blocks which the device has at hand, all of them: how
-        many. 0: the ordinary way is the way."""
-        if self._stalled is not None or self._gone is not None:
-            return 0
-        replies = self._read_replies
-        found = self._intake.single_reads(replies.block_size, replies.reads_max)
-        if found is None or not self._eagerness.willing():
-            return 0
-        cookies, offsets = found
-        count = len(cookies)
-        blocks = replies.blocks(count)
-        at_hand = blocks is not None and self._device.read_singles(offsets, blocks)
-        self._eagerness.asked(found=at_hand)
-        if not at_hand:
-            return 0
-        self._intake.pass_over(count)
-        self._outstanding += count
-        statistics = self._statistics
-        statistics.batches[count.bit_length()] += 1
-        statistics.requests[_READ] += count
-        statistics.read_bytes += count * replies.block_size
-        data, holder = replies.take(cookies, offsets)
-        self._send(Train([data], [holder], count))
-        return count
+    def _answer_at_once(self) -> int:
+        """Do and answer what can be done at once, as far as it stands first and the socket takes it: how much."""
+        answered = 0
+        while answered < self._limits.outstanding_requests_max and self._stalled is None and self._gone is None:
+            train = self._at_once.answer(self._limits.outstanding_requests_max)
+            if train is None:
+                break
+            answered += train.requests
+            self._outstanding += train.requests
+            self._send(train)
+        return answered
 
     def _admit(self, batch: Batch) -> int:
         """Hand a batch on and send what it completed at once: how many requests it had."""

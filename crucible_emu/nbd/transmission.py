@@ -30,7 +30,6 @@ from crucible_emu.nbd.protocol import (
     CommandFlag,
     Errno,
 )
-from crucible_emu.nbd.read_replies import Columns, single_reads
 
 LARGE_BYTES = 64 * 1024
 RECEIVE_BYTES = 512 * 1024
@@ -136,7 +135,7 @@ class Intake:
 
     def __init__(self, agreement: Agreement, allowance: Allowance, *, fast_zero: bool = False) -> None:
         export = agreement.export
-        self._size_bytes = export.size_bytes
+        self.size_bytes = export.size_bytes
         self._read_only = export.read_only
         self._structured = agreement.structured
         self._contexts = agreement.contexts
@@ -222,18 +221,13 @@ class Intake:
 
     # --- what they mean ---
 
-    def single_reads(self, block_size: int, reads_max: int) -> Columns | None:
-        """The requests that are here, where they are all reads of one block each, at most ``reads_max``; none is taken.
-        *Optimisation*: a buffer with payloads in it is hardly ever as long as a number of headers."""
-        waiting = self._stop - self._start
-        if not waiting or waiting % REQUEST_BYTES or self._payload is not None:
-            return None
-        stop = min(self._stop, self._start + reads_max * REQUEST_BYTES)
-        return single_reads(self._buffer.memory[self._start : stop], block_size, self._size_bytes)
+    def waiting(self) -> memoryview:
+        """What has not been understood yet, from the beginning of a request on; nothing within a large payload."""
+        return self._buffer.memory[self._start : self._stop if self._payload is None else self._start]
 
-    def pass_over(self, requests: int) -> None:
-        """So many of what :meth:`single_reads` returned are done with."""
-        self._start += requests * REQUEST_BYTES
+    def pass_over(self, size_bytes: int) -> None:
+        """So much of :meth:`waiting` is done with, and nobody has any use for its memory."""
+        self._start += size_bytes
 
     def parse(self, requests_max: int) -> Batch:
         """Take every complete request, at most ``requests_max``. Raises :class:`RemoteError`.
@@ -247,7 +241,7 @@ class Intake:
             self._slab_used = 0
         buffer, requests = self._buffer, batch.requests
         memory, start, stop = buffer.memory, self._start, self._stop
-        size_bytes, writable = self._size_bytes, not self._read_only
+        size_bytes, writable = self.size_bytes, not self._read_only
         bits = 0
         while stop - start >= REQUEST_BYTES:
             magic, flags, command, cookie, offset, length = _HEADER.unpack_from(memory, start)
@@ -349,10 +343,10 @@ class Intake:
             return refused(Errno.EPERM, "is not permitted: the export is read-only")
         if command == Command.FLUSH:
             return None
-        if offset + length > self._size_bytes:
+        if offset + length > self.size_bytes:
             return refused(
                 rule.beyond,
-                f"of {length} bytes at {offset} ends beyond the export's {self._size_bytes} bytes: ask for less",
+                f"of {length} bytes at {offset} ends beyond the export's {self.size_bytes} bytes: ask for less",
             )
         if rule.data and length > PAYLOAD_BYTES_MAX:
             fragmentable = command == Command.CACHE or (command == Command.READ and self._structured)

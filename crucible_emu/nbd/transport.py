@@ -17,6 +17,8 @@ from typing import Protocol
 
 import trio
 
+from crucible_emu.nbd.eagerness import Eagerness
+
 BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 """What a transport raises when its peer is gone."""
 
@@ -33,39 +35,9 @@ ASKING_S = 60e-6
 its next request arrives within some 40 µs, and a sleep costs as much again on both sides. Of a client with many
 requests under way the next ones are taken a few at a time, so that both are at work at once, rather than in turns."""
 
-UNASKED_MAX = 256
-"""After this many answers at most the socket is asked again, however often that was in vain."""
-
-
 SEND_BUFFER_BYTES = 2 * 1024 * 1024
 """What a unix socket may hold for a client that is slower than we are, if the system allows it. *Optimisation*: the
 usual 208 KiB cut a reply of 1 MiB into five pieces, and each piece but the first costs a trip through the loop."""
-
-
-class Eagerness:
-    """Whether a short way pays that may be in vain, such as asking the socket again: each time that it is, twice as
-    many occasions pass until the next try."""
-
-    __slots__ = ("_skip", "_vain")
-
-    def __init__(self) -> None:
-        self._skip = 0
-        self._vain = 1
-
-    def willing(self) -> bool:
-        """Whether to try on this occasion."""
-        if self._skip:
-            self._skip -= 1
-            return False
-        return True
-
-    def asked(self, found: bool) -> None:
-        """It was tried, and worked or did not."""
-        if found:
-            self._vain = 1
-        else:
-            self._vain = min(self._vain * 2, UNASKED_MAX)
-            self._skip = self._vain
 
 
 def advance(buffers: Buffers, count: int) -> Buffers:

@@ -110,6 +110,10 @@ class Guest:
         this must not pass."""
         return not self._backlog and self._single_reads.read_now(offsets, outs)
 
+    def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
+        """See :class:`~crucible_emu.blockio.SinglesDevice`."""
+        return not self._backlog and self._single_writes.write_now(offsets, data)
+
     async def wait_for_room(self) -> None:
         """Return when nothing waits for admission any more."""
         while self._is_full():

@@ -13,7 +13,9 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 
 import numpy as np
 import xxhash
@@ -66,6 +68,24 @@ class SingleWrites:
         statistics.writes += len(blocks)
         statistics.written_bytes += len(blocks) << self._shift
         return stop
+
+    def write_now(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
+        """Write single blocks to replicas in this process; ``False`` where this is not the way."""
+        core = self._core
+        if core.state is not UpstairsState.ACTIVE or core.repair is not None or not self._upstairs.in_process:
+            return False
+        links = self._passable()
+        if not links or reduce(or_, offsets) & (self._block_size - 1) or max(offsets) >= self._size_bytes:
+            return False
+        shift = self._shift
+        if len(offsets) > trains.TRAIN_BYTES_MAX >> shift:
+            return False
+        if not self._store(links, [offset >> shift for offset in offsets], list(data)):
+            return False
+        statistics = self._upstairs.statistics
+        statistics.writes += len(offsets)
+        statistics.written_bytes += len(offsets) << shift
+        return True
 
     def _singles(self, requests: list[Request], index: int) -> tuple[list[int], list[memoryview]]:
         """Blocks and data of the writes of one block each that stand at ``index`` and behind it."""

@@ -152,6 +152,10 @@ class LayeredDevice:
         """See :class:`~crucible_emu.blockio.SinglesDevice`: of a volume that is one sub-volume."""
         return self._singles is not None and self._singles.read_singles(offsets, outs)
 
+    def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
+        """The same of writes."""
+        return self._singles is not None and self._singles.write_singles(offsets, data)
+
     def _leave_to(self, child: BlockDevice) -> None:
         """From now on all there is to this volume is ``child``."""
         self._alone = child

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import tempfile
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -213,6 +214,11 @@ async def test_the_device_is_asked_for_room_before_more_is_taken() -> None:
     class Full(MemoryDevice):
         async def wait_for_room(self) -> None:
             await room.wait()
+
+        def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
+            return False
+
+        write_singles = read_singles
 
     async with door({"": Export(Full(MEGABYTE, 512))}) as here:
         client = await here.connect()

@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from crucible_emu.nbd import transport
-from crucible_emu.nbd.transport import UNASKED_MAX, Eagerness, SocketTransport
+from crucible_emu.nbd.eagerness import UNASKED_MAX, Eagerness
+from crucible_emu.nbd.transport import SocketTransport
 
 
 def answers_until_the_next_try(eagerness: Eagerness) -> int:

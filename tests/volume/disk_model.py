@@ -201,7 +201,7 @@ async def run(program: list[Submit | Reopen], model: Model, open_disk: Open) -> 
 
 async def _submit(step: Submit, model: Model, disk: BlockDevice, outstanding: list[Batch]) -> None:
     requests = [model.request(op) for op in step.ops]
-    if not step.wait and _read_at_once(requests, model, disk):
+    if not step.wait and _done_at_once(requests, model, disk):
         model.completed(requests)
         return
     batch = Batch(disk, requests)
@@ -211,14 +211,16 @@ async def _submit(step: Submit, model: Model, disk: BlockDevice, outstanding: li
         outstanding.append(batch)
 
 
-def _read_at_once(requests: list[Request], model: Model, disk: BlockDevice) -> bool:
-    """Read single blocks as a door does that has nothing else to do; False where that is not the way."""
-    if not isinstance(disk, SinglesDevice) or any(request.kind is not Kind.READ for request in requests):
+def _done_at_once(requests: list[Request], model: Model, disk: BlockDevice) -> bool:
+    """Do requests of single blocks as a door does where they are all alike; False where that is not the way."""
+    kinds = {request.kind for request in requests}
+    if not isinstance(disk, SinglesDevice) or kinds not in ({Kind.READ}, {Kind.WRITE}):
         return False
-    if any(request.length != model.block_size for request in requests):
+    if any(request.length != model.block_size or request.fua for request in requests):
         return False
-    outs = [request.buffer for request in requests if request.buffer is not None]
-    return disk.read_singles([request.offset for request in requests], outs)
+    data = [request.buffer for request in requests if request.buffer is not None]
+    do = disk.read_singles if Kind.READ in kinds else disk.write_singles
+    return do([request.offset for request in requests], data)
 
 
 async def _finish(batch: Batch, model: Model) -> None:

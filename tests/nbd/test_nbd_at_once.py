@@ -1,4 +1,4 @@
-"""Reads of single blocks that arrive together: answered in one piece where all are at hand, else one by one."""
+"""Requests of single blocks that arrive together: done and answered at once where they can be, else one by one."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 from crucible_emu.blockio_memory import MemoryDevice
 from crucible_emu.errors import IoError
 from crucible_emu.nbd import Export
+from crucible_emu.nbd.at_once import READ_REPLIES_BYTES, ReadReplies, single_reads, single_writes
 from crucible_emu.nbd.buffers import Allowance, BufferPool
 from crucible_emu.nbd.protocol import Command, CommandFlag, Errno
-from crucible_emu.nbd.read_replies import READ_REPLIES_BYTES, ReadReplies, single_reads
 
 C, F = Command, CommandFlag
 BLOCK = 512
@@ -39,6 +39,11 @@ class AtHandDevice(HeldDevice):
         if self.at_hand:
             self.batches.append(len(offsets))
         return self.at_hand and self.memory.read_singles(offsets, outs)
+
+    def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
+        if self.at_hand:
+            self.batches.append(len(offsets))
+        return self.at_hand and self.memory.write_singles(offsets, data)
 
 
 # --- requests as columns ---
@@ -71,6 +76,40 @@ def test_anything_else_among_them_takes_the_ordinary_way(other: bytes, at: int) 
     assert single_reads(memoryview(b"".join(messages)), BLOCK, SIZE) is not None
     messages.insert(at, other)
     assert single_reads(memoryview(b"".join(messages)), BLOCK, SIZE) is None
+
+
+def write(block: int, fill: int = 1, *, cookie: int = 7, length: int = BLOCK, flags: int = 0) -> bytes:
+    return request(C.WRITE, block * BLOCK, length, cookie=cookie, flags=flags, data=bytes([fill]) * BLOCK)
+
+
+def test_writes_of_single_blocks_become_columns() -> None:
+    message = b"".join(write(block, block, cookie=cookie) for block, cookie in [(63, 1), (0, 1 << 63), (5, 3)])
+    found = single_writes(memoryview(message), BLOCK, SIZE)
+    assert found is not None
+    cookies, offsets, data = found
+    assert [int.from_bytes(cookie) for cookie in cookies] == [1, 1 << 63, 3]
+    assert offsets == (63 * BLOCK, 0, 5 * BLOCK)
+    assert data == [bytes([fill]) * BLOCK for fill in (63, 0, 5)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        write(1, length=BLOCK // 2),
+        write(1, flags=F.FUA),
+        write(1, flags=F.DF),
+        write(64),
+        request(C.WRITE, 1, BLOCK, cookie=1, data=bytes(BLOCK)),
+        read(1) + bytes(BLOCK),
+        bytes(28 + BLOCK),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_anything_else_among_writes_takes_the_ordinary_way(other: bytes, at: int) -> None:
+    messages = [write(block) for block in range(2)]
+    assert single_writes(memoryview(b"".join(messages)), BLOCK, SIZE) is not None
+    messages.insert(at, other)
+    assert single_writes(memoryview(b"".join(messages)), BLOCK, SIZE) is None
 
 
 # --- replies as memory ---
@@ -155,7 +194,8 @@ async def test_more_than_fit_in_one_piece() -> None:
         client = await here.connect()
         blocks = list(itertools.islice(itertools.cycle(range(64)), 2000))
         assert await asked(client, blocks) == right(blocks)
-        assert max(device.batches) <= READ_REPLIES_BYTES // (BLOCK + 28) and sum(device.batches) == 2000
+        assert max(device.batches) <= READ_REPLIES_BYTES // (BLOCK + 28) and len(device.batches) > 1
+        assert sum(device.batches) + sum(map(len, device.admissions)) == 2000
 
 
 async def test_what_is_not_at_hand_goes_the_ordinary_way_and_is_asked_for_less_and_less() -> None:
@@ -170,6 +210,54 @@ async def test_what_is_not_at_hand_goes_the_ordinary_way_and_is_asked_for_less_a
         while not device.batches:
             assert await asked(client, [3, 4]) == right([3, 4])
         assert len(device.admissions) <= 2 * 64, "it is tried again in the end"
+
+
+@pytest.mark.parametrize("structured", [False, True])
+async def test_writes_that_can_be_done_now_are_no_requests(structured: bool) -> None:
+    device = AtHandDevice()
+    async with door({"": Export(device)}) as here:
+        client = await here.connect(structured=structured)
+        blocks = [5, 63, 0, 5, 17]
+        pieces = [client.encode(C.WRITE, at * BLOCK, data=bytes([fill]) * BLOCK) for fill, at in enumerate(blocks)]
+        await client.stream.send_all(b"".join(pieces))
+        answers = [await client.answer(cookie) for cookie in range(1, 6)]
+        assert not any(answer.errno or answer.data for answer in answers)
+        assert device.batches == [5] and not device.admissions
+        assert [device.memory.data[at * BLOCK] for at in (63, 0, 5, 17)] == [1, 2, 3, 4]
+        assert here.server.statistics.requests == {C.WRITE: 5}
+        assert here.server.statistics.written_bytes == 5 * BLOCK
+
+
+async def test_a_write_that_is_half_here_waits_for_its_rest_and_the_others_do_not() -> None:
+    device = AtHandDevice()
+    async with door({"": Export(device)}) as here:
+        client = await here.connect()
+        message = b"".join(client.encode(C.WRITE, at * BLOCK, data=b"n" * BLOCK) for at in range(3))
+        await client.stream.send_all(message[:-100])
+        assert not (await client.answer(1)).errno and not (await client.answer(2)).errno
+        assert device.batches == [2]
+        await client.stream.send_all(message[-100:])
+        assert not (await client.answer(3)).errno
+        assert device.memory.data[: 3 * BLOCK] == b"n" * 3 * BLOCK
+
+
+async def test_a_read_only_export_refuses_writes_that_could_be_done_now() -> None:
+    device = AtHandDevice()
+    async with door({"": Export(device, read_only=True)}) as here:
+        client = await here.connect()
+        assert (await client.call(C.WRITE, 0, data=b"n" * BLOCK)).errno == Errno.EPERM
+        assert device.memory.data[0] == 0 and not device.batches
+
+
+async def test_writes_that_cannot_be_done_now_go_the_ordinary_way() -> None:
+    device = AtHandDevice()
+    device.at_hand = False
+    async with door({"": Export(device)}) as here:
+        client = await here.connect()
+        for fill in range(20):
+            await client.write(fill * BLOCK, bytes([fill + 100]) * BLOCK)
+        assert [device.memory.data[at * BLOCK] for at in range(20)] == list(range(100, 120))
+        assert len(device.admissions) == 20
 
 
 async def test_a_write_among_the_reads_keeps_the_order() -> None:
