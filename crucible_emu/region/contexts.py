@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, PLAIN, SEAL_BYTES, BlockContexts, Hashes, Proofs, Seals
-from crucible_emu.region.memory import reserve
+from crucible_emu.region.memory import SharedFile, reserve
 
 UNKNOWN = 0
 """An entry's ``kind`` is that of integrity.BlockContexts plus one; zero is what untouched memory says."""
@@ -35,13 +35,15 @@ Selection = slice | BlockIndexes
 
 
 class ContextTable:
-    """Contexts by block of the region. For the loop's thread, or under the region's lock."""
+    """Contexts by block of the region. For the loop's thread, or under the region's lock. ``within``: where other
+    processes may look at kinds, hashes and seals."""
 
-    def __init__(self, total_blocks: int, budget_bytes: int) -> None:
-        self._kind = reserve(total_blocks, np.uint8)
-        self._hash = reserve(total_blocks, np.uint64)
+    def __init__(self, total_blocks: int, budget_bytes: int, within: SharedFile | None = None) -> None:
+        self._kind = reserve(total_blocks, np.uint8, within=within)
+        self._hash = reserve(total_blocks, np.uint64, within=within)
         self._stored = reserve(total_blocks, np.uint64)
-        self._seal = reserve(total_blocks * SEAL_BYTES, np.uint8)
+        self._seal = reserve(total_blocks * SEAL_BYTES, np.uint8, within=within)
+        self.offsets = {"kind": self._kind.offset, "hash": self._hash.offset, "seal": self._seal.offset}
         self._pages = np.zeros(-(-total_blocks // PAGE_BLOCKS), np.bool_)
         self._budget_bytes = budget_bytes
         self._sealed = False

@@ -57,6 +57,12 @@ def raise_descriptor_limit() -> int:
     return DESCRIPTORS_WITHOUT_LIMIT if hard == resource.RLIM_INFINITY else hard
 
 
+def descriptors_per_region() -> int:
+    """How many extent files one region may have open at a time."""
+    share = (raise_descriptor_limit() - DESCRIPTORS_KEPT_FREE) // REGIONS_PER_PROCESS
+    return max(DESCRIPTORS_PER_REGION_MIN, min(share, DESCRIPTORS_PER_REGION_MAX))
+
+
 class Descriptors:
     """Open extent files by extent id, the oldest closed first when ``limit`` is reached.
 
@@ -146,8 +152,7 @@ class Extents:
         self.unsynced = np.zeros(count, np.bool_)
         self.suspect = np.zeros(count, np.bool_)
         self.bits: npt.NDArray[np.uint8] = reserve((count, self.layout.bitmap_bytes), np.uint8).array
-        share = (raise_descriptor_limit() - DESCRIPTORS_KEPT_FREE) // REGIONS_PER_PROCESS
-        limit = max(DESCRIPTORS_PER_REGION_MIN, min(share, DESCRIPTORS_PER_REGION_MAX))
+        limit = descriptors_per_region()
         self.flushed_together_max = min(limit, FLUSHED_TOGETHER_MAX)
         self.descriptors = Descriptors(storage, path, os.O_RDONLY if read_only else os.O_RDWR, limit)
 

@@ -46,6 +46,7 @@ from crucible_emu.region.journal import Journal
 from crucible_emu.region.opening import load
 from crucible_emu.region.policy import RULES, SyncPolicy
 from crucible_emu.region.reading import Reader
+from crucible_emu.region.sharing import SharedTables, shareable
 from crucible_emu.region.snapshot import take_snapshot
 from crucible_emu.region.staging import Staging
 from crucible_emu.region.statistics import RegionStatistics
@@ -66,9 +67,16 @@ class Region:
     path: Path
     read_only: bool
     policy: SyncPolicy
+    shared: SharedTables | None
+    """What other processes on this machine may look into, where they may."""
 
     def __init__(
-        self, extents: Extents, definition: RegionDefinition, policy: SyncPolicy, staged_bytes_max: int
+        self,
+        extents: Extents,
+        definition: RegionDefinition,
+        policy: SyncPolicy,
+        staged_bytes_max: int,
+        shared: SharedTables | None,
     ) -> None:
         """For :meth:`open`."""
         rules, total, block_size = RULES[policy], definition.total_blocks, definition.block_size
@@ -81,8 +89,12 @@ class Region:
         self._storage = extents.storage
         self._blocks_per_extent = definition.blocks_per_extent
         self._bounds = Bounds(extents)
-        self._contexts = ContextTable(total, CONTEXT_BYTES_MAX)
-        self._staging = Staging(total, block_size, rows)
+        within = None if shared is None else shared.file
+        self._contexts = ContextTable(total, CONTEXT_BYTES_MAX, within)
+        self._staging = Staging(total, block_size, rows, within=within)
+        self.shared = shared
+        if shared is not None:
+            shared.complete({**self._contexts.offsets, **self._staging.offsets}, rows + 1)
         lock = Lock()
         self._reader = Reader(extents, self._contexts, self._staging, lock)
         self._inplace: InPlaceWriter | None = None
@@ -139,21 +151,26 @@ class Region:
         policy: SyncPolicy = SyncPolicy.STAGED,
         storage: Storage | None = None,
         staged_bytes_max: int = STAGED_BYTES_MAX,
+        share: bool = False,
     ) -> Region:
         """Open the region in ``path`` (on-disk-format.md §1.5); a read-only open changes nothing there.
 
-        ``staged_bytes_max`` bounds the memory for un-flushed blocks. Raises :class:`UsageError` where there is no
+        ``staged_bytes_max`` bounds the memory for un-flushed blocks. ``share``: other processes on this machine may be
+        let read it, where that is possible (:mod:`sharing`). Raises :class:`UsageError` where there is no
         region or another process has it open read-write, a CrucibleError where an extent cannot be opened.
         """
         storage, path = storage or OsStorage(), Path(path)
         definition, marked = directory.read_marked_definition(storage, path)
         lock = None if read_only else directory.take_lock(storage, path)
         extents = Extents(storage, path, definition, read_only)
+        shared = SharedTables(definition) if share and shareable(definition, policy, read_only) else None
         try:
-            region = cls(extents, definition, policy, staged_bytes_max)
+            region = cls(extents, definition, policy, staged_bytes_max, shared)
             load(extents, region._reader, definition, marked=marked)
         except BaseException:
             extents.close()
+            if shared is not None:
+                shared.close()
             if lock is not None:
                 storage.close(lock)
             raise
@@ -169,6 +186,8 @@ class Region:
         if not self._is_open:
             return
         self._is_open = False
+        if self.shared is not None:
+            self.shared.close()
         for view in self._reader.legacy.values():
             view.close()
         self._writer.close()
@@ -420,6 +439,11 @@ class Region:
         """Generation numbers, flush numbers (uint64) and dirty flags (bool) of all extents."""
         return self._writer.versions()
 
+    @property
+    def all_open(self) -> bool:
+        """Whether no extent is closed."""
+        return not self._bounds.any_closed
+
     def extent_is_closed(self, extent_id: int) -> bool:
         self._bounds.check_extent(extent_id, closed_too=True)
         return bool(self._extents.closed[extent_id])
@@ -438,6 +462,8 @@ class Region:
             raise RuntimeError(f"extent {extent_id} is being flushed: finish that first")
         while self._writer.holds(span.start, span.stop):  # twice, where there is a journal
             self._run(self._begin(extent_id, extent_id + 1, None))
+        if self.shared is not None:
+            self.shared.revoke()  # *Safety*: before another file may be in its place
         with self._lock:
             self._reader.mark(np.arange(span.start, span.stop))
             self._contexts.forget(span)

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import Rows
-from crucible_emu.region.memory import reserve
+from crucible_emu.region.memory import SharedFile, reserve
 
 SLICE_ROWS_MIN = 32
 """From this many rows on it pays to look whether they are consecutive: a slice copies twice as fast as a scatter."""
@@ -50,18 +50,26 @@ class Staging:
     """Un-flushed blocks of one region. All methods are for the loop's thread; ``rows`` may be read by any.
 
     ``rows`` uint8[capacity + 1, block size]; ``block_of_row`` int64[capacity + 1]; ``row_of_block`` uint32[blocks of
-    the disk], 0 = not staged.
+    the disk], 0 = not staged. ``within``: where other processes may look at the first and the last of them.
     """
 
     def __init__(
-        self, total_blocks: int, block_size: int, capacity: int, *, table_bytes_max: int = ROW_TABLE_BYTES_MAX
+        self,
+        total_blocks: int,
+        block_size: int,
+        capacity: int,
+        *,
+        table_bytes_max: int = ROW_TABLE_BYTES_MAX,
+        within: SharedFile | None = None,
     ) -> None:
         self.capacity = capacity
-        self.rows: Rows = reserve((capacity + 1, block_size), np.uint8, dense=True).array
+        memory = reserve((capacity + 1, block_size), np.uint8, dense=True, within=within)
+        self.rows: Rows = memory.array
         self._memory = self.rows.data.cast("B")
         self._block_size = block_size
         self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
-        self._table = reserve(total_blocks, np.uint32)
+        self._table = reserve(total_blocks, np.uint32, within=within)
+        self.offsets = {"row_of_block": self._table.offset, "rows": memory.offset}
         self.row_of_block: RowNumbers = self._table.array
         # Pages of that table which a block that was flushed since has touched.
         self._pages = np.zeros(-(-total_blocks // ROWS_PER_PAGE), np.bool_)

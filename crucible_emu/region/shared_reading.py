@@ -1,0 +1,177 @@
+"""Reading the blocks of a region that another process has open, by looking into its memory and its files.
+
+What it is for: what :class:`~crucible_emu.region.reading.Reader` does for blocks that are at hand, without waking the
+process whose region it is: a read costs what it costs there.
+
+What it guarantees: :meth:`SharedReader.read_singles` and :meth:`SharedReader.read_sealed` say what each block must be,
+and the caller, who verifies that, uses nothing that it is not. Why a block that is what its entry says is the newest:
+an entry says what the newest write of the block said, or nothing; whoever may not miss a write that is under way does
+not ask. Everything else may be caught in the middle of a change, and is found out by the block's hash or tag:
+
+* a row that is used again while it is copied, or a table that is given back meanwhile: the bytes are others, or what
+  they must be is zero;
+* a block that moves from its row into its file between two looks: the bytes are those of before;
+* a file that is another by now: the region's *epoch* has changed (:mod:`sharing`), which :attr:`SharedReader.holds`
+  tells; the caller looks at that behind each read.
+
+*Safety*: what the other process writes into its tables decides where is looked, so every number from there is checked
+against what is mapped, and what is mapped cannot shrink.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+from crucible_emu.errors import CrucibleError, RemoteError
+from crucible_emu.integrity import SEAL_BYTES
+from crucible_emu.region.contexts import KNOWN_EMPTY, KNOWN_PLAIN, KNOWN_SEALED
+from crucible_emu.region.extent import Descriptors, descriptors_per_region
+from crucible_emu.region.sharing import EPOCH_BYTES, SharedLayout
+from crucible_emu.region.storage import OsStorage
+
+
+class SharedReader:
+    """Reads a region by its shared ``memory`` and its ``directory``, two descriptors that are closed here, whatever
+    happens. ``epoch``: what it was when they were handed out. Raises :class:`RemoteError` where they are not what they
+    should be."""
+
+    def __init__(self, layout: SharedLayout, epoch: int, memory: int, directory: int) -> None:
+        self._storage = _Directory(directory)
+        self._extents: Descriptors | None = None
+        try:
+            self._map = _mapped(memory, layout.size_bytes)
+            if not stat.S_ISDIR(os.fstat(directory).st_mode):
+                raise RemoteError("a grant without a directory")
+        except OSError as error:
+            self.close()
+            raise RemoteError(f"a grant that cannot be used: {error.strerror}") from error
+        except RemoteError:
+            self.close()
+            raise
+        finally:
+            os.close(memory)
+        self._extents = Descriptors(self._storage, Path(), os.O_RDONLY | os.O_NOFOLLOW, descriptors_per_region())
+        self._layout = layout
+        self._granted = epoch
+        total = layout.total_blocks
+        self._epoch = self._view(layout.epoch, EPOCH_BYTES, "Q")
+        self._kind_of_block = self._view(layout.kind, total, "B")
+        self._hash_of_block = self._view(layout.hash, total * 8, "Q")
+        self._seals = self._view(layout.seal, total * SEAL_BYTES, "B")
+        self._row_of_block = self._view(layout.row_of_block, total * 4, "I")
+        self._rows = self._view(layout.rows, layout.row_count * layout.block_size, "B")
+        self._zeros = bytes(layout.block_size)
+        self._zero_hash = xxhash.xxh64_intdigest(self._zeros)
+
+    def _view(self, offset: int, length: int, kind: Literal["B", "I", "Q"]) -> memoryview:
+        return memoryview(self._map)[offset : offset + length].cast(kind)
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was read until now was read rightly, as far as the owner is concerned."""
+        return bool(self._epoch[0] == self._granted)
+
+    def read_singles(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[int] | None:
+        """Many single blocks of the region, each into its own buffer of one block's length, where all are at hand and
+        plain or known to be empty: the XXH64 that each must have. ``None``, and anything in ``outs``, where not."""
+        if self._epoch[0] != self._granted:
+            return None
+        kinds, hashes, fill = self._kind_of_block, self._hash_of_block, self._fill
+        expected = []
+        for block, out in zip(blocks, outs):
+            kind = kinds[block]
+            if kind == KNOWN_PLAIN:
+                expected.append(hashes[block])
+                if not fill(block, out):
+                    return None
+            elif kind == KNOWN_EMPTY:
+                expected.append(self._zero_hash)
+                out[:] = self._zeros
+            else:
+                return None
+        return expected
+
+    def read_sealed(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[bytes | None] | None:
+        """As :meth:`read_singles`, where all are encrypted or known to be empty: nonce and tag of each, ``None`` of the
+        empty ones."""
+        if self._epoch[0] != self._granted:
+            return None
+        kinds, all_seals, fill = self._kind_of_block, self._seals, self._fill
+        seals: list[bytes | None] = []
+        for block, out in zip(blocks, outs):
+            kind = kinds[block]
+            if kind == KNOWN_SEALED:
+                seals.append(bytes(all_seals[block * SEAL_BYTES : (block + 1) * SEAL_BYTES]))
+                if not fill(block, out):
+                    return None
+            elif kind == KNOWN_EMPTY:
+                seals.append(None)
+                out[:] = self._zeros
+            else:
+                return None
+        return seals
+
+    def _fill(self, block: int, out: memoryview) -> bool:
+        """The bytes of a block that was written, from its row or its file; whether they were at hand."""
+        layout, row = self._layout, self._row_of_block[block]
+        size = layout.block_size
+        if row:
+            if row >= layout.row_count:
+                return False
+            out[:] = self._rows[row * size : (row + 1) * size]
+            return True
+        assert self._extents is not None
+        extent_id, inside = divmod(block, layout.blocks_per_extent)
+        try:
+            descriptor = self._extents.find(extent_id)
+            if descriptor is None:
+                descriptor = self._extents.get(extent_id)
+            return self._storage.preadv_nowait(descriptor, (out,), inside * size) == size
+        except (OSError, CrucibleError):
+            return False  # whose file it is finds out what it is, and says so
+
+    def close(self) -> None:
+        """Let go of memory and files. Nothing may be read any more."""
+        if self._extents is not None:
+            self._extents.close()
+            for view in (self._epoch, self._kind_of_block, self._hash_of_block):
+                view.release()
+            for view in (self._seals, self._row_of_block, self._rows):
+                view.release()
+            self._map.close()
+            self._extents = None
+        self._storage.close_directory()
+
+
+class _Directory(OsStorage):
+    """Files by their names in a directory that is known by its descriptor alone."""
+
+    def __init__(self, directory: int) -> None:
+        super().__init__()
+        self._directory = directory
+
+    def open(self, path: Path | str, flags: int, mode: int = 0o666) -> int:  # type: ignore[override]
+        return os.open(path, flags, mode, dir_fd=self._directory)
+
+    def close_directory(self) -> None:
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+
+def _mapped(memory: int, size_bytes: int) -> mmap.mmap:
+    """The whole of a file of memory, to be read. Raises :class:`RemoteError`, OSError."""
+    if os.fstat(memory).st_size < size_bytes:
+        raise RemoteError("a grant whose memory is smaller than it says")
+    # *Safety*: whoever looks at a page that is gone is killed. Asking fails for what is no file of memory.
+    if not fcntl.fcntl(memory, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        raise RemoteError("a grant whose memory may shrink")
+    return mmap.mmap(memory, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
