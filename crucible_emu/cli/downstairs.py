@@ -47,6 +47,9 @@ def run(
         typer.Option(help=f"Port of the repair service; 0: any; when absent: data port + {REPAIR_PORT_OFFSET}."),
     ] = None,
     unix: Annotated[Path | None, typer.Option(metavar="SOCKET", help="Listen on this unix socket as well.")] = None,
+    shared_reads: Annotated[
+        bool, typer.Option(help="Let an Upstairs that comes by the unix socket read what is at hand by itself.")
+    ] = True,
     mode: Annotated[str, typer.Option(help="rw: one Upstairs at a time, which writes; ro: many, which read.")] = "rw",
     policy: Annotated[
         str, typer.Option(help=f"When writes reach the files: {', '.join(each.value for each in SyncPolicy)}.")
@@ -92,10 +95,11 @@ def run(
         faithful=faithful,
     )
     read_only, sync_policy = _read_only(mode), _sync_policy(policy)
+    share = shared_reads and unix is not None and not faults.any
 
     async def main() -> None:
         async with service.until_told(until_eof) as told:
-            with Region.open(directory, read_only=read_only, policy=sync_policy) as region:
+            with Region.open(directory, read_only=read_only, policy=sync_policy, share=share) as region:
                 await _serve(DownstairsServer(region, options), as_json, told)
 
     serving.run(main)

@@ -73,6 +73,11 @@ class ActiveConnections:
     def __contains__(self, connection_id: int) -> bool:
         return connection_id in self._claims
 
+    @property
+    def writer(self) -> Claim | None:
+        """Who is active on a read-write region."""
+        return None if self.read_only else next(iter(self._claims.values()), None)
+
     def promote(self, claim: Claim) -> Verdict:
         """Decide about ``claim`` and, if it is granted, put it in the place of whom it evicts."""
         rule, met = self._situation(claim)

@@ -28,6 +28,7 @@ from crucible_emu import errors
 from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector
 from crucible_emu.downstairs.flushes import Flushes
+from crucible_emu.downstairs.read_grants import ReadGrants
 from crucible_emu.downstairs.repair_client import Sources, fetch_extent
 from crucible_emu.downstairs.runs import Runs
 from crucible_emu.downstairs.session import State
@@ -129,6 +130,10 @@ class Runner:
         self._settling = Settling(region, self._flushes, self.relieve)
         self._sequence = 0
         self._runs = Runs(region, core)
+        self.read_grants: ReadGrants | None = None
+        """Who reads past this runner, where anybody may."""
+        if region.shared is not None and injector is None:
+            self.read_grants = ReadGrants(region, region.shared, core, lambda: self._held is not None)
 
     # Connections
 
@@ -144,6 +149,7 @@ class Runner:
         """The connection ended on the peer's side, or its outlet gives up."""
         if self._outlets.pop(connection_id, None) is not None:
             self._outbox.pop(connection_id, None)
+            self._end_grants(connection_id)
             self._perform(self.core.closed(connection_id))
 
     def receive(self, connection_id: int, messages: list[m.Message], first: int = 0) -> int:
@@ -224,7 +230,13 @@ class Runner:
             if outlet is not None:
                 outlet.resume()
 
+    def _end_grants(self, connection_id: int) -> None:
+        """*Safety*: before anybody else is told that it is the writer."""
+        if self.read_grants is not None:
+            self.read_grants.connection_ended(connection_id)
+
     def _close(self, action: Close) -> None:
+        self._end_grants(action.connection_id)
         outlet = self._outlets.pop(action.connection_id, None)
         messages = self._outbox.pop(action.connection_id, None)
         if outlet is not None:
@@ -462,6 +474,8 @@ class Runner:
         """From now on no work is begun: the machine seems to have stopped. For tests."""
         if self._held is None:
             self._held = []
+            if self.read_grants is not None:
+                self.read_grants.revoke()
 
     def unstall(self) -> None:
         """Go on, with what was held back first."""

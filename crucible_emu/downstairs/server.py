@@ -2,7 +2,8 @@
 
 What it is for: everything that one ``crucible-emu downstairs run`` is: the data port, the repair service beside it
 (data port + 4000 unless said otherwise), the runner and its threads. A unix socket speaks the same protocol without
-TLS; it is an extension, for three mirrors on one machine.
+TLS; it is an extension, for three mirrors on one machine. Where the region is opened to be shared, an Upstairs that
+came by it may read past this process (:mod:`read_grants`); a second socket beside the first is for those who ask.
 
 What it guarantees: an Upstairs is told an address of the repair service at which other machines can reach it. Where
 the service listens on every address, that is the one at which this Upstairs reached us (the real program then names
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 import ssl
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector, Faults
 from crucible_emu.downstairs.jobs import JobLimits
 from crucible_emu.downstairs.listening import accept_forever, close_listener, listen_on_tcp, listen_on_unix
+from crucible_emu.downstairs.read_grants_service import serve_read_grants
 from crucible_emu.downstairs.repair_client import HttpSources, Sources
 from crucible_emu.downstairs.repair_http import serve_repair
 from crucible_emu.downstairs.repair_service import RepairService
@@ -34,7 +37,7 @@ from crucible_emu.downstairs.transport import PlainTransport, TlsTransport, Tran
 from crucible_emu.errors import CrucibleError, UsageError
 from crucible_emu.logs import get_logger
 from crucible_emu.region import Region
-from crucible_emu.wire.constants import REPAIR_PORT_OFFSET
+from crucible_emu.wire.constants import READS_PATH_SUFFIX, REPAIR_PORT_OFFSET
 from crucible_emu.wire.messages import SocketAddress
 
 CONNECTIONS_MAX = 128
@@ -42,6 +45,8 @@ READ_ONLY_BYTES_MAX = 32 * 1024 * 1024
 """What each of the many Upstairs of a read-only region may have outstanding."""
 HANDSHAKE_S_MAX = 10.0
 PORT_TRIES_MAX = 20
+SOCKET_PATH_BYTES_MAX = 107
+"""Linux takes no longer path for a unix socket."""
 
 log = get_logger(__name__)
 
@@ -81,6 +86,7 @@ class DownstairsServer:
         self._connections: dict[int, Connection] = {}
         self._listener: socket.socket | None = None
         self._repair_listener: socket.socket | None = None
+        self._reads_listener: socket.socket | None = None
 
     @property
     def address(self) -> SocketAddress:
@@ -99,6 +105,7 @@ class DownstairsServer:
         return {
             **self.core.statistics.snapshot().as_dict(),
             "connections_open": len(self._connections),
+            "readers_past_this_process": 0 if self.runner.read_grants is None else len(self.runner.read_grants),
             "region": self.region.statistics().snapshot().as_dict(),
         }
 
@@ -117,6 +124,8 @@ class DownstairsServer:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.runner.run)
                 await nursery.start(serve_repair, RepairService(self.region, self.core), self._repair_listener)
+                if self._reads_listener is not None and self.runner.read_grants is not None:
+                    nursery.start_soon(serve_read_grants, self.runner.read_grants, self.region, self._reads_listener)
                 for listener in listeners:
                     context = options.tls if listener.family != socket.AF_UNIX else None
                     nursery.start_soon(
@@ -126,6 +135,8 @@ class DownstairsServer:
         finally:
             for listener in (*listeners, self._repair_listener):
                 close_listener(listener)
+            if self._reads_listener is not None:
+                close_listener(self._reads_listener)
             self._keep_what_is_staged()
 
     def _listen(self) -> list[socket.socket]:
@@ -148,8 +159,21 @@ class DownstairsServer:
             repair = self._repair_listener = listen_on_tcp(options.host, self._repair_port(), "the repair service")
             opened.callback(close_listener, repair)
             unix = [] if options.unix_path is None else [listen_on_unix(options.unix_path)]
+            for listener in unix:
+                opened.callback(close_listener, listener)
+            self._reads_listener = self._listen_for_readers()
             opened.pop_all()
         return [data, *unix]
+
+    def _listen_for_readers(self) -> socket.socket | None:
+        """Beside the unix socket, where the region is shared and the path is not too long for it."""
+        path = self.options.unix_path
+        if path is None or self.runner.read_grants is None:
+            return None
+        if len(os.fsencode(path + READS_PATH_SUFFIX)) > SOCKET_PATH_BYTES_MAX:
+            log.info("nobody reads past this process: no room for another socket's path", path=path)
+            return None
+        return listen_on_unix(path + READS_PATH_SUFFIX)
 
     def _repair_port(self) -> int:
         if self.options.repair_port is not None:

@@ -50,3 +50,8 @@ def max_io_blocks(block_size: int) -> int:
     which no frame could hold; for 512 and 4096 bytes (§12) the two agree.
     """
     return (FRAME_BYTES_MAX - _WRITE_FIXED_BYTES) // (_SEALED_CONTEXT_BYTES + block_size)
+
+
+READS_PATH_SUFFIX = ".reads"
+"""Beside the unix socket of a Downstairs there may be one with this behind its path, where an Upstairs asks to read
+what is at hand by itself. Nothing of that is in the original."""
