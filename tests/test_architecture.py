@@ -90,13 +90,14 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.downstairs.{name}"
-        for name in ("network_clone", "repair_client", "repair_connection", "repair_http", "repair_service")
+        for name in ("network_clone", "read_grants_service", "repair_client", "repair_connection", "repair_http")
     ),
     *(
         f"crucible_emu.upstairs.{name}"
         for name in ("driver", "gathered_read", "guest", "healing", "local_link", "single_reads", "single_writes")
     ),
-    *(f"crucible_emu.upstairs.{name}" for name in ("crew", "sealer", "tcp_link", "zeroing")),
+    "crucible_emu.downstairs.repair_service",
+    *(f"crucible_emu.upstairs.{name}" for name in ("crew", "reads_at_hand", "sealer", "tcp_link", "zeroing")),
     *(
         f"crucible_emu.volume.{name}"
         for name in ("attach", "backend", "construction", "image", "kept_running", "local_disk", "local_file")

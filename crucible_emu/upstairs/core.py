@@ -20,6 +20,7 @@ States change through the tables of :mod:`crucible_emu.upstairs.states`; acknowl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from crucible_emu import errors
@@ -255,6 +256,22 @@ class UpstairsCore(Dispatcher):
             self.forget_history()
             handle, self._deactivation = self._deactivation, None
             self._actions.append(Answer(handle, None))
+
+    # -- what replicas hold -------------------------------------------------------------------------------------------
+
+    def settled(self, client: int, blocks: Sequence[int]) -> bool:
+        """Whether a replica in another process has acknowledged all that may change these blocks. Then what it holds of
+        them is what a read of them must give. A job depends on those before it on its blocks, so the last one tells."""
+        jobs = self.jobs
+        if not jobs.changes_in_progress[client]:
+            return True
+        if self.repair is not None:
+            return False
+        for job_id in map(self.tracker.blocking, blocks):
+            job = None if job_id is None else jobs.find(job_id)
+            if job is not None and job_id is not None and job.in_progress[client] >> (job_id - job.first_id) & 1:
+                return False
+        return True
 
     # -- live repair --------------------------------------------------------------------------------------------------
 

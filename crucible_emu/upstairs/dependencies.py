@@ -77,6 +77,14 @@ class DependencyTracker:
             segment.readers = (*(reader for reader in segment.readers if live(reader)), job_id)
         return sorted(filter(live, found))
 
+    def blocking(self, block: int) -> int | None:
+        """The last blocking job of a block, finished or not; nothing is recorded."""
+        blocking, _ = self._singles.get(block, _NOTHING)
+        if blocking is None:
+            beneath = self._segment_of(block)
+            blocking = None if beneath is None else beneath.blocking
+        return blocking
+
     def block(self, job_id: int, start: int, end: int, live: Callable[[int], bool]) -> list[int]:
         """Record a blocking job on blocks ``start .. end``; what it depends on, ascending."""
         if end - start == 1:

@@ -19,9 +19,11 @@ from typing import Any
 from crucible_emu.errors import CrucibleError
 from crucible_emu.geometry import BlockIndexes
 from crucible_emu.integrity import BlockContexts, Rows
-from crucible_emu.upstairs.rules import CLIENTS, JobKind
+from crucible_emu.upstairs.rules import CLIENTS, REPAIRS, WRITES, JobKind
 
 FIRST_JOB_ID = 1000
+CHANGING = WRITES | REPAIRS
+"""Jobs after which a replica's blocks may be others than before."""
 
 
 class Job:
@@ -114,6 +116,8 @@ class JobTable:
         self._forgotten = 0
         self.jobs_in_progress = [0, 0, 0]
         self.bytes_in_progress = [0, 0, 0]
+        self.changes_in_progress = [0, 0, 0]
+        """The same as ``jobs_in_progress``, of :data:`CHANGING` only."""
 
     def __len__(self) -> int:
         return len(self._by_first)
@@ -134,6 +138,8 @@ class JobTable:
             if job.in_progress[client]:
                 self.jobs_in_progress[client] += job.count
                 self.bytes_in_progress[client] += job.size_bytes
+                if job.kind in CHANGING:
+                    self.changes_in_progress[client] += job.count
 
     def find(self, job_id: int) -> Job | None:
         """The job that contains ``job_id``, unless it is forgotten."""
@@ -152,6 +158,8 @@ class JobTable:
         job.skipped[client] = job.done[client] = job.failed[client] = 0
         before, job.in_progress[client] = job.in_progress[client], job.full
         self.jobs_in_progress[client] += job.count - before.bit_count()
+        if job.kind in CHANGING:
+            self.changes_in_progress[client] += job.count - before.bit_count()
         if not before:
             self.bytes_in_progress[client] += job.size_bytes
 
@@ -162,6 +170,8 @@ class JobTable:
         job.in_progress[client] = before & ~moved
         outcome[client] |= moved
         self.jobs_in_progress[client] -= moved.bit_count()
+        if job.kind in CHANGING:
+            self.changes_in_progress[client] -= moved.bit_count()
         if before and not job.in_progress[client]:
             self.bytes_in_progress[client] -= job.size_bytes
 
@@ -182,3 +192,4 @@ class JobTable:
         self._forgotten = 0
         self.jobs_in_progress = [0, 0, 0]
         self.bytes_in_progress = [0, 0, 0]
+        self.changes_in_progress = [0, 0, 0]

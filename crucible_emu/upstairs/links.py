@@ -8,7 +8,7 @@ one hint: a link that runs jobs at once, in order, in this process may say so by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from crucible_emu.integrity import BlockContexts, Proofs
 from crucible_emu.upstairs.jobs import Job
@@ -43,16 +43,13 @@ class Link(Protocol):
 
 
 @runtime_checkable
-class SinglesLink(Protocol):
-    """A link to a replica in this process that takes and gives single blocks without a job."""
+class SingleReadsLink(Protocol):
+    """A link to a replica on this machine whose single blocks can be read without a job, as long as it is *open* to
+    that. The caller verifies what was read."""
 
-    def admits_singles(self, blocks: list[int]) -> bool:
-        """Whether writes of these blocks would be done at once now."""
-        ...
-
-    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], proofs: Proofs) -> bool:
-        """Do what :meth:`admits_singles` has just allowed, under consecutive ids; of a block that is named twice, the
-        last counts. ``proofs`` are of each of ``data``. ``False``: not all of it was done."""
+    @property
+    def reads_at_hand(self) -> bool:
+        """Whether it is worth trying now."""
         ...
 
     def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
@@ -65,19 +62,37 @@ class SinglesLink(Protocol):
         ...
 
 
-class SinglesLinks:
-    """Which links are :class:`SinglesLink`, in client order. *Optimisation*: to ask one costs a microsecond, so that is
-    done when a link has changed."""
+@runtime_checkable
+class SingleWritesLink(Protocol):
+    """A link to a replica in this process that takes single blocks without a job."""
 
-    def __init__(self) -> None:
+    def admits_singles(self, blocks: list[int]) -> bool:
+        """Whether writes of these blocks would be done at once now."""
+        ...
+
+    def write_singles(self, first_job_id: int, blocks: list[int], data: list[memoryview], proofs: Proofs) -> bool:
+        """Do what :meth:`admits_singles` has just allowed, under consecutive ids; of a block that is named twice, the
+        last counts. ``proofs`` are of each of ``data``. ``False``: not all of it was done."""
+        ...
+
+
+Wanted = TypeVar("Wanted")
+
+
+class LinksThat(Generic[Wanted]):
+    """Which links are of the ``wanted`` kind, in client order. *Optimisation*: to ask one costs a microsecond, so that
+    is done when a link has changed."""
+
+    def __init__(self, wanted: type[Wanted]) -> None:
+        self._wanted = wanted
         self._seen: list[object] = []
-        self._found: list[SinglesLink | None] = []
+        self._found: list[Wanted | None] = []
 
-    def among(self, links: Sequence[object]) -> list[SinglesLink | None]:
+    def among(self, links: Sequence[object]) -> list[Wanted | None]:
         """For each of ``links`` it or ``None``."""
         if links != self._seen:
             self._seen = list(links)
-            self._found = [link if isinstance(link, SinglesLink) else None for link in self._seen]
+            self._found = [link if isinstance(link, self._wanted) else None for link in self._seen]
         return self._found
 
 

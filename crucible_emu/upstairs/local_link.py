@@ -60,6 +60,8 @@ class LocalConnector:
 class LocalLink:
     """An open connection inside this process; see the module's essay."""
 
+    reads_at_hand = True
+
     def __init__(self, connection: LocalConnection, upstairs_id: UUID, session_id: UUID) -> None:
         self._connection = connection
         self._ids = (upstairs_id, session_id)

@@ -1,4 +1,4 @@
-"""Reads of one block each that a replica in this process has at hand: most of what a busy disk does.
+"""Reads of one block each that a replica on this machine has at hand: most of what a busy disk does.
 
 What it is for: one pass over the requests that arrived together sorts them by replica; each replica gives its blocks
 in one call, and one call verifies them. No job, no message, no handle per request.
@@ -19,7 +19,7 @@ import xxhash
 from crucible_emu.blockio import Completed, Kind, Request
 from crucible_emu.integrity import EMPTY, BlockContexts, open_scattered
 from crucible_emu.upstairs.driver import Damage, Upstairs
-from crucible_emu.upstairs.links import SinglesLinks
+from crucible_emu.upstairs.links import LinksThat, SingleReadsLink
 from crucible_emu.upstairs.read_train import ReadTrain
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.states import UpstairsState
@@ -45,14 +45,14 @@ class SingleReads:
         self._upstairs = upstairs
         self._core = upstairs.core
         self._read_later = read_later
-        self._links = SinglesLinks()
+        self._links = LinksThat(SingleReadsLink)  # type: ignore[type-abstract]  # asked whether it is one
         self._block_size = definition.block_size
         self._shift = definition.shift
         self._size_bytes = definition.size_bytes
         self._per_extent = definition.blocks_per_extent
 
     def submit(self, requests: list[Request], index: int, done: list[Request], completed: Completed) -> int:
-        """Reads of one block each, from ``index`` on: what replicas in this process have at hand is read and verified
+        """Reads of one block each, from ``index`` on: what replicas on this machine have at hand is read and verified
         together, the rest becomes jobs. Returns where they end; ``index`` itself where this is not the way.
 
         Most requests of a busy disk come through here, so the one pass over them does all that each needs.
@@ -64,7 +64,8 @@ class SingleReads:
         per_extent, width = self._per_extent, len(readers)
         groups: Groups = {}
         group: Group | None = None
-        together = 0 if self._upstairs.in_process else READS_TOGETHER
+        at_hand = self._upstairs.in_process or self._any_at_hand()
+        together = 0 if at_hand else READS_TOGETHER
         stop, total = index, len(requests)
         while stop < total:
             request = requests[stop]
@@ -87,7 +88,7 @@ class SingleReads:
         statistics.reads += stop - index
         statistics.read_bytes += (stop - index) << shift
         if not self._upstairs.in_process:
-            self._send(groups, completed)
+            self._send(self._not_at_hand(groups, done) if at_hand else groups, completed)
             return stop
         for client, (group_requests, blocks, outs) in groups.items():
             late = self._read_group(client, blocks, outs, group_requests)
@@ -122,6 +123,32 @@ class SingleReads:
         statistics.read_bytes += len(offsets) << shift
         return True
 
+    def _any_at_hand(self) -> bool:
+        """Whether some replica in another process can be read past that."""
+        return any(link is not None and link.reads_at_hand for link in self._links.among(self._upstairs.links))
+
+    def _not_at_hand(self, groups: Groups, done: list[Request]) -> Groups:
+        """Read past other processes; what is left of ``groups``, as few of them as before there were any."""
+        left: list[Group] = []
+        for client, group in groups.items():
+            requests, blocks, outs = group
+            if self._all_right(client, blocks, outs, requests):
+                done.extend(requests)
+                self._upstairs.statistics.reads_at_hand += len(requests)
+            else:
+                left.append(group)
+        readers = self._core.readers
+        joined: Groups = {}
+        last: Group | None = None
+        for requests, blocks, outs in left:
+            if last is None or len(last[0]) >= READS_TOGETHER:
+                client = readers[blocks[0] // self._per_extent % len(readers)]
+                last = joined.setdefault(client, ([], [], []))
+            last[0].extend(requests)
+            last[1].extend(blocks)
+            last[2].extend(outs)
+        return joined
+
     def _send(self, groups: Groups, completed: Completed) -> None:
         """One job for each replica in another process."""
         core, shift = self._core, self._shift
@@ -155,6 +182,9 @@ class SingleReads:
         is most of what a small batch costs; what is not right is read again by those who find out what is wrong."""
         link, cipher = self._links.among(self._upstairs.links)[client], self._upstairs.cipher
         if link is None or any(request.owned is not None for request in requests):
+            return False
+        # *Safety*: who looks into another process must not miss a write that is on its way there.
+        if not self._upstairs.in_process and not self._core.settled(client, blocks):
             return False
         if cipher is not None:
             seals = link.read_sealed(blocks, outs)

@@ -24,7 +24,7 @@ from crucible_emu.blockio import Kind, Request
 from crucible_emu.integrity import BlockContexts, Proofs
 from crucible_emu.upstairs import trains
 from crucible_emu.upstairs.driver import Upstairs
-from crucible_emu.upstairs.links import SinglesLink, SinglesLinks
+from crucible_emu.upstairs.links import LinksThat, SingleWritesLink
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.states import UpstairsState
@@ -44,7 +44,7 @@ class SingleWrites:
         self._block_size = definition.block_size
         self._shift = definition.shift
         self._size_bytes = definition.size_bytes
-        self._links = SinglesLinks()
+        self._links = LinksThat(SingleWritesLink)  # type: ignore[type-abstract]  # asked whether it is one
 
     def submit(self, requests: list[Request], index: int, done: list[Request]) -> int:
         """Writes of one block each, from ``index`` on, are done. Returns where they end; ``index`` itself where this is
@@ -105,7 +105,7 @@ class SingleWrites:
             stop += 1
         return blocks, data
 
-    def _store(self, links: list[SinglesLink], blocks: list[int], data: list[memoryview]) -> bool:
+    def _store(self, links: list[SingleWritesLink], blocks: list[int], data: list[memoryview]) -> bool:
         """Have replicas in this process write them; ``False`` where this is not the way."""
         for link in links:
             if not link.admits_singles(blocks):
@@ -135,7 +135,7 @@ class SingleWrites:
         """Whether such a job would be taken, and be all there is to do."""
         return not self._watched() and self._core.admission_error(JobKind.WRITE) is None
 
-    def _passable(self) -> list[SinglesLink]:
+    def _passable(self) -> list[SingleWritesLink]:
         """The three replicas, if all are in service and take single blocks and nobody has to be told; else none."""
         core, upstairs = self._core, self._upstairs
         if len(core.readers) != len(CLIENTS) or core.identity.read_only:

@@ -3,7 +3,8 @@
 What it is for: one task receives into the decoder's buffer and reports all messages that were there; sending tries the
 socket at once and leaves the rest to a second task. A train of jobs goes out as one buffer list in one system call.
 Where the driver asks for a delay (:attr:`TcpLink.delay_us`), messages wait in a queue of their own, of which a task
-takes one after the other; without a delay, and with that queue empty, sending goes past both.
+takes one after the other; without a delay, and with that queue empty, sending goes past both. A link to a unix socket
+has a short way beside it, for reads of what is at hand (:mod:`reads_at_hand`).
 
 Nobody waits for a write that is on its way. So while a replica has not answered the writes that it was sent last, up to
 :data:`HELD_BYTES_MAX` of further ones wait for its answer, and go out in one piece with what comes on top; anything
@@ -37,6 +38,7 @@ from crucible_emu.errors import LocalError, RemoteError
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
+from crucible_emu.upstairs.reads_at_hand import ReadsAtHand
 from crucible_emu.upstairs.rules import WRITES, JobKind
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.constants import PING_INTERVAL_S, RECEIVE_SILENCE_S_MAX, UNIX_SEND_BUFFER_BYTES
@@ -95,7 +97,7 @@ class TcpConnector:
             return f"no answer from {self.address} within {CONNECT_TIMEOUT_S:.0f} s"
         except (OSError, ssl.SSLError, trio.BrokenResourceError) as error:
             return f"cannot connect to {self.address}: {error}"
-        link = TcpLink(stream, self.upstairs_id, self.session_id)
+        link = TcpLink(stream, self.upstairs_id, self.session_id, self.address.path)
         try:
             return await link.run(port)
         finally:
@@ -123,12 +125,17 @@ class TcpConnector:
 
 
 class TcpLink:
-    """An open connection; see the module's essay."""
+    """An open connection; see the module's essay. ``path``: of the unix socket, where it is to one."""
 
     def __init__(
-        self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], upstairs_id: UUID, session_id: UUID
+        self,
+        stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
+        upstairs_id: UUID,
+        session_id: UUID,
+        path: str = "",
     ) -> None:
         self._stream = stream
+        self._at_hand = ReadsAtHand(path, upstairs_id, session_id) if path else None
         self._ids = (upstairs_id, session_id)
         self._raw = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._fd = self._raw.fileno() if self._raw is not None else -1
@@ -163,6 +170,8 @@ class TcpLink:
             self._queued_bytes += job.size_bytes
         else:
             self._ask(job.count)
+            if job.kind is JobKind.READ and self._at_hand is not None:
+                self._at_hand.want()
         self._send_in_turn(not writes, encode_job(job, dependencies, *self._ids))
         return False
 
@@ -198,6 +207,16 @@ class TcpLink:
 
     def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> None:
         return None
+
+    @property
+    def reads_at_hand(self) -> bool:
+        return self._at_hand is not None and self._at_hand.open
+
+    def read_singles(self, blocks: list[int], outs: list[memoryview]) -> list[int] | None:
+        return None if self._at_hand is None else self._at_hand.read_singles(blocks, outs)
+
+    def read_sealed(self, blocks: list[int], outs: list[memoryview]) -> list[bytes | None] | None:
+        return None if self._at_hand is None else self._at_hand.read_sealed(blocks, outs)
 
     def written(self, start: int, count: int) -> None:
         return None
@@ -271,6 +290,8 @@ class TcpLink:
             nursery.start_soon(self._pacer)
             nursery.start_soon(self._pinger)
             nursery.start_soon(until_it_ends, self._watch_for_silence)
+            if self._at_hand is not None:
+                nursery.start_soon(self._at_hand.run)
             port.opened(self)
             await until_it_ends(lambda: self._receiver(port))
         return why
@@ -296,6 +317,8 @@ class TcpLink:
                     return "closed by the Downstairs"
                 self._heard_at = trio.current_time()
                 self._awaits_acks = False
+                if self._at_hand is not None and not self._at_hand.knows_region:
+                    self._at_hand.heard(messages)
                 if self._asked:
                     self._asked = max(0, self._asked - sum(map(_answers_in, messages)))
                 port.received(messages)
