@@ -173,7 +173,8 @@ def spoil_contexts(region: Path, block: int) -> None:
 
 @dataclass
 class Member:
-    """A Downstairs of this process behind a TCP port. :meth:`stop` is a machine that is switched off."""
+    """A Downstairs of this process behind a TCP port, or a unix socket. :meth:`stop` is a machine that is switched
+    off."""
 
     region: Region
     server: DownstairsServer
@@ -183,7 +184,7 @@ class Member:
 
     @property
     def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return self.server.options.unix_path or f"127.0.0.1:{self.port}"
 
     async def stop(self) -> None:
         """End it; its region is closed, and what was not flushed stays in the files, dirty."""
@@ -211,11 +212,12 @@ class RegionSet:
         self, path: Path, port: int, options: dict[str, Any], *, task_status: trio.TaskStatus[Member]
     ) -> None:
         read_only = options.get("read_only", False)
-        options = {name: value for name, value in options.items() if name != "read_only"}
+        share = options.get("share", False)
+        options = {name: value for name, value in options.items() if name not in ("read_only", "share")}
         settings = {"host": "127.0.0.1", "port": port, "repair_port": 0} | options
         ended = trio.Event()
         try:
-            with Region.open(path, read_only=read_only) as region:
+            with Region.open(path, read_only=read_only, share=share) as region:
                 server = DownstairsServer(region, ServerOptions(**settings))
                 async with trio.open_nursery() as nursery:
                     await nursery.start(server.run)
