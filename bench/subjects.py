@@ -91,7 +91,7 @@ def serve(*options: str) -> Callable[[Place], list[str]]:
 
 
 def three_processes(place: Place) -> list[str]:
-    """This project's disk over three Downstairs on loopback, four processes in all."""
+    """This project's disk over three Downstairs at unix sockets, four processes in all."""
     words = [sys.executable, "-m", "bench.three_processes", str(place.folder)]
     return [*words, "--size-mib", str(place.size_bytes // MIB), "--nbd", fio.uri_of(place.socket)]
 
@@ -139,6 +139,7 @@ NO_REPAIR = "repair: a copy that was away stays out, or stale"
 NO_ENCRYPTION = "encryption"
 NOT_DURABLE = "durability: what is in memory ends with the process"
 ONE_PROCESS = "separate replicas: the three are in one process and die together"
+READS_PAST = "reads over a socket: on one machine, blocks at hand are read past the Downstairs' processes"
 NO_SECTORS = "blocks of 512 bytes"
 LACKS_OF_A_PLAIN_MIRROR = (NO_HASHES, NO_CRASH_SAFETY, NO_REPAIR, NO_ENCRYPTION)
 
@@ -210,7 +211,7 @@ FORMS = (
         "three regions, a process each",
         CRUCIBLE,
         three_processes,
-        lacks=(NO_ENCRYPTION, NO_SECTORS),
+        lacks=(NO_ENCRYPTION, READS_PAST, NO_SECTORS),
         copies=3,
         block_bytes=4 * KIB,
         environment=OF_THIS_TREE,

@@ -31,16 +31,17 @@ class Job:
 
     ``starts`` and ``lengths`` in blocks, one per operation. Writes carry ``blocks`` int64[n], ``rows`` uint8[n, block
     size] and ``contexts`` of all their blocks, operation after operation. ``dependencies``: one list per operation.
-    ``handle`` belongs to whoever submitted the job. ``error``: what it was acknowledged with. ``retained``: final on
-    all clients, kept for a replay. ``replayed``: sent again to a client that came back. ``asked_before``: of a read,
-    the id from which on jobs were made after it was last sent. ``encoded``: the frames that a replica was sent
-    for which it had these dependencies, until the job is final.
+    ``changes``: its kind is one of :data:`CHANGING`. ``handle`` belongs to whoever submitted the job. ``error``: what
+    it was acknowledged with. ``retained``: final on all clients, kept for a replay. ``replayed``: sent again to a
+    client that came back. ``asked_before``: of a read, the id from which on jobs were made after it was last sent.
+    ``encoded``: the frames that a replica was sent for which it had these dependencies, until the job is final.
     """
 
     __slots__ = (
         "acked",
         "asked_before",
         "blocks",
+        "changes",
         "contexts",
         "count",
         "dependencies",
@@ -69,6 +70,7 @@ class Job:
         self, kind: JobKind, first_id: int, starts: list[int], lengths: list[int], size_bytes: int, handle: Any = None
     ) -> None:
         self.kind = kind
+        self.changes = kind in CHANGING
         self.first_id = first_id
         self.count = len(starts)
         self.full = (1 << self.count) - 1
@@ -138,7 +140,7 @@ class JobTable:
             if job.in_progress[client]:
                 self.jobs_in_progress[client] += job.count
                 self.bytes_in_progress[client] += job.size_bytes
-                if job.kind in CHANGING:
+                if job.changes:
                     self.changes_in_progress[client] += job.count
 
     def find(self, job_id: int) -> Job | None:
@@ -158,7 +160,7 @@ class JobTable:
         job.skipped[client] = job.done[client] = job.failed[client] = 0
         before, job.in_progress[client] = job.in_progress[client], job.full
         self.jobs_in_progress[client] += job.count - before.bit_count()
-        if job.kind in CHANGING:
+        if job.changes:
             self.changes_in_progress[client] += job.count - before.bit_count()
         if not before:
             self.bytes_in_progress[client] += job.size_bytes
@@ -170,7 +172,7 @@ class JobTable:
         job.in_progress[client] = before & ~moved
         outcome[client] |= moved
         self.jobs_in_progress[client] -= moved.bit_count()
-        if job.kind in CHANGING:
+        if job.changes:
             self.changes_in_progress[client] -= moved.bit_count()
         if before and not job.in_progress[client]:
             self.bytes_in_progress[client] -= job.size_bytes

@@ -111,6 +111,14 @@ async def test_injected_errors_and_unix_socket(directory: Path, tmp_path: Path) 
     assert not path.exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--no-shared-reads",), ("--mode", "ro"), ("--read-errors",)])
+def test_a_second_socket_for_those_who_read_past_it(directory: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = tmp_path / "s"
+    with running(directory, "--port", "0", "--repair-port", "0", "--json", "--unix", path, *options) as (_, line):
+        assert json.loads(line)["unix"] == str(path)
+        assert (tmp_path / "s.reads").exists() == (not options)
+
+
 def test_what_keeps_it_from_starting_is_one_sentence(directory: Path, tmp_path: Path, capsys: Any) -> None:
     cert = tmp_path / "cert.pem"
     trustme.CA().cert_pem.write_to_path(cert)
