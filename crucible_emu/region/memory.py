@@ -17,6 +17,7 @@ systems give such files no huge pages. Written again, it costs the same.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 HUGE_PAGES_BYTES_MAX = 64 * 1024 * 1024
+_MFD_NOEXEC_SEAL = 0x0008  # nothing in it is ever run; a system may be set up to refuse files of memory without
 _MAP_NORESERVE = 0x4000  # Linux; without it the kernel may refuse a reservation larger than the machine's memory.
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -39,7 +41,13 @@ class SharedFile:
     """
 
     def __init__(self, name: str) -> None:
-        self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        try:
+            self.descriptor = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.descriptor = os.memfd_create(name, flags)  # a kernel before 6.3
         os.fchmod(self.descriptor, 0o400)
         self.size_bytes = 0
 

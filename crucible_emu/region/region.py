@@ -163,9 +163,13 @@ class Region:
         definition, marked = directory.read_marked_definition(storage, path)
         lock = None if read_only else directory.take_lock(storage, path)
         extents = Extents(storage, path, definition, read_only)
-        shared = SharedTables(definition) if share and shareable(definition, policy, read_only) else None
+        shared: SharedTables | None = None
         try:
-            region = cls(extents, definition, policy, staged_bytes_max, shared)
+            try:
+                shared = SharedTables(definition) if share and shareable(definition, policy, read_only) else None
+                region = cls(extents, definition, policy, staged_bytes_max, shared)
+            except OSError as error:
+                raise explain(error, "making the memory for", path) from error
             load(extents, region._reader, definition, marked=marked)
         except BaseException:
             extents.close()

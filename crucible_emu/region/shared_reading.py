@@ -23,7 +23,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -45,20 +44,17 @@ class SharedReader:
 
     def __init__(self, layout: SharedLayout, epoch: int, memory: int, directory: int) -> None:
         self._storage = _Directory(directory)
-        self._extents: Descriptors | None = None
+        self._views: list[memoryview] = []
+        self._map: mmap.mmap | None = None
+        self._extents = Descriptors(self._storage, Path(), os.O_RDONLY | os.O_NOFOLLOW, descriptors_per_region())
         try:
             self._map = _mapped(memory, layout.size_bytes)
-            if not stat.S_ISDIR(os.fstat(directory).st_mode):
-                raise RemoteError("a grant without a directory")
-        except OSError as error:
+            self._extents.get(0)  # who may not open files is better told now than at each read
+        except (OSError, CrucibleError, RemoteError) as error:
             self.close()
-            raise RemoteError(f"a grant that cannot be used: {error.strerror}") from error
-        except RemoteError:
-            self.close()
-            raise
+            raise RemoteError(f"a grant that cannot be used: {error}") from error
         finally:
             os.close(memory)
-        self._extents = Descriptors(self._storage, Path(), os.O_RDONLY | os.O_NOFOLLOW, descriptors_per_region())
         self._layout = layout
         self._granted = epoch
         total = layout.total_blocks
@@ -72,7 +68,9 @@ class SharedReader:
         self._zero_hash = xxhash.xxh64_intdigest(self._zeros)
 
     def _view(self, offset: int, length: int, kind: Literal["B", "I", "Q"]) -> memoryview:
-        return memoryview(self._map)[offset : offset + length].cast(kind)
+        assert self._map is not None
+        self._views.append(memoryview(self._map)[offset : offset + length].cast(kind))
+        return self._views[-1]
 
     @property
     def holds(self) -> bool:
@@ -128,7 +126,6 @@ class SharedReader:
                 return False
             out[:] = self._rows[row * size : (row + 1) * size]
             return True
-        assert self._extents is not None
         extent_id, inside = divmod(block, layout.blocks_per_extent)
         try:
             descriptor = self._extents.find(extent_id)
@@ -140,15 +137,12 @@ class SharedReader:
 
     def close(self) -> None:
         """Let go of memory and files. Nothing may be read any more."""
-        if self._extents is not None:
-            self._extents.close()
-            for view in (self._epoch, self._kind_of_block, self._hash_of_block):
-                view.release()
-            for view in (self._seals, self._row_of_block, self._rows):
-                view.release()
-            self._map.close()
-            self._extents = None
+        self._extents.close()
         self._storage.close_directory()
+        if self._map is not None:
+            while self._views:
+                self._views.pop().release()
+            self._map.close()
 
 
 class _Directory(OsStorage):

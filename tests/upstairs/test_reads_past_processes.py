@@ -232,7 +232,9 @@ async def test_a_grant_that_cannot_be_is_not_used(
     assert open_descriptors() == before
 
 
-@pytest.mark.parametrize("what", ["none", "one", "three", "too many", "unsealed", "small", "a file", "no directory"])
+@pytest.mark.parametrize(
+    "what", ["none", "one", "three", "too many", "unsealed", "small", "a file", "no directory", "no extents"]
+)
 async def test_descriptors_that_are_not_what_they_should_be(
     folder: Path, region: Region, expect_log: ExpectLog, what: str
 ) -> None:
@@ -245,6 +247,7 @@ async def test_descriptors_that_are_not_what_they_should_be(
         small.place(4096)
         small.seal()
         (folder / "file").write_bytes(bytes(size_bytes))
+        elsewhere = os.open(folder, os.O_RDONLY)
         async with await trio.open_file(folder / "file", "rb") as file:
             descriptors = {
                 "none": [],
@@ -255,6 +258,7 @@ async def test_descriptors_that_are_not_what_they_should_be(
                 "small": [small.descriptor, directory],
                 "a file": [file.fileno(), directory],
                 "no directory": [memory, file.fileno()],
+                "no extents": [memory, elsewhere],
             }[what]
             answer = answering(line({"granted": grant(region)}), descriptors)
             async with asking(folder, answer) as (short, peers):
@@ -263,6 +267,7 @@ async def test_descriptors_that_are_not_what_they_should_be(
                 assert not short.open
         unsealed.close()
         small.close()
+        os.close(elsewhere)
     assert open_descriptors() == before
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -36,6 +36,7 @@ from crucible_emu.region.layout import extent_path
 from crucible_emu.upstairs import reads_at_hand
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.links import SingleReadsLink
+from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.states import Phase
 
 ExpectLog = Callable[..., Any]
@@ -158,6 +159,21 @@ async def test_a_read_behind_a_write_that_nobody_has_acknowledged(tmp_path: Path
             assert request.buffer == pattern(BLOCK, seed)
             assert beside.requests[0].buffer == pattern(BLOCKS * BLOCK)[2 * BLOCK : 3 * BLOCK]
             await until(lambda: settled(disk))
+
+
+async def test_beside_a_live_repair_any_change_under_way_is_a_reason_to_ask(tmp_path: Path, sockets: Path) -> None:
+    """Its jobs change whole extents, and do not stand where those of blocks do."""
+    paths = make_regions(tmp_path)
+    async with served(paths, sockets) as servers, servers.disk() as disk:
+        core = disk.upstairs.core
+        written = Batch(disk, [write_request(BLOCK, pattern(BLOCK))])
+        assert core.settled(0, [2]) and not core.settled(0, [1, 2])
+        core.repair = cast(LiveRepair, object())
+        assert not core.settled(0, [2])
+        core.repair = None
+        await written.wait()
+        await until(lambda: settled(disk))
+        assert core.settled(0, [1, 2])
 
 
 async def test_a_flush_under_way_is_no_reason_to_ask(tmp_path: Path, sockets: Path) -> None:
