@@ -119,11 +119,11 @@ class ReadsAtHand:
 
     async def run(self) -> None:
         """Ask, once there is a reason to, and again when a grant has ended; until cancelled, or nobody answers."""
-        goes_on = True
-        while goes_on:
+        while True:
             await self._wanted.wait()
             try:
-                goes_on = await self._ask_once()
+                if not await self._ask_once():
+                    return
             except RemoteError as error:
                 log.warning("no reads past the Downstairs: it broke the protocol", path=self._path, error=str(error))
                 return
@@ -220,7 +220,7 @@ async def _answer_from(peer: trio.socket.SocketType) -> tuple[bytes, list[int]]:
             )
             descriptors += _descriptors_in(ancillary)
             if not more:
-                break
+                raise ConnectionResetError("it left without a word")  # turned away, or the grant has ended already
             line += more
     except BaseException:
         _close(descriptors)

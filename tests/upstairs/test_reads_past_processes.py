@@ -180,7 +180,6 @@ async def test_a_refusal_is_asked_again(folder: Path, region: Region, monkeypatc
 
 BROKEN = {
     "not JSON": b"granted\n",
-    "nothing": b"",
     "deep": b"[" * 4096,
     "neither": line({"other": 1}),
     "no object": line([1]),
@@ -280,6 +279,28 @@ async def test_a_downstairs_that_says_nothing_is_left_alone(folder: Path, monkey
             short.want()
             await wait_all_tasks_blocked(0.001)
         assert not short.open
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("text", [b"", b'{"granted": {'], ids=["nothing", "half a line"])
+async def test_who_is_turned_away_asks_again(
+    folder: Path, region: Region, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    """Race: the grant ended before it arrived."""
+    monkeypatch.setattr(reads_at_hand, "ASK_AGAIN_S", 0.01)
+    before = open_descriptors()
+    with tables(region).descriptors(region.path) as descriptors:
+
+        def turn_away(peer: socket.socket) -> None:
+            if text:
+                answering(text, descriptors)(peer)
+            peer.shutdown(socket.SHUT_WR)
+
+        answers = [turn_away, answering(line({"granted": grant(region)}), descriptors)]
+        async with asking(folder, lambda peer: answers.pop(0)(peer)) as (short, _):
+            while not short.open:
+                short.want()
+                await wait_all_tasks_blocked(0.001)
     assert open_descriptors() == before
 
 
