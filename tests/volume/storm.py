@@ -2,6 +2,7 @@
 
     python tests/volume/storm.py --rounds 200
     python tests/volume/storm.py --rounds 200 --load files      (as root: ext4 on a loop device, copied to and compared)
+    python tests/volume/storm.py --rounds 200 --unix            (over unix sockets: blocks are read past processes)
 
 One replica at a time is away, so the client may not see a single error, and at the end the three replicas must be equal
 and verify. Each round is one of :data:`BLOWS`; then the disk gets the time it needs until all three are active again,
@@ -50,15 +51,16 @@ BLOWS = {"kill": 4, "stall": 2, "replace": 2, "kill while it is repaired": 2, "k
 
 @dataclass
 class Downstairs:
-    """One Downstairs process over one region, which may be started again at its port."""
+    """One Downstairs process over one region, which may be started again at its port, or its unix socket."""
 
     region: Path
+    unix: Path | None = None
     port: int = 0
     process: subprocess.Popen[str] | None = None
 
     @property
     def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return str(self.unix or f"127.0.0.1:{self.port}")
 
     async def start(self) -> None:
         self._spawn()
@@ -71,6 +73,8 @@ class Downstairs:
     def _spawn(self) -> None:
         command = [sys.executable, "-m", "crucible_emu", "downstairs", "run", str(self.region), "--json"]
         command += ["--port", str(self.port), "--repair-port", "0"]
+        if self.unix is not None:
+            command += ["--unix", str(self.unix)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def send(self, which: signal.Signals) -> None:
@@ -99,9 +103,11 @@ async def within(seconds: float, condition: Callable[[], bool]) -> bool:
 class Storm:
     """The disk under way: its Downstairs, its guest side, and what has happened so far."""
 
-    def __init__(self, folder: Path, definition: RegionDefinition, seed: int) -> None:
+    def __init__(self, folder: Path, definition: RegionDefinition, seed: int, *, unix: bool = False) -> None:
         self.folder = folder
         self.definition = definition
+        self.unix = unix
+        self.reads_at_hand = 0
         self.random = random.Random(seed)
         self.members: list[Downstairs] = []
         self.made = 0
@@ -113,7 +119,7 @@ class Storm:
         self.made += 1
         definition = RegionDefinition(was.block_size, was.blocks_per_extent, was.extent_count, uuid4(), was.encrypted)
         Region.create(path, definition).close()
-        made = Downstairs(path)
+        made = Downstairs(path, path.with_suffix(".sock") if self.unix else None)
         await made.start()
         return made
 
@@ -281,6 +287,7 @@ async def blow(storm: Storm, rounds: int, load: str, *, progress: bool) -> None:
                         print(f"\r{number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
                 enough.set()
             await storm.whole_again(guest)
+            storm.reads_at_hand = guest.upstairs.statistics.reads_at_hand
     finally:
         with trio.CancelScope(shield=True):
             for member in storm.members:
@@ -295,6 +302,7 @@ def run(
     block_size: int = 4096,
     encrypted: bool = False,
     extent_count: int = 16,
+    unix: bool = False,
     progress: bool = False,
 ) -> list[str]:
     """A storm of so many rounds; what was wrong at its end. Raises what a client failed with."""
@@ -303,9 +311,11 @@ def run(
         block_size, size_bytes // block_size // extent_count, extent_count, uuid4(), encrypted
     )
     with tempfile.TemporaryDirectory() as folder:
-        storm = Storm(Path(folder), definition, seed)
+        storm = Storm(Path(folder), definition, seed, unix=unix)
         trio.run(partial(blow, storm, rounds, load, progress=progress))
         print(f"\n{rounds} rounds, seed {seed}: {storm.blows}", file=sys.stderr)
+        if unix:
+            print(f"{storm.reads_at_hand} reads past processes", file=sys.stderr)
         return storm.differences()
 
 
@@ -317,6 +327,7 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, default=4096)
     parser.add_argument("--extents", type=int, default=16)
     parser.add_argument("--encrypted", action="store_true")
+    parser.add_argument("--unix", action="store_true")
     given = parser.parse_args()
     logs.configure(level="error")
     wrong = run(
@@ -326,6 +337,7 @@ def main() -> None:
         block_size=given.block_size,
         encrypted=given.encrypted,
         extent_count=given.extents,
+        unix=given.unix,
         progress=True,
     )
     print("\n".join(wrong) if wrong else "0 errors; the three replicas are equal")
