@@ -46,8 +46,6 @@ class ReadGrants:
         self._stalled = stalled
         self._holders: dict[Ended, int] = {}
         self.shared = shared
-        self.granted = 0
-        """How many grants there were."""
         shared.on_revoked = self._tell
 
     def __len__(self) -> int:
@@ -62,7 +60,6 @@ class ReadGrants:
             raise NotGranted("the Downstairs is stalled")
         if not self._region.all_open:
             raise NotGranted("an extent is closed")
-        self.granted += 1
         self._holders[ended] = connection_id
         granted = {
             "region": str(self._region.definition.uuid),
