@@ -4,7 +4,8 @@ What it is for: one pass over the requests that arrived together sorts them by r
 in one call, and one call verifies them. No job, no message, no handle per request.
 
 Why it is safe: a read that is not at hand, or not whole, goes the ordinary way, as does every request that is not of
-one aligned block.
+one aligned block. Past another process reads only go where that has acknowledged every write of the blocks; why what
+is there is the newest then, :mod:`reads_at_hand` says.
 """
 
 from __future__ import annotations
