@@ -104,8 +104,8 @@ class SingleReads:
     def read_now(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
         """Read one block from each of ``offsets`` (bytes), where replicas have all of them at hand and all are right.
         ``False``, and anything in ``outs``, where that is not so: it will come out in the ordinary way, why."""
-        readers = self._core.readers
-        if not readers or self._core.state is not UpstairsState.ACTIVE:
+        readers, past_processes = self._core.readers, not self._upstairs.in_process
+        if not readers or self._core.state is not UpstairsState.ACTIVE or (past_processes and not self._any_at_hand()):
             return False
         if reduce(or_, offsets) & (self._block_size - 1) or max(offsets) >= self._size_bytes:
             return False
@@ -122,6 +122,7 @@ class SingleReads:
         statistics = self._upstairs.statistics
         statistics.reads += len(offsets)
         statistics.read_bytes += len(offsets) << shift
+        statistics.reads_at_hand += len(offsets) * past_processes
         return True
 
     def _any_at_hand(self) -> bool:
