@@ -117,6 +117,7 @@ class Overwriting:
 
     async def turn(self) -> None:
         """Some requests in one batch, each of one block; the oldest batches are waited for and compared."""
+        self._read_at_once()
         draw = self.random
         requests: list[Request] = []
         versions: list[int] = []
@@ -136,7 +137,15 @@ class Overwriting:
             versions.append(0)
         readers = list(self.disk.upstairs.core.readers)
         self.under_way.append((Batch(self.disk, requests), versions, readers))
+        self._read_at_once()
         await self.wait(draw.choice([0, 0, 2, BATCHES_MAX]))
+
+    def _read_at_once(self) -> None:
+        """As the door does; where it succeeds, it is the newest, whatever is under way."""
+        blocks = self.random.sample(range(BLOCKS), self.random.choice([1, 8]))
+        outs = [memoryview(bytearray(BLOCK)) for _ in blocks]
+        if self.disk.read_singles([block * BLOCK for block in blocks], outs):
+            assert outs == [self.history[block][-1] for block in blocks]
 
     async def wait(self, batches_max: int) -> None:
         while len(self.under_way) > batches_max:

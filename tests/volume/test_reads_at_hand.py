@@ -154,6 +154,8 @@ async def test_a_read_behind_a_write_that_nobody_has_acknowledged(tmp_path: Path
             written = Batch(disk, [write_request(BLOCK, pattern(BLOCK, seed))])
             behind = Batch(disk, [read_request(BLOCK, BLOCK)])
             beside = Batch(disk, [read_request(2 * BLOCK, BLOCK)])
+            out = memoryview(bytearray(BLOCK))
+            assert not disk.read_singles([BLOCK], [out]) and disk.read_singles([2 * BLOCK], [out])
             assert (written.pending, behind.pending, beside.pending) == (0, 1, 0)
             (request,) = await behind.wait()
             assert request.buffer == pattern(BLOCK, seed)
