@@ -112,7 +112,7 @@ class Guest:
 
     def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
         """See :class:`~crucible_emu.blockio.SinglesDevice`."""
-        return not self._backlog and self._single_writes.write_now(offsets, data)
+        return not self._is_full() and self._single_writes.write_now(offsets, data)
 
     async def wait_for_room(self) -> None:
         """Return when nothing waits for admission any more."""

@@ -70,21 +70,26 @@ class SingleWrites:
         return stop
 
     def write_now(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
-        """Write single blocks to replicas in this process; ``False`` where this is not the way."""
-        core = self._core
-        if core.state is not UpstairsState.ACTIVE or core.repair is not None or not self._upstairs.in_process:
+        """Write single blocks (offsets in bytes), each with its own data; ``False`` where this is not the way."""
+        core, remote = self._core, not self._upstairs.in_process
+        if core.state is not UpstairsState.ACTIVE or core.repair is not None:
             return False
-        links = self._passable()
-        if not links or reduce(or_, offsets) & (self._block_size - 1) or max(offsets) >= self._size_bytes:
+        if reduce(or_, offsets) & (self._block_size - 1) or max(offsets) >= self._size_bytes:
             return False
-        shift = self._shift
-        if len(offsets) > trains.TRAIN_BYTES_MAX >> shift:
+        blocks = [offset >> self._shift for offset in offsets]
+        if len(blocks) > trains.TRAIN_BYTES_MAX >> self._shift:
             return False
-        if not self._store(links, [offset >> shift for offset in offsets], list(data)):
-            return False
+        if remote:
+            if not self._sendable() or len(set(blocks)) < len(blocks):
+                return False
+            self._send(blocks, list(data))
+        else:
+            links = self._passable()
+            if not links or not self._store(links, blocks, list(data)):
+                return False
         statistics = self._upstairs.statistics
-        statistics.writes += len(offsets)
-        statistics.written_bytes += len(offsets) << shift
+        statistics.writes += len(blocks)
+        statistics.written_bytes += len(blocks) << self._shift
         return True
 
     def _singles(self, requests: list[Request], index: int) -> tuple[list[int], list[memoryview]]:
