@@ -97,7 +97,7 @@ DRIVERS = {
         for name in ("driver", "gathered_read", "guest", "healing", "local_link", "single_reads", "single_writes")
     ),
     "crucible_emu.downstairs.repair_service",
-    *(f"crucible_emu.upstairs.{name}" for name in ("crew", "reads_at_hand", "sealer", "tcp_link", "zeroing")),
+    *(f"crucible_emu.upstairs.{name}" for name in ("reads_at_hand", "tcp_link", "zeroing")),
     *(
         f"crucible_emu.volume.{name}"
         for name in ("attach", "backend", "construction", "image", "kept_running", "local_disk", "local_file")
