@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.lines import FILL, MIB, Line
+from bench.lines import FILL, MIB, WARM, Line
 
 GRACE_S = 60.0
 """How long fio may take beyond its measuring time before its server counts as hung."""
@@ -150,3 +150,8 @@ def verify(line: Line, uri: str, size_bytes: int, folder: Path) -> None:
 def fill(uri: str, size_bytes: int, folder: Path) -> None:
     """Write the whole disk once, as every subject's is written, and flush it."""
     measure(FILL, uri, size_bytes, None, folder)
+
+
+def warm(uri: str, size_bytes: int, folder: Path) -> None:
+    """Read the whole disk once."""
+    measure(WARM, uri, size_bytes, None, folder)

@@ -70,6 +70,10 @@ FILL = Line("fill", "write", 64 * KIB, 4)
 """How every disk is filled before it is measured: in pieces of 64 KiB. A file that was filled in larger pieces sits
 in the page cache in larger folios, and each small overwrite then dirties, and writes back, many times its size."""
 
+WARM = Line("warm", "read", MIB, 4)
+"""How every disk is read, once and unmeasured, before a line that reads: what is measured is what is in memory. Some
+machines take files out of memory within seconds, and then the rate says how long ago somebody was asked last."""
+
 
 def verifying(block_bytes: int) -> Line:
     """How a disk that will be measured in blocks of this size is verified before."""

@@ -15,22 +15,26 @@ from types import MappingProxyType
 
 from bench import fio, report, rounds
 from bench.flush import FlushError, flush
-from bench.lines import Line, verifying
+from bench.lines import WARM, Line, verifying
 from bench.subjects import REFERENCES, Absent, Server, Subject, running
 
 
 def sample(line: Line, server: Server, turn: int, seconds: float) -> rounds.Sample | rounds.Failure:
-    """One run against a server that is up; one that writes is flushed afterwards, outside the measured time."""
-    subject = server.subject.name
+    """One run against a server that is up. Before one that reads the disk is read once, one that writes is flushed
+    afterwards, both outside the measured time."""
+    subject, place = server.subject.name, server.place
     reason = server.death()
-    before = server.cpu_seconds()
+    before: float | None = None
     if reason is None:
         try:
-            achieved = fio.measure(line, server.uri, server.place.size_bytes, seconds, server.place.folder)
+            if not line.writes:
+                fio.warm(server.uri, place.size_bytes, place.folder)
+            before = server.cpu_seconds()
+            achieved = fio.measure(line, server.uri, place.size_bytes, seconds, place.folder)
             if line.writes:
-                flush(server.place.socket)
+                flush(place.socket)
         except (fio.FioError, FlushError) as problem:
-            reason = server.death() or str(problem).removeprefix(f"{line.name}: ")
+            reason = server.death() or str(problem).removeprefix(f"{line.name}: ").removeprefix(f"{WARM.name}: ")
     if reason is not None:
         return rounds.Failure(line.name, subject, turn, reason)
     after = server.cpu_seconds()

@@ -36,6 +36,7 @@ class Fakes:
         self.corrupts: set[str] = set()
         self.up: list[str] = []
         self.flushed: list[str] = []
+        self.measured: list[tuple[str, str]] = []
 
     @contextmanager
     def running(self, subject: Subject, folder: Path, size_bytes: int) -> Iterator[SimpleNamespace]:
@@ -55,6 +56,7 @@ class Fakes:
 
     def measure(self, line, uri: str, size_bytes: int, seconds: float, folder: Path) -> fio.Achieved:
         assert uri in self.up
+        self.measured.append((line.name, uri))
         if (line.name, uri) in self.fails:
             raise fio.FioError(f"{line.name}: fio ended with error 5 (Input/output error).")
         return fio.Achieved(self.speed[uri], self.speed[uri] * line.block_bytes / MIB, 100, 50.0, 99.0, 999.0)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bench import __main__ as command
 from bench import charts, cipher, machine, results
 from bench.fio import Achieved
-from bench.lines import MIB, RUN, SECTOR, Line
+from bench.lines import MIB, RUN, SECTOR, WARM, Line
 from bench.subjects import ALL, BY_HAND, CIPHER, FORMS, MEMORY, OURS, PEER, SUBJECTS
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<])/(?:[\w.+@%~-]+/)+[\w.+@%~-]*")
@@ -72,6 +72,22 @@ def test_a_disk_slowed_on_purpose_shows_in_the_verdict(run: Run, fakes) -> None:
     assert "write-1m-qd4: 2.00 (2.00–2.00) × qemu-quorum, floor 1.2: met" in run(*line)[1]
     fakes.speed[OURS] /= 2
     assert "write-1m-qd4: 1.00 (1.00–1.00) × qemu-quorum, floor 1.2: not met" in run(*line)[1]
+
+
+def test_every_disk_is_read_once_before_each_line_that_reads(run: Run, fakes) -> None:
+    lines = "randwrite-4k-qd1,randread-4k-qd16,read-1m-qd4"
+    code, _output, out = run("--lines", lines, "--rounds", "1", "--against", PEER)
+    assert code == 0
+    for subject in (OURS, PEER):
+        asked = [line for line, whom in fakes.measured if whom == subject]
+        assert asked == ["randwrite-4k-qd1", WARM.name, "randread-4k-qd16", WARM.name, "read-1m-qd4"]
+    assert {sample.line for sample in results.read(out).samples} == set(lines.split(","))
+
+
+def test_a_disk_that_cannot_be_read_before_its_line_has_failed_it(run: Run, fakes) -> None:
+    fakes.fails.add((WARM.name, PEER))
+    code, output, _out = run("--lines", "randread-4k-qd16,randwrite-4k-qd1", "--rounds", "1", "--against", PEER)
+    assert (code, "fio ended with error 5" in output) == (1, True)
 
 
 def test_quick_is_shorter_and_options_win_over_it(run: Run) -> None:
