@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from crucible_emu.cli import service, serving
+from crucible_emu.cli import service, serving, unflushed
 from crucible_emu.cli.run_many import run_many
 from crucible_emu.downstairs import tls
 from crucible_emu.downstairs.faults import REAL_ERROR_PROBABILITY, Faults
@@ -54,6 +54,7 @@ def run(
     policy: Annotated[
         str, typer.Option(help=f"When writes reach the files: {', '.join(each.value for each in SyncPolicy)}.")
     ] = SyncPolicy.STAGED.value,
+    unflushed_memory: Annotated[str | None, unflushed.OPTION] = None,
     cert_pem: Annotated[Path | None, typer.Option(help="Certificate (PEM); TLS needs all three files.")] = None,
     key_pem: Annotated[Path | None, typer.Option(help="Key (PEM, PKCS#1 or PKCS#8) of that certificate.")] = None,
     root_cert_pem: Annotated[
@@ -95,11 +96,14 @@ def run(
         faithful=faithful,
     )
     read_only, sync_policy = _read_only(mode), _sync_policy(policy)
+    staged_bytes_max = unflushed.staged_bytes_max(unflushed_memory)
     share = shared_reads and unix is not None and not faults.any
 
     async def main() -> None:
         async with service.until_told(until_eof) as told:
-            with Region.open(directory, read_only=read_only, policy=sync_policy, share=share) as region:
+            with Region.open(
+                directory, read_only=read_only, policy=sync_policy, staged_bytes_max=staged_bytes_max, share=share
+            ) as region:
                 await _serve(DownstairsServer(region, options), as_json, told)
 
     serving.run(main)

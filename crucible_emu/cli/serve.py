@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from crucible_emu.cli import serving
+from crucible_emu.cli import serving, unflushed
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
 from crucible_emu.control import observation
@@ -43,6 +43,7 @@ def serve(
     read_only: Annotated[bool, typer.Option("--read-only", help="Let no client write.")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) for nbds addresses.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key (PEM) of that certificate.")] = None,
+    unflushed_memory: Annotated[str | None, unflushed.OPTION] = None,
     control: Annotated[str | None, serving.CONTROL] = None,
     notify: Annotated[str | None, serving.NOTIFY] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
@@ -61,6 +62,7 @@ def serve(
     door = serving.Door(tuple(nbd or (serving.DEFAULT_URI,)), read_only, tls_cert, tls_key, as_json)
     serving.check(door)
     observation.check(control, notify)
+    staged_bytes_max = unflushed.staged_bytes_max(unflushed_memory)
     disk = local_disk.read_disk_file(directory)
     if disk is None:
         _make(directory, size, image, block_size, extent_size, encrypt)
@@ -72,7 +74,9 @@ def serve(
     async def main() -> None:
         async with observation.observing(control, notify) as door.observation:
             watch = door.observation.watch
-            async with local_disk.open_disk(directory, cipher=cipher, fill_from=image, observe=watch) as guest:
+            async with local_disk.open_disk(
+                directory, cipher=cipher, fill_from=image, observe=watch, staged_bytes_max=staged_bytes_max
+            ) as guest:
                 if image is not None:
                     with Progress("Copying the image in", image.stat().st_size, shown=not as_json) as progress:
                         await copy_in(guest, image, progress)

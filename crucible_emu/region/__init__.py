@@ -23,8 +23,8 @@ in and out), ``snapshot``, ``clone`` and ``repair_files`` (whole extents from an
 
 from crucible_emu.region.flush import FlushWork
 from crucible_emu.region.policy import SyncPolicy
-from crucible_emu.region.region import Region
+from crucible_emu.region.region import STAGED_BYTES_MAX, Region
 from crucible_emu.region.statistics import RegionStatistics
 from crucible_emu.region.storage import OsStorage, Storage
 
-__all__ = ["FlushWork", "OsStorage", "Region", "RegionStatistics", "Storage", "SyncPolicy"]
+__all__ = ["STAGED_BYTES_MAX", "FlushWork", "OsStorage", "Region", "RegionStatistics", "Storage", "SyncPolicy"]

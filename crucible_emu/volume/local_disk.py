@@ -38,7 +38,7 @@ from crucible_emu.geometry import (
     cut_into_extents,
 )
 from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, TAG_BYTES, BlockContexts
-from crucible_emu.region import Region
+from crucible_emu.region import STAGED_BYTES_MAX, Region
 from crucible_emu.region.directory import DEFINITION_NAME
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.driver import Upstairs
@@ -217,11 +217,11 @@ def _key_fits(cipher: Cipher, key_check: str) -> bool:
 
 
 @contextlib.contextmanager
-def _open_regions(directory: Path, disk: DiskFile) -> Iterator[list[Region]]:
+def _open_regions(directory: Path, disk: DiskFile, staged_bytes_max: int) -> Iterator[list[Region]]:
     with contextlib.ExitStack() as stack:
         regions = []
         for client, definition in enumerate(disk.definitions):
-            region = Region.open(region_path(directory, client))
+            region = Region.open(region_path(directory, client), staged_bytes_max=staged_bytes_max)
             stack.callback(region.close)
             if region.definition != definition:
                 raise UsageError(
@@ -239,10 +239,12 @@ async def open_disk(
     cipher: Cipher | None = None,
     fill_from: Path | None = None,
     observe: Observe | None = None,
+    staged_bytes_max: int = STAGED_BYTES_MAX,
 ) -> AsyncIterator[Guest]:
     """The disk in ``directory``, in service inside the block; its replicas are made equal first where they differ.
 
-    Leaving the block flushes. Raises :class:`UsageError`, :class:`~crucible_emu.errors.CrucibleError`.
+    ``staged_bytes_max`` bounds the memory of each replica for un-flushed blocks. Leaving the block flushes. Raises
+    :class:`UsageError`, :class:`~crucible_emu.errors.CrucibleError`.
     """
     disk = read_disk_file(directory)
     if disk is None:
@@ -261,7 +263,7 @@ async def open_disk(
         raise UsageError(f"the key is not the one that the disk in {directory} was written with: give that one")
     if not disk.created:
         disk = _finish_creation(directory, disk)
-    with _open_regions(directory, disk) as regions:
+    with _open_regions(directory, disk, staged_bytes_max) as regions:
         stored = max(int(region.extent_versions()[0].max(initial=0)) for region in regions)
         if cipher is not None and disk.key_check is None:
             disk = replace(disk, key_check=_key_check(cipher))

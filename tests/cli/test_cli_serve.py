@@ -163,6 +163,15 @@ def test_a_socket_that_is_in_use_is_refused_and_its_owner_goes_on(place: tuple[P
         command.end_well()
 
 
+def test_little_memory_for_what_is_not_flushed(place: tuple[Path, Path]) -> None:
+    directory, path = place
+    arguments = ("serve", directory, "--size", "16MiB", "--unflushed", "1MiB", "--nbd", unix_uri(path), "--json")
+    with running(*arguments) as command:
+        command.talk(writes(*[(at * MEGABYTE, pattern(MEGABYTE)) for at in range(8)]))
+        assert command.talk(reads(7 * MEGABYTE, MEGABYTE)) == pattern(MEGABYTE)
+        command.end_well()
+
+
 def test_several_addresses_and_a_name(place: tuple[Path, Path]) -> None:
     directory, path = place
     uris = ("--nbd", unix_uri(path, "my disk"), "--nbd", "nbd://127.0.0.1:0/my%20disk")
@@ -316,6 +325,8 @@ NEW: list[tuple[list[str], str]] = [
     (["--size", "1MiB", "--tls-cert", "{image}"], "--tls-cert and --tls-key"),
     (["--size", "1MiB", "--nbd", "nbds://[::1]:0/", "--tls-cert", "{image}", "--tls-key", "{image}"], "TLS files"),
     (["--size", "1MiB", "--sise", "1"], "--sise"),
+    (["--size", "1MiB", "--unflushed", "1000KiB"], "give at least 1MiB"),
+    (["--size", "1MiB", "--unflushed", "much"], "is not a size"),
 ]
 
 

@@ -285,6 +285,20 @@ async def test_fua_means_durable(fresh_disk: Fresh, kind: Kind) -> None:
         assert await read(disk, 0, 1024) == pattern(1024)[:512] + expected
 
 
+@pytest.mark.parametrize("staged_mib", [1, 16])
+async def test_what_has_no_room_in_memory_is_written_out_before_anybody_flushes(
+    tmp_path: Path, staged_mib: int
+) -> None:
+    local_disk.create(tmp_path / "disk", 16 << 20)
+    async with open_disk(tmp_path / "disk", staged_bytes_max=staged_mib << 20) as disk:
+        data = pattern(8 << 20)
+        for at in range(0, len(data), 1 << 20):
+            await write(disk, at, data[at : at + (1 << 20)])
+        destages = [connector.snapshots()[0].as_dict()["destages"] for connector in disk.upstairs.connectors]
+        assert [count > 0 for count in destages] == [staged_mib == 1] * 3
+        assert await read(disk, 0, len(data)) == data
+
+
 async def test_what_was_flushed_survives_a_crash_and_replicas_are_equal(fresh_disk: Fresh) -> None:
     directory = fresh_disk()
     async with open_disk(directory) as disk:
