@@ -294,6 +294,7 @@ async def test_what_has_no_room_in_memory_is_written_out_before_anybody_flushes(
         data = pattern(8 << 20)
         for at in range(0, len(data), 1 << 20):
             await write(disk, at, data[at : at + (1 << 20)])
+        await flush(disk)  # behind all of them, and so behind what made room for them
         destages = [connector.snapshots()[0].as_dict()["destages"] for connector in disk.upstairs.connectors]
         assert [count > 0 for count in destages] == [staged_mib == 1] * 3
         assert await read(disk, 0, len(data)) == data
