@@ -8,7 +8,7 @@ buffers: 2 to 3 µs for each less than the ordinary way (docs/decisions.md).
 
 Why it is safe: it is a shorter way for what is the commonest and nothing else. A batch with anything else in it, a
 request that is not of one aligned block of the export, a device that cannot do all of it now: then nothing has been
-done or answered, and all of it goes the ordinary way.
+answered, and all of it goes the ordinary way. To write once more what was written already changes nothing.
 """
 
 from __future__ import annotations
