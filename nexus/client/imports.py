@@ -34,6 +34,8 @@ def padded(piece: bytes, block_size: int) -> bytes:
     return piece + bytes(-len(piece) % block_size)
 
 
+# Ctrl-C between the making of a task's coroutine and its start would leave one that nobody awaits, and Python says so.
+@trio.lowlevel.enable_ki_protection
 async def import_blocks(
     nexus: ExternalClient, disk: str, file: BinaryIO, block_size: int, progress: Callable[[int], None]
 ) -> Imported:
