@@ -58,7 +58,7 @@ class MemoryDevice:
     def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
         """See :class:`~crucible_emu.blockio.SinglesDevice`: all that there is is at hand."""
         view, block_size = self._view, self._block_size
-        if any(offset % block_size or not 0 <= offset < len(view) for offset in offsets):
+        if not self._are_blocks(offsets):
             return False
         for offset, out in zip(offsets, outs):
             out[:] = view[offset : offset + block_size]
@@ -66,12 +66,15 @@ class MemoryDevice:
 
     def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
         view, block_size = self._view, self._block_size
-        if self._read_only or any(offset % block_size or not 0 <= offset < len(view) for offset in offsets):
+        if self._read_only or not self._are_blocks(offsets):
             return False
         for offset, block in zip(offsets, data):
             view[offset : offset + block_size] = block
             self._depth_bytes[offset // block_size] = 1
         return True
+
+    def _are_blocks(self, offsets: Sequence[int]) -> bool:
+        return all(offset % self._block_size == 0 and 0 <= offset < len(self._view) for offset in offsets)
 
     def submit(self, requests: list[Request], completed: Completed) -> None:
         view, block_size = self._view, self._block_size

@@ -82,21 +82,17 @@ class ByteDevice:
 
     def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
         """As :meth:`~crucible_emu.blockio.SinglesDevice.read_singles`; ``False`` where the device is none of those."""
-        return (
-            self._singles is not None
-            and not self._locked
-            and not self._ready
-            and self._singles.read_singles(offsets, outs)
-        )
+        device = self._at_once()
+        return device is not None and device.read_singles(offsets, outs)
 
     def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
         """As :meth:`~crucible_emu.blockio.SinglesDevice.write_singles`, past no change that is under way here."""
-        return (
-            self._singles is not None
-            and not self._locked
-            and not self._ready
-            and self._singles.write_singles(offsets, data)
-        )
+        device = self._at_once()
+        return device is not None and device.write_singles(offsets, data)
+
+    def _at_once(self) -> SinglesDevice | None:
+        """The device, if it does single blocks at once and that would pass nothing here."""
+        return None if self._locked or self._ready else self._singles
 
     @property
     def locked(self) -> bool:

@@ -30,7 +30,7 @@ from crucible_emu.nbd.protocol import (
     Chunk,
     Command,
 )
-from crucible_emu.nbd.replies import Train
+from crucible_emu.nbd.replies import DATA_CHUNK, SIMPLE, Train
 from crucible_emu.nbd.statistics import Statistics
 from crucible_emu.nbd.transmission import Intake
 
@@ -44,12 +44,10 @@ _FIRST = struct.Struct(">Q")
 _READ_COLUMNS = struct.Struct(">QQQI")  # magic, flags and command in one; cookie, offset, length
 _WRITE_COLUMNS = "Q8sQI"  # the cookie as it is, for it goes back as it came
 
-_DATA_CHUNK = struct.Struct(">IHHQIQ")
 _OF_CHUNK = struct.Struct(">QIQ")  # what differs from reply to reply, from byte 8 on
-_SIMPLE = struct.Struct(">IIQ")
 _OF_SIMPLE = struct.Struct(">Q")
 _DIFFERS_FROM = 8
-_DONE = _SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, 0)[:_DIFFERS_FROM]
+_DONE = SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, 0)[:_DIFFERS_FROM]
 
 Reads = tuple[Sequence[int], Sequence[int]]
 """Cookies and offsets."""
@@ -61,10 +59,8 @@ def single_reads(memory: memoryview, block_size: int, size_bytes: int) -> Reads 
     """The reads in ``memory``, which is whole requests without payloads; ``None`` where one of them is anything else
     than a read, without flags, of one aligned block below ``size_bytes``."""
     words, cookies, offsets, lengths = zip(*_READ_COLUMNS.iter_unpack(memory))
-    count = len(words)
-    if words.count(_PLAIN_READ) != count or lengths.count(block_size) != count:
-        return None
-    return (cookies, offsets) if _fit(offsets, block_size, size_bytes) else None
+    fit = _are(_PLAIN_READ, words, lengths, block_size) and _fit(offsets, block_size, size_bytes)
+    return (cookies, offsets) if fit else None
 
 
 def single_writes(memory: memoryview, block_size: int, size_bytes: int) -> Writes | None:
@@ -72,12 +68,13 @@ def single_writes(memory: memoryview, block_size: int, size_bytes: int) -> Write
     stride = REQUEST_BYTES + block_size
     columns = struct.iter_unpack(f">{_WRITE_COLUMNS}{block_size}x", memory)
     words, cookies, offsets, lengths = zip(*columns)
-    count = len(words)
-    if words.count(_PLAIN_WRITE) != count or lengths.count(block_size) != count:
-        return None
-    if not _fit(offsets, block_size, size_bytes):
+    if not (_are(_PLAIN_WRITE, words, lengths, block_size) and _fit(offsets, block_size, size_bytes)):
         return None
     return cookies, offsets, [memory[at - block_size : at] for at in range(stride, len(memory) + 1, stride)]
+
+
+def _are(wanted: int, words: Sequence[int], lengths: Sequence[int], block_size: int) -> bool:
+    return words.count(wanted) == len(words) and lengths.count(block_size) == len(words)
 
 
 def _fit(offsets: Sequence[int], block_size: int, size_bytes: int) -> bool:
@@ -92,7 +89,7 @@ class ReadReplies:
         self._structured = structured
         self.block_size = block_size
         self._allowance = allowance
-        self._header_bytes = _DATA_CHUNK.size if structured else _SIMPLE.size
+        self._header_bytes = DATA_CHUNK.size if structured else SIMPLE.size
         self._stride = self._header_bytes + block_size
         self._memory: PooledBuffer | None = None
         self._blocks: list[memoryview] = []
@@ -113,9 +110,9 @@ class ReadReplies:
         """Write what all headers have in common."""
         for at in range(0, self.reads_max * self._stride, self._stride):
             if self._structured:
-                _DATA_CHUNK.pack_into(memory, at, STRUCTURED_REPLY_MAGIC, CHUNK_DONE, int(Chunk.OFFSET_DATA), 0, 0, 0)
+                DATA_CHUNK.pack_into(memory, at, STRUCTURED_REPLY_MAGIC, CHUNK_DONE, int(Chunk.OFFSET_DATA), 0, 0, 0)
             else:
-                _SIMPLE.pack_into(memory, at, SIMPLE_REPLY_MAGIC, 0, 0)
+                SIMPLE.pack_into(memory, at, SIMPLE_REPLY_MAGIC, 0, 0)
             self._blocks.append(memory[at + self._header_bytes : at + self._stride])
 
     def take(self, cookies: Sequence[int], offsets: Sequence[int]) -> tuple[memoryview, PooledBuffer]:

@@ -33,9 +33,11 @@ from crucible_emu.nbd.protocol import (
 from crucible_emu.nbd.statistics import Statistics
 from crucible_emu.nbd.transmission import Refusal, StatusQuery
 
-_SIMPLE = struct.Struct(">IIQ")
+SIMPLE = struct.Struct(">IIQ")
+"""A simple reply: magic, errno, cookie; the data of a READ follow."""
 _CHUNK = struct.Struct(">IHHQI")
-_DATA_CHUNK = struct.Struct(">IHHQIQ")
+DATA_CHUNK = struct.Struct(">IHHQIQ")
+"""The header of a structured reply to a READ: magic, flags, type, cookie, length of what follows it, offset."""
 _ERROR = struct.Struct(">IH")
 _DESCRIPTOR = struct.Struct(">II")
 
@@ -114,17 +116,17 @@ class Replies:
                 length = request.length
                 if structured:
                     small.append(
-                        _DATA_CHUNK.pack(
+                        DATA_CHUNK.pack(
                             STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _OFFSET_DATA, cookie, length + 8, request.offset
                         )
                     )
                 else:
-                    small.append(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+                    small.append(SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie))
                 self._join()
                 self._buffers.append(request.buffer)  # type: ignore[arg-type]  # a READ has one
                 self._statistics.read_bytes += length
             else:
-                small.append(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+                small.append(SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie))
                 if command == 1:
                     self._statistics.written_bytes += request.length
 
@@ -139,7 +141,7 @@ class Replies:
             elif self._structured and refusal.command == _READ:
                 self._small.append(_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, Chunk.NONE, refusal.cookie, 0))
             else:
-                self._small.append(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, refusal.cookie))
+                self._small.append(SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, refusal.cookie))
 
     def status(self, query: StatusQuery, allocations: list[Allocation]) -> None:
         """Answer a BLOCK_STATUS: ``allocations`` begin at the query's offset; one chunk for each agreed context."""
@@ -161,7 +163,7 @@ class Replies:
 
     def _error(self, cookie: int, command: int, errno: int, sentence: str) -> None:
         if not self._structured:
-            self._small.append(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, errno, cookie))
+            self._small.append(SIMPLE.pack(SIMPLE_REPLY_MAGIC, errno, cookie))
             return
         text = sentence.encode()[:STRING_BYTES_MAX].decode(errors="ignore").encode()  # no half character at the end
         header = _CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, Chunk.ERROR, cookie, _ERROR.size + len(text))

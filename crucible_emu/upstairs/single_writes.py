@@ -49,44 +49,44 @@ class SingleWrites:
     def submit(self, requests: list[Request], index: int, done: list[Request]) -> int:
         """Writes of one block each, from ``index`` on, are done. Returns where they end; ``index`` itself where this is
         not the way."""
-        core, remote = self._core, not self._upstairs.in_process
-        if core.state is not UpstairsState.ACTIVE or core.repair is not None:
-            return index
-        links = [] if remote else self._passable()
-        if not (self._sendable() if remote else links):
+        links = self._way()
+        if links is None:
             return index
         blocks, data = self._singles(requests, index)
-        stop = index + len(blocks)
-        if remote:
-            if not blocks or len(set(blocks)) < len(blocks):
-                return index
-            self._send(blocks, data)
-        elif not blocks or not self._store(links, blocks, data):
+        if not blocks or not self._write(links, blocks, data):
             return index
+        stop = index + len(blocks)
         done.extend(requests if stop - index == len(requests) else requests[index:stop])
-        statistics = self._upstairs.statistics
-        statistics.writes += len(blocks)
-        statistics.written_bytes += len(blocks) << self._shift
         return stop
 
     def write_now(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
         """Write single blocks (offsets in bytes), each with its own data; ``False`` where this is not the way."""
-        core, remote = self._core, not self._upstairs.in_process
-        if core.state is not UpstairsState.ACTIVE or core.repair is not None:
-            return False
         if reduce(or_, offsets) & (self._block_size - 1) or max(offsets) >= self._size_bytes:
             return False
-        blocks = [offset >> self._shift for offset in offsets]
-        if len(blocks) > trains.TRAIN_BYTES_MAX >> self._shift:
+        if len(offsets) > trains.TRAIN_BYTES_MAX >> self._shift:
             return False
-        if remote:
-            if not self._sendable() or len(set(blocks)) < len(blocks):
+        links = self._way()
+        return links is not None and self._write(links, [offset >> self._shift for offset in offsets], list(data))
+
+    def _way(self) -> list[SingleWritesLink] | None:
+        """The three replicas in this process, or none of them where replicas are elsewhere and would take a job which
+        is all there is to do; ``None`` where single blocks have no way of their own now."""
+        core = self._core
+        if core.state is not UpstairsState.ACTIVE or core.repair is not None or self._watched():
+            return None
+        if self._upstairs.in_process:
+            return self._passable() or None
+        return [] if core.admission_error(JobKind.WRITE) is None else None
+
+    def _write(self, links: list[SingleWritesLink], blocks: list[int], data: list[memoryview]) -> bool:
+        """Write to what :meth:`_way` gave; ``False`` where this is not the way for these blocks."""
+        if links:
+            if not self._store(links, blocks, data):
                 return False
-            self._send(blocks, list(data))
+        elif len(set(blocks)) < len(blocks):
+            return False
         else:
-            links = self._passable()
-            if not links or not self._store(links, blocks, list(data)):
-                return False
+            self._send(blocks, data)
         statistics = self._upstairs.statistics
         statistics.writes += len(blocks)
         statistics.written_bytes += len(blocks) << self._shift
@@ -136,16 +136,10 @@ class SingleWrites:
         self._core.write(job)
         self._upstairs.perform()
 
-    def _sendable(self) -> bool:
-        """Whether such a job would be taken, and be all there is to do."""
-        return not self._watched() and self._core.admission_error(JobKind.WRITE) is None
-
     def _passable(self) -> list[SingleWritesLink]:
-        """The three replicas, if all are in service and take single blocks and nobody has to be told; else none."""
+        """The three replicas, if all are in service and take single blocks; else none."""
         core, upstairs = self._core, self._upstairs
         if len(core.readers) != len(CLIENTS) or core.identity.read_only:
-            return []
-        if self._watched():
             return []
         links = [link for link in self._links.among(upstairs.links) if link is not None]
         return links if len(links) == len(CLIENTS) else []
