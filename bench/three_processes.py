@@ -2,8 +2,8 @@
 
 What it is for: ``python -m bench.three_processes FOLDER --size-mib N --nbd URI`` makes three regions in the folder,
 starts a Downstairs for each, and attaches the disk: four processes that talk as they would from machine to machine, but
-over unix sockets, as is best on one; ``--tcp`` has them talk over loopback ports instead. By unix sockets, single
-blocks that a Downstairs has at hand are read without its process; by loopback ports nothing is. All stay in the session
+over unix sockets, as is best on one; ``--tcp`` has them talk over loopback ports instead. By unix sockets, blocks
+that a Downstairs has at hand are read without its process; by loopback ports nothing is. All stay in the session
 that this program was started in, where their CPU time is found.
 
 What it guarantees: when one of the four ends, the others are ended too, and the exit code is 1 with a sentence: a disk

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from crucible_emu import errors
 from crucible_emu.geometry import BlockIndexes, equal_runs, split_at_extents
-from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts
+from crucible_emu.integrity import EMPTY, PLAIN, BlockContexts, Rows
 from crucible_emu.region import layout
 from crucible_emu.region.contexts import KNOWN_EMPTY, KNOWN_PLAIN, KNOWN_SEALED, UNKNOWN, ContextTable
 from crucible_emu.region.extent import Extents
@@ -277,18 +278,7 @@ class Reader:
 
     def _fill_from_memory(self, span: slice, out: memoryview) -> list[tuple[int, int]]:
         """Fill in what is staged or was never written; the stretches ``(first, stop)`` of ``span`` that remain."""
-        rows, kinds = self._staging.row_of_block[span], self._contexts.kind[span]
-        source = np.where(rows != 0, FROM_STAGING, np.where(kinds == KNOWN_EMPTY, FROM_NOWHERE, FROM_FILE))
-        out_rows = np.frombuffer(out, np.uint8).reshape(len(rows), self._block_size)
-        remaining = []
-        for first, last, origin in equal_runs(source):
-            if origin == FROM_STAGING:
-                np.take(self._staging.rows, rows[first:last], axis=0, out=out_rows[first:last], mode="clip")
-            elif origin == FROM_NOWHERE:
-                out_rows[first:last] = 0
-            else:
-                remaining.append((first, last))
-        return remaining
+        return fill_from_rows(self._staging.row_of_block[span], self._contexts.kind[span], self._staging.rows, out)
 
     def _fill_from_files(self, start: int, count: int, out: memoryview, *, wait: bool) -> bool:
         done = 0
@@ -335,6 +325,24 @@ class Reader:
 
     def _explain(self, error: OSError, extent_id: int) -> errors.IoError:
         return explain(error, "reading the extent", layout.extent_path(self._extents.path, extent_id))
+
+
+def fill_from_rows(
+    rows: npt.NDArray[np.uint32], kinds: npt.NDArray[np.uint8], staged: Rows, out: memoryview
+) -> list[tuple[int, int]]:
+    """Of consecutive blocks, whose ``rows`` in ``staged`` are given (0: none) and the ``kinds`` of their contexts, fill
+    in those that are staged or were never written; the stretches ``(first, stop)`` that remain."""
+    source = np.where(rows != 0, FROM_STAGING, np.where(kinds == KNOWN_EMPTY, FROM_NOWHERE, FROM_FILE))
+    out_rows = np.frombuffer(out, np.uint8).reshape(len(rows), staged.shape[1])
+    remaining = []
+    for first, last, origin in equal_runs(source):
+        if origin == FROM_STAGING:
+            np.take(staged, rows[first:last], axis=0, out=out_rows[first:last], mode="clip")
+        elif origin == FROM_NOWHERE:
+            out_rows[first:last] = 0
+        else:
+            remaining.append((first, last))
+    return remaining
 
 
 _ONE_PLAIN = np.array([PLAIN], np.uint8)

@@ -3,8 +3,9 @@
 What it is for: what :class:`~crucible_emu.region.reading.Reader` does for blocks that are at hand, without waking the
 process whose region it is: a read costs what it costs there.
 
-What it guarantees: :meth:`SharedReader.read_singles` and :meth:`SharedReader.read_sealed` say what each block must be,
-and the caller, who verifies that, uses nothing that it is not. Why a block that is what its entry says is the newest:
+What it guarantees: :meth:`SharedReader.read_singles`, :meth:`SharedReader.read_sealed` and, for consecutive blocks,
+:meth:`SharedReader.read_range` say what each block must be, and the caller, who verifies that, uses nothing that it is
+not. Why a block that is what its entry says is the newest:
 an entry says what the newest write of the block said, or nothing; whoever may not miss a write that is under way does
 not ask. Everything else may be caught in the middle of a change, and is found out by the block's hash or tag:
 
@@ -27,12 +28,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import xxhash
 
 from crucible_emu.errors import CrucibleError, RemoteError
-from crucible_emu.integrity import SEAL_BYTES
+from crucible_emu.geometry import split_at_extents
+from crucible_emu.integrity import NONCE_BYTES, SEAL_BYTES, BlockContexts, Rows
 from crucible_emu.region.contexts import KNOWN_EMPTY, KNOWN_PLAIN, KNOWN_SEALED
 from crucible_emu.region.extent import Descriptors, descriptors_per_region
+from crucible_emu.region.reading import fill_from_rows
 from crucible_emu.region.sharing import EPOCH_BYTES, SharedLayout
 from crucible_emu.region.storage import OsStorage
 
@@ -117,6 +121,38 @@ class SharedReader:
                 return None
         return seals
 
+    def read_range(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
+        """Consecutive blocks, where all are at hand: their contexts, which know no ``on_disk_hash`` of what is
+        encrypted. ``None``, and anything in ``out``, where not."""
+        if self._epoch[0] != self._granted:
+            return None
+        layout, stop = self._layout, start + count
+        kinds = np.array(self._kind_of_block[start:stop])  # copies: what they are taken from may change
+        rows = np.array(self._row_of_block[start:stop])
+        if not kinds.all() or rows.max(initial=0) >= layout.row_count:
+            return None
+        contexts = BlockContexts(kinds - np.uint8(1), np.array(self._hash_of_block[start:stop]))
+        if (kinds == KNOWN_SEALED).any():
+            seals = np.array(self._seals[start * SEAL_BYTES : stop * SEAL_BYTES]).reshape(count, SEAL_BYTES)
+            contexts.nonce, contexts.tag = seals[:, :NONCE_BYTES], seals[:, NONCE_BYTES:]
+        for first, last in fill_from_rows(rows, kinds, self._staged(), out):
+            part = out[first * layout.block_size : last * layout.block_size]
+            if not self._fill_from_files(start + first, last - first, part):
+                return None
+        return contexts
+
+    def _staged(self) -> Rows:
+        """All rows. Nobody may keep them: what looks into memory keeps it from being given back."""
+        return np.frombuffer(self._rows, np.uint8).reshape(self._layout.row_count, self._layout.block_size)
+
+    def _fill_from_files(self, start: int, count: int, out: memoryview) -> bool:
+        size, done = self._layout.block_size, 0
+        for extent_id, first, length in split_at_extents(start, count, self._layout.blocks_per_extent):
+            if not self._read_file(extent_id, first, out[done : done + length * size]):
+                return False
+            done += length * size
+        return True
+
     def _fill(self, block: int, out: memoryview) -> bool:
         """The bytes of a block that was written, from its row or its file; whether they were at hand."""
         layout, row = self._layout, self._row_of_block[block]
@@ -126,12 +162,15 @@ class SharedReader:
                 return False
             out[:] = self._rows[row * size : (row + 1) * size]
             return True
-        extent_id, inside = divmod(block, layout.blocks_per_extent)
+        return self._read_file(*divmod(block, layout.blocks_per_extent), out)
+
+    def _read_file(self, extent_id: int, first: int, out: memoryview) -> bool:
+        """The data of an extent's blocks from ``first`` on; whether they were at hand."""
         try:
             descriptor = self._extents.find(extent_id)
             if descriptor is None:
                 descriptor = self._extents.get(extent_id)
-            return self._storage.preadv_nowait(descriptor, (out,), inside * size) == size
+            return self._storage.preadv_nowait(descriptor, (out,), first * self._layout.block_size) == len(out)
         except (OSError, CrucibleError):
             return False  # whose file it is finds out what it is, and says so
 

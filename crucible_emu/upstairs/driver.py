@@ -108,7 +108,7 @@ class UpstairsStatistics:
     reads: int = 0
     read_bytes: int = 0
     reads_at_hand: int = 0
-    """Of ``reads``, those of one block that were read past the process of a replica."""
+    """Of ``reads``, those that were read past the process of a replica."""
     flushes: int = 0
     damaged_reads: int = 0
     healed_blocks: int = 0

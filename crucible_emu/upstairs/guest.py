@@ -344,7 +344,7 @@ class Guest:
         done.append(request)
 
     def _read_now(self, request: Request, start: int, count: int) -> bool:
-        """Whether a replica in this process answered at once; such a read never becomes a tracked job."""
+        """Whether a replica on this machine had it at hand; such a read never becomes a tracked job."""
         upstairs = self.upstairs
         statistics = upstairs.statistics
         statistics.reads += 1
@@ -353,16 +353,23 @@ class Guest:
         link = None if client is None else upstairs.links[client]
         if client is None or link is None:
             return False
+        past_process = not upstairs.in_process
+        # *Safety*: who looks into another process must not miss a write that is on its way there.
+        if past_process and not self._core.settled(client, range(start, start + count)):
+            return False
         out = _payload(request)
         contexts = link.read_cached(start, count, out)
         if contexts is None:
             return False
         error = upstairs.verify(out, contexts)
         if error is not None:
-            upstairs.damaged(Damage(client, start, count, error))
-        elif request.owned is not None:
+            if not past_process:  # there it may have been caught in the middle of a change: a message finds out
+                upstairs.damaged(Damage(client, start, count, error))
+            return False
+        if request.owned is not None:
             request.owned[:] = contexts.kind != EMPTY
-        return error is None
+        statistics.reads_at_hand += past_process
+        return True
 
     def read_later(self, request: Request, start: int, count: int, completed: Completed) -> None:
         """Read by jobs, each of at most one transfer."""

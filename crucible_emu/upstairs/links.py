@@ -30,7 +30,8 @@ class Link(Protocol):
         ...
 
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
-        """Read at once into ``out`` if the replica is in this process and has it at hand, else ``None``."""
+        """Read at once into ``out`` if the replica is on this machine and has it at hand, else ``None``. Of a replica
+        in another process only where that has acknowledged every write of these blocks."""
         ...
 
     def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> tuple[BlockContexts, list[int]] | None:

@@ -35,6 +35,7 @@ import trio
 
 from crucible_emu.errors import RemoteError
 from crucible_emu.geometry import RegionDefinition
+from crucible_emu.integrity import BlockContexts
 from crucible_emu.logs import get_logger
 from crucible_emu.region.shared_reading import SharedReader
 from crucible_emu.region.sharing import SharedLayout
@@ -85,6 +86,14 @@ class ReadsAtHand:
         if reader is None:
             return None
         found = reader.read_sealed(blocks, outs)
+        return found if self._holds(reader, found) else None
+
+    def read_range(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
+        """Consecutive blocks that are all at hand, and what each must be; see :meth:`SharedReader.read_range`."""
+        reader = self._reader
+        if reader is None:
+            return None
+        found = reader.read_range(start, count, out)
         return found if self._holds(reader, found) else None
 
     def _holds(self, reader: SharedReader, found: object) -> bool:

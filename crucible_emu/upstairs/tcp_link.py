@@ -203,7 +203,7 @@ class TcpLink:
             self.send_off()
 
     def read_cached(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
-        return None
+        return None if self._at_hand is None else self._at_hand.read_range(start, count, out)
 
     def read_blocks_cached(self, blocks: list[int], outs: list[memoryview]) -> None:
         return None

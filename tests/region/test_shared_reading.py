@@ -84,6 +84,15 @@ def test_it_reads_what_the_region_does(tmp_path: Path, seed: int, sealed: bool) 
                     assert out == content.get(block, bytes(BLOCK))
                     if not sealed:
                         assert found == [xxhash.xxh64_intdigest(out)]
+            start = draw.randrange(TOTAL)
+            count = draw.randint(1, TOTAL - start)
+            out = memoryview(bytearray(count * BLOCK))
+            contexts = reader.read_range(start, count, out)
+            if contexts is None:
+                assert not region._contexts.kind[start : start + count].all(), "all are known to the region"
+            else:
+                assert out == b"".join(content.get(start + index, bytes(BLOCK)) for index in range(count))
+                assert contexts.same_reads(region._contexts.get(slice(start, start + count)))
         assert reader.holds
         reader.close()
 
@@ -94,9 +103,9 @@ def test_what_ends_it(tmp_path: Path) -> None:
         flush(region, 1, journal=False)
         first = reader_of(region)
         out = memoryview(bytearray(BLOCK))
-        assert first.read_singles([25], [out]) is not None
+        assert first.read_singles([25], [out]) is not None and first.read_range(25, 1, out) is not None
         region.close_extent(1)
-        assert not first.holds and first.read_singles([0], [out]) is None
+        assert not first.holds and first.read_singles([0], [out]) is None and first.read_range(0, 1, out) is None
         first.close()
         assert not region.all_open
         region.reopen_extent(1)
@@ -133,6 +142,7 @@ def test_a_file_that_is_gone_is_not_at_hand(tmp_path: Path) -> None:
         path = tmp_path / "region" / "00" / "000" / "001"
         path.rename(path.with_name("elsewhere"))
         assert reader.read_singles([20], [out]) is None and reader.holds
+        assert reader.read_range(20, 1, out) is None and reader.holds
         path.symlink_to(path.with_name("elsewhere"))
         assert reader.read_singles([20], [out]) is None, "a link may lead anywhere"
         path.unlink()

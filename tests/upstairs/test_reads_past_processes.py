@@ -140,7 +140,12 @@ async def test_a_grant_is_used_until_the_other_side_leaves(folder: Path, region:
             expected = short.read_singles([0, 9, 31], found)
             assert expected == hash_blocks(np.stack([np.frombuffer(each, np.uint8) for each in found])).tolist()
             assert short.read_sealed([0], outs()) is None and short.open
+            together = memoryview(bytearray(5 * BLOCK))
+            contexts = short.read_range(7, 5, together)
+            assert contexts is not None
+            assert (hash_blocks(np.frombuffer(together, np.uint8).reshape(5, BLOCK)) == contexts.hash).all()
             peers[0].close()
+            assert short.read_range(7, 5, together) is None
             assert short.read_singles([0], outs()) is None
             assert not short.open
 
@@ -319,6 +324,7 @@ async def test_rows_that_are_none_are_not_looked_at(folder: Path, region: Region
         async with asking(folder, answering(text, descriptors)) as (short, _):
             await until(lambda: short.open)
             assert short.read_singles([31], outs()) is None and short.open
+            assert short.read_range(30, 2, memoryview(bytearray(2 * BLOCK))) is None and short.open
 
 
 def test_a_layout_is_read_as_it_was_written(region: Region) -> None:

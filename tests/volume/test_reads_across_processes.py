@@ -108,7 +108,7 @@ class Overwriting:
         self.disk = disk
         self.random = random.Random(seed)
         self.history = [[bytes(BLOCK)] for _ in range(BLOCKS)]
-        self.under_way: list[tuple[Batch, list[int], list[int]]] = []
+        self.under_way: list[tuple[Batch, list[list[int]], list[int]]] = []
         self.written = 0
 
     @property
@@ -116,11 +116,11 @@ class Overwriting:
         return [versions[-1] for versions in self.history]
 
     async def turn(self) -> None:
-        """Some requests in one batch, each of one block; the oldest batches are waited for and compared."""
+        """Some requests in one batch, most of one block; the oldest batches are waited for and compared."""
         self._read_at_once()
         draw = self.random
         requests: list[Request] = []
-        versions: list[int] = []
+        versions: list[list[int]] = []
         hot = draw.randrange(BLOCKS - 8)
         kind = draw.choice(["write", "read", "read", "both"])
         for _ in range(draw.choice([1, 1, 4, 16, 40])):
@@ -129,12 +129,15 @@ class Overwriting:
                 self.written += 1
                 self.history[block].append(self.written.to_bytes(8, "little") * (BLOCK // 8))
                 requests.append(write_request(block * BLOCK, self.history[block][-1]))
+                count = 1
             else:
-                requests.append(read_request(block * BLOCK, BLOCK))
-            versions.append(len(self.history[block]) - 1)
+                count = 1 if draw.random() < 0.8 else draw.randint(2, min(100, BLOCKS - block) + 1)
+                block = min(block, BLOCKS - count)
+                requests.append(read_request(block * BLOCK, count * BLOCK))
+            versions.append([len(self.history[each]) - 1 for each in range(block, block + count)])
         if draw.random() < 0.05:
             requests.append(Request(Kind.FLUSH))
-            versions.append(0)
+            versions.append([])
         readers = list(self.disk.upstairs.core.readers)
         self.under_way.append((Batch(self.disk, requests), versions, readers))
         self._read_at_once()
@@ -150,13 +153,17 @@ class Overwriting:
     async def wait(self, batches_max: int) -> None:
         while len(self.under_way) > batches_max:
             batch, versions, readers = self.under_way.pop(0)
-            for request, version in zip(await batch.wait(), versions):
+            for request, submitted in zip(await batch.wait(), versions):
                 assert request.error is None
-                if request.kind is Kind.READ:
-                    since = self.history[request.offset // BLOCK][version:]
+                if request.kind is not Kind.READ:
+                    continue
+                assert request.buffer is not None
+                for index, version in enumerate(submitted):
+                    since = self.history[request.offset // BLOCK + index][version:]
                     if readers == self.disk.upstairs.core.readers:
                         del since[1:]
-                    assert request.buffer in since, f"a read at {request.offset} is not what was there"
+                    found = request.buffer[index * BLOCK : (index + 1) * BLOCK]
+                    assert found in since, f"block {index} of a read at {request.offset} is not what was there"
 
 
 async def carried_out(processes: Processes) -> None:

@@ -81,6 +81,7 @@ async def at_hand(disk: Guest, clients: tuple[int, ...] = (0, 1, 2)) -> None:
                 await read(disk, block * BLOCK, BLOCK)
     for block in range(BLOCKS):
         await read(disk, block * BLOCK, BLOCK)
+    await read(disk, 0, BLOCKS * BLOCK)
     await until(lambda: settled(disk))
 
 
@@ -95,7 +96,9 @@ async def all_past(disk: Guest, content: bytes) -> None:
     batch = Batch(disk, requests)
     assert batch.pending == 0
     assert b"".join(bytes(request.buffer or b"") for request in requests) == content
-    assert statistics.reads_at_hand == before + 2 * BLOCKS
+    whole = Batch(disk, [read_request(0, BLOCKS * BLOCK)])
+    assert whole.pending == 0 and whole.requests[0].buffer == content
+    assert statistics.reads_at_hand == before + 2 * BLOCKS + 1
 
 
 async def quiet(disk: Guest, servers: RegionSet) -> None:
@@ -155,10 +158,15 @@ async def test_a_read_behind_a_write_that_nobody_has_acknowledged(tmp_path: Path
             behind = Batch(disk, [read_request(BLOCK, BLOCK)])
             beside = Batch(disk, [read_request(2 * BLOCK, BLOCK)])
             out = memoryview(bytearray(BLOCK))
+            across = Batch(disk, [read_request(0, 3 * BLOCK), read_request(2 * BLOCK, 5 * BLOCK)])
             assert not disk.read_singles([BLOCK], [out]) and disk.read_singles([2 * BLOCK], [out])
-            assert (written.pending, behind.pending, beside.pending) == (0, 1, 0)
+            assert (written.pending, behind.pending, beside.pending, across.pending) == (0, 1, 0, 1)
             (request,) = await behind.wait()
             assert request.buffer == pattern(BLOCK, seed)
+            (request, past) = await across.wait()
+            whole = pattern(BLOCKS * BLOCK)
+            assert request.buffer == whole[:BLOCK] + pattern(BLOCK, seed) + whole[2 * BLOCK : 3 * BLOCK]
+            assert past.buffer == whole[2 * BLOCK : 7 * BLOCK]
             assert beside.requests[0].buffer == pattern(BLOCKS * BLOCK)[2 * BLOCK : 3 * BLOCK]
             await until(lambda: settled(disk))
 
@@ -280,12 +288,14 @@ async def test_a_torn_row_is_read_the_ordinary_way_and_is_no_damage(tmp_path: Pa
         staging = servers.members[1].region._staging
         row = staging.rows[int(staging.row_of_block[PER_EXTENT])]
         assert staging.row_of_block[PER_EXTENT] != 0
-        row[7] ^= 0x5A
-        torn = Batch(disk, [read_request(PER_EXTENT * BLOCK, BLOCK)])
-        row[7] ^= 0x5A
-        assert torn.pending == 1
-        (request,) = await torn.wait()
-        assert request.buffer == pattern(BLOCKS * BLOCK)[PER_EXTENT * BLOCK : (PER_EXTENT + 1) * BLOCK]
+        wanted = memoryview(pattern(BLOCKS * BLOCK))[PER_EXTENT * BLOCK :]
+        for count in (1, 3):
+            row[7] ^= 0x5A
+            torn = Batch(disk, [read_request(PER_EXTENT * BLOCK, count * BLOCK)])
+            row[7] ^= 0x5A
+            assert torn.pending == 1
+            (request,) = await torn.wait()
+            assert request.buffer == wanted[: count * BLOCK]
         assert disk.upstairs.statistics.damaged_reads == 0
 
 
