@@ -67,6 +67,8 @@ class Dispatcher(ABC):
         self.readers: list[int] = []
         """The clients that reads may be sent to, ascending."""
         self._actions: list[Action] = []
+        self._open: Job | None = None
+        self._open_actions = 0
 
     @abstractmethod
     def stop_client(self, client: Client, reason: StopReason) -> None:
@@ -80,8 +82,14 @@ class Dispatcher(ABC):
 
     def take_actions(self) -> list[Action]:
         """The actions since the last call, oldest first."""
+        self._close_open_job()
         taken, self._actions = self._actions, []
         return taken
+
+    def _close_open_job(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
     def send(self, client: int, item: m.Message | Job) -> None:
         """Ask for a message, or a job, to be sent."""
@@ -139,6 +147,35 @@ class Dispatcher(ABC):
         self.need_flush = True
         self.last_write = job.first_id
         self._enqueue(job)
+
+    def write_open(self, job: Job) -> None:
+        """As :meth:`write`, of a train of single blocks with ``gathered`` data: until somebody takes the actions,
+        further ones may come to it (:meth:`grow`)."""
+        self._close_open_job()
+        self.write(job)
+        self._open, self._open_actions = job, len(self._actions)
+
+    def grow(self, blocks: list[int], data: list[bytes]) -> bool:
+        """Admitted writes of one block each, all different, become part of the last job. ``False``: it is not open to
+        them. *Safety*: nothing was wanted since, so nothing can come between it and them."""
+        job = self._open
+        if job is None or job.gathered is None or len(self._actions) != self._open_actions:
+            return False
+        if job.first_id + job.count != self.next_job_id or not job.gathered.blocks.isdisjoint(blocks):
+            return False
+        job.gathered.take(blocks, data)
+        self.jobs.grow(job, blocks, sum(map(len, data)))
+        if job.dependencies is not None:
+            live = self.jobs.live
+            for job_id, block in enumerate(blocks, self.next_job_id):
+                job.dependencies.append(self.tracker.block(job_id, block, block + 1, live))
+        self.next_job_id += len(blocks)
+        return True
+
+    @property
+    def open_bytes(self) -> int:
+        """How much is in the job that is open."""
+        return 0 if self._open is None else self._open.size_bytes
 
     def written_at_once(self, count: int) -> int:
         """A train of ``count`` writes, of one block each, is done on all clients within the call that admits it: what

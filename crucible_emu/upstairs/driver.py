@@ -256,6 +256,12 @@ class Upstairs:
             if link is not None:
                 link.send_off()
 
+    def holds_writes(self, size_bytes: int) -> bool:
+        """Whether writes of so many bytes, were they sent now, would wait on each connection for answers to others."""
+        return not self._performing and all(
+            link is not None and link.holds(size_bytes) for link in self._gathering_links
+        )
+
     def _keep_in_step(self) -> None:
         """Slow the connections of the faster replicas down where the slowest falls behind (§6.14)."""
         jobs = self.core.jobs

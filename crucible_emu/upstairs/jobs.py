@@ -2,7 +2,8 @@
 
 What it is for: requests that arrive together become one :class:`Job`, a train of ``count`` operations of one kind with
 consecutive ids. On the wire each keeps its own id and frame; here the whole train is one object, and its progress on
-each replica is a bit mask with one bit per operation. A batch of one is the same code.
+each replica is a bit mask with one bit per operation. A batch of one is the same code. Writes of single blocks may come
+to a job that has not been sent: it is *open* then, and has :class:`Gathered` data.
 
 What it guarantees: each operation is, on each client, in exactly one of *in progress*, *done*, *failed* or *skipped*.
 :class:`JobTable` holds the jobs that are not final everywhere, and those that a replica which comes back would have to
@@ -13,7 +14,7 @@ a disk has been running.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from crucible_emu.errors import CrucibleError
@@ -26,6 +27,28 @@ CHANGING = WRITES | REPAIRS
 """Jobs after which a replica's blocks may be others than before."""
 
 
+Prove = Callable[[Sequence[bytes]], tuple[Rows, BlockContexts]]
+"""Makes what a job carries of the data of its blocks."""
+
+
+class Gathered:
+    """Data of single blocks that came one after the other, ``blocks`` all of which differ, for a job that is open."""
+
+    __slots__ = ("_prove", "blocks", "data")
+
+    def __init__(self, prove: Prove) -> None:
+        self.blocks: set[int] = set()
+        self.data: list[bytes] = []
+        self._prove = prove
+
+    def take(self, blocks: Sequence[int], data: Sequence[bytes]) -> None:
+        self.blocks.update(blocks)
+        self.data.extend(data)
+
+    def proven(self) -> tuple[Rows, BlockContexts]:
+        return self._prove(self.data)
+
+
 class Job:
     """A train of operations of one kind.
 
@@ -35,6 +58,7 @@ class Job:
     it was acknowledged with. ``retained``: final on all clients, kept for a replay. ``replayed``: sent again to a
     client that came back. ``asked_before``: of a read, the id from which on jobs were made after it was last sent.
     ``encoded``: the frames that a replica was sent for which it had these dependencies, until the job is final.
+    ``gathered``: while it is open, what ``rows`` and ``contexts`` will be made of.
     """
 
     __slots__ = (
@@ -52,6 +76,7 @@ class Job:
         "first_id",
         "flush_number",
         "full",
+        "gathered",
         "gen_number",
         "handle",
         "in_progress",
@@ -88,6 +113,7 @@ class Job:
         self.acked = False
         self.asked_before = 0
         self.encoded: tuple[list[list[int]], list[bytes | memoryview]] | None = None
+        self.gathered: Gathered | None = None
         self.error: CrucibleError | None = None
         self.retained = False
         self.replayed = False
@@ -100,6 +126,12 @@ class Job:
     def complete(self) -> bool:
         """Whether no client has any of it in progress."""
         return not any(self.in_progress)
+
+    def close(self) -> None:
+        """Nothing comes to it any more."""
+        if self.gathered is not None:
+            self.rows, self.contexts = self.gathered.proven()
+            self.gathered = None
 
     def done_count(self) -> int:
         """On how many clients the whole train is done."""
@@ -142,6 +174,23 @@ class JobTable:
                 self.bytes_in_progress[client] += job.size_bytes
                 if job.changes:
                     self.changes_in_progress[client] += job.count
+
+    def grow(self, job: Job, starts: list[int], size_bytes: int) -> None:
+        """To ``job``, which is open and stands last, come operations of one block each."""
+        before, added = job.full, len(starts)
+        job.starts += starts
+        job.lengths += [1] * added
+        job.size_bytes += size_bytes
+        job.count += added
+        job.full = (1 << job.count) - 1
+        for client in CLIENTS:
+            if job.in_progress[client]:
+                job.in_progress[client] = job.full
+                self.jobs_in_progress[client] += added
+                self.bytes_in_progress[client] += size_bytes
+                self.changes_in_progress[client] += added
+            else:
+                job.skipped[client] |= job.full ^ before
 
     def find(self, job_id: int) -> Job | None:
         """The job that contains ``job_id``, unless it is forgotten."""

@@ -116,6 +116,11 @@ class GatheringLink(Protocol):
         """Send what waits."""
         ...
 
+    def holds(self, size_bytes: int) -> bool:
+        """Whether so many bytes of writes, were they sent now, would wait for the answer to others. Whoever is told
+        so hears of that answer."""
+        ...
+
 
 class Port(Protocol):
     """Where a connector reports what happens on its connection."""

@@ -21,9 +21,10 @@ import numpy as np
 import xxhash
 
 from crucible_emu.blockio import Kind, Request
-from crucible_emu.integrity import BlockContexts, Proofs
+from crucible_emu.integrity import BlockContexts, Proofs, Rows
 from crucible_emu.upstairs import trains
 from crucible_emu.upstairs.driver import Upstairs
+from crucible_emu.upstairs.jobs import Gathered
 from crucible_emu.upstairs.links import LinksThat, SingleWritesLink
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.sealer import Sealer
@@ -124,17 +125,31 @@ class SingleWrites:
         return all(link.write_singles(first_job_id, blocks, data, proofs) for link in links)
 
     def _send(self, blocks: list[int], data: list[memoryview]) -> None:
-        """Have replicas in other processes write them: one job, with a copy of the data, for the guest's memory is only
-        lent until the write is acknowledged, which it is at admission."""
-        count = len(blocks)
-        job = self._core.new_job(JobKind.WRITE, blocks, [1] * count, count << self._shift, None)
-        if self._sealer is not None:
-            job.rows, job.contexts = self._sealer.seal(data)
+        """Have replicas in other processes write them: as a job, with a copy of the data, for the guest's memory is
+        only lent until the write is acknowledged, which it is at admission. *Optimisation*: where such a job would only
+        wait for others, it stays open to what comes next; whatever ends the waiting has it sent."""
+        core, upstairs = self._core, self._upstairs
+        count, size_bytes = len(blocks), len(blocks) << self._shift
+        waits = upstairs.holds_writes(core.open_bytes + size_bytes)
+        copies = list(map(bytes, data)) if waits else []
+        if waits and core.grow(blocks, copies):
+            return
+        job = core.new_job(JobKind.WRITE, blocks, [1] * count, size_bytes, None)
+        if waits:
+            job.gathered = Gathered(self._proven)
+            job.gathered.take(blocks, copies)
+            core.write_open(job)
         else:
-            job.rows = np.frombuffer(b"".join(data), np.uint8).reshape(count, self._block_size)
-            job.contexts = BlockContexts.plain(np.array(list(map(xxhash.xxh64_intdigest, data)), np.uint64))
-        self._core.write(job)
-        self._upstairs.perform()
+            job.rows, job.contexts = self._proven(data)
+            core.write(job)
+            upstairs.perform()
+
+    def _proven(self, data: Sequence[memoryview | bytes]) -> tuple[Rows, BlockContexts]:
+        """A copy of the data, encrypted where the disk is, and what proves each block."""
+        if self._sealer is not None:
+            return self._sealer.seal([memoryview(each) for each in data])
+        rows = np.frombuffer(b"".join(data), np.uint8).reshape(len(data), self._block_size)
+        return rows, BlockContexts.plain(np.array(list(map(xxhash.xxh64_intdigest, data)), np.uint64))
 
     def _passable(self) -> list[SingleWritesLink]:
         """The three replicas, if all are in service and take single blocks; else none."""

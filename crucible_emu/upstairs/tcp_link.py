@@ -243,6 +243,10 @@ class TcpLink:
         self._blocked = True
         self._wake_sender.set()
 
+    def holds(self, size_bytes: int) -> bool:
+        waits = self._awaits_acks and not self._urgent and not self._held
+        return waits and self._queued_bytes + size_bytes < HELD_BYTES_MAX
+
     def _send_some(self) -> None:
         """Send from the queue until it is empty or the socket is full (:class:`BlockingIOError`)."""
         queue = self._queue
