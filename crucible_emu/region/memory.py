@@ -11,8 +11,9 @@ them.
 
 A reservation may lie in a :class:`SharedFile` instead, which other processes can map and look into. All of the above
 holds there, too, but two things: a page that is only *read* costs memory as well, for the kernel has no common page of
-zeros for files of memory; and to touch a page for the first time costs 3 µs instead of 0.3 in a dense one, for most
-systems give such files no huge pages. Written again, it costs the same.
+zeros for files of memory; and to touch a page for the first time costs 2.5 µs instead of 0.3 in a dense one, for most
+systems give such files no huge pages. Written to the file (:meth:`SharedFile.write`) it costs 1.3, and need not be
+zeroed before. Written again, it costs the same in either.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from crucible_emu.logs import get_logger
+
 HUGE_PAGES_BYTES_MAX = 64 * 1024 * 1024
+log = get_logger(__name__)
 _MFD_NOEXEC_SEAL = 0x0008  # nothing in it is ever run; a system may be set up to refuse files of memory without
 _MAP_NORESERVE = 0x4000  # Linux; without it the kernel may refuse a reservation larger than the machine's memory.
 
@@ -61,6 +66,15 @@ class SharedFile:
     def seal(self) -> None:
         """From now on its size is what it is."""
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+
+    def write(self, pieces: Sequence[memoryview], offset: int) -> bool:
+        """Put ``pieces``, one after the other, into memory that was never touched; whether all of it is there."""
+        total = sum(map(len, pieces))
+        try:
+            return os.pwritev(self.descriptor, pieces, offset) == total
+        except OSError as error:
+            log.warning("cannot write to shared memory", error=str(error))
+            return False
 
     def open_to_read(self) -> int:
         """A descriptor that can only be read and mapped to be read."""

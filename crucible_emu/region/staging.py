@@ -18,6 +18,9 @@ it was touched. Writes all over a disk of one TiB touch all of it, which is one 
 are flushed. After a flush that leaves more than :data:`ROW_TABLE_BYTES_MAX` behind, all of it is given back and what is
 still staged is entered again. That takes 2,048 pages, so at least as many writes, which cost a hundred times more.
 
+Rows that others look into are pages of a file of memory, which cost much when they are touched for the first time:
+2.5 µs each. Those above the highest one that was ever filled are therefore written to that file, many in one call.
+
 Spans are half-open ``(start, stop)`` ranges of rows. Allocation takes the lowest free span first, so that a disk with
 frequent flushes keeps using the same few rows, which stay in the processor's cache.
 """
@@ -37,6 +40,11 @@ from crucible_emu.region.memory import SharedFile, reserve
 
 SLICE_ROWS_MIN = 32
 """From this many rows on it pays to look whether they are consecutive: a slice copies twice as fast as a scatter."""
+
+UNTOUCHED_ROWS_MIN = 8
+"""From this many rows on the call costs less than touching them."""
+PIECES_MAX = 1024
+"""As many buffers as one call takes."""
 
 ROW_TABLE_BYTES_MAX = 8 * 1024 * 1024
 """Memory of ``row_of_block`` that may stay touched after a flush."""
@@ -66,6 +74,7 @@ class Staging:
         memory = reserve((capacity + 1, block_size), np.uint8, dense=True, within=within)
         self.rows: Rows = memory.array
         self._memory = self.rows.data.cast("B")
+        self._file, self._rows_offset = within, memory.offset
         self._block_size = block_size
         self.block_of_row: BlockIndexes = reserve(capacity + 1, np.int64).array
         self._table = reserve(total_blocks, np.uint32, within=within)
@@ -117,12 +126,37 @@ class Staging:
         """As :meth:`put` for blocks whose data lies here and there, each of one block's length. Of a block that is
         named twice the last counts."""
         row_of_block, writable, memory, size = self._row_of_block, self._one_writable, self._memory, self._block_size
+        touched = self._touched_if_many(len(blocks))
+        untouched: dict[int, memoryview] = {}
         for block, each in zip(blocks, data):
             row = row_of_block[block]
             if not writable[row]:
                 row = self._take_row(block)
+            if row >= touched:
+                untouched[row] = each
+                continue
             start = row * size
             memory[start : start + size] = each
+        if untouched:
+            self._write_untouched(touched, list(untouched.values()))
+
+    def _touched_if_many(self, count: int) -> int:
+        """Up to where rows are filled as any memory is; from there on they are worth :meth:`_write_untouched`."""
+        return self.capacity + 1 if self._file is None or count < UNTOUCHED_ROWS_MIN else self._highest
+
+    def _write_untouched(self, first: int, data: Sequence[memoryview]) -> None:
+        """Fill the rows from ``first`` on, none of which was ever touched: they follow upon each other, for what is
+        above the highest row is taken from one end."""
+        start = first * self._block_size
+        for done in range(0, len(data), PIECES_MAX):
+            pieces = data[done : done + PIECES_MAX]
+            if self._file is not None and not self._file.write(pieces, self._rows_offset + start):
+                self._file = None
+            for piece in pieces:
+                stop = start + len(piece)
+                if self._file is None:
+                    self._memory[start:stop] = piece
+                start = stop
 
     def _take_row(self, block: int) -> int:
         """The next free row is the block's from now on."""
@@ -155,12 +189,20 @@ class Staging:
             start = self._next
             stop = self._next = min(start + count - done, self._stop)
             part = slice(done, done + stop - start)
-            self.rows[start:stop] = data[part]
+            self._fill(start, data[part])
             self.block_of_row[start:stop] = blocks[part]
             self.row_of_block[blocks[part]] = self._row_numbers[start:stop]
             self._writable[start:stop] = True
             self._highest = max(self._highest, stop)
             done = part.stop
+
+    def _fill(self, start: int, data: Rows) -> None:
+        """Fill consecutive rows from ``start`` on, before they are counted among those that were ever filled."""
+        touched = min(max(self._touched_if_many(len(data)) - start, 0), len(data))
+        if touched < len(data) and data.flags.c_contiguous:
+            self._write_untouched(start + touched, [data[touched:].reshape(-1).data])
+            data = data[:touched]
+        self.rows[start : start + len(data)] = data
 
     def live(self, spans: list[Span]) -> tuple[RowNumbers, BlockIndexes]:
         """The rows of ``spans`` that hold the newest data of their block, and those blocks."""

@@ -146,6 +146,8 @@ class Upstairs:
         self.on_progress: Callable[[], None] | None = None
         self.on_damage: Callable[[Damage], None] | None = None
         self.on_repair: Callable[[actions.RepairNews], None] | None = None
+        self.on_idle: Callable[[], None] | None = None
+        """Told when there was no new job for as long as the automatic flush waits."""
         self.on_stopped: Callable[[int, str], None] | None = None
         """Told the client and the reason when a connection has ended, before the core is."""
         self.delays_us: tuple[int, ...] = NO_DELAYS
@@ -213,9 +215,12 @@ class Upstairs:
         seen = self.core.next_job_id
         while True:
             await trio.sleep(self.flush_interval_s)
-            if self.core.next_job_id == seen and self.core.need_flush:
-                self.core.idle_flush()
-                self.perform()
+            if self.core.next_job_id == seen:
+                if self.core.need_flush:
+                    self.core.idle_flush()
+                    self.perform()
+                elif self.on_idle is not None:
+                    self.on_idle()
             seen = self.core.next_job_id
 
     # -- carrying out -------------------------------------------------------------------------------------------------

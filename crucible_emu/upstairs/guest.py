@@ -82,6 +82,7 @@ class Guest:
         self._admitting = False
         upstairs.on_progress = self._progress
         upstairs.on_damage = self.healer.damaged
+        upstairs.on_idle = self._row_memory.trim
 
     # -- what a door asks ---------------------------------------------------------------------------------------------
 

@@ -1,12 +1,13 @@
 """Memory for the data of writes on their way to other processes, used again.
 
 What it is for: a write's data are kept until every replica has them and a flush or barrier has retired the job, which
-is up to 64 MiB at a time; then all of it is freed at once, and the allocator gives it back to the system. Memory that
-was never touched costs a page fault per 4 KiB, on a virtual machine up to 15 µs each: 1 to 2 ms of processor time for
-each MiB that a guest wrote. So what is large is kept here for the next write.
+is up to 64 MiB at a time, and as much again may be on its way. All of it is freed at once, and the allocator gives it
+back to the system. Memory that was never touched costs a page fault per 4 KiB, on a virtual machine up to 15 µs each: 1
+to 2 ms of processor time for each MiB that a guest wrote. So what is large is kept here for the next write.
 
 What it guarantees: memory is handed out again only after the last array and view over it are gone; whoever holds one,
-a queue of a connection for instance, need not know of this. At most :data:`IDLE_BYTES_MAX` lie idle.
+a queue of a connection for instance, need not know of this. At most :data:`IDLE_BYTES_MAX` lie idle, and none of it
+once nothing has been written for a while (:meth:`RowMemory.trim`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 LARGE_BYTES = 128 * 1024
 """Smaller pieces are left to the allocator, which keeps those itself."""
-IDLE_BYTES_MAX = 64 * 1024 * 1024
+IDLE_BYTES_MAX = 160 * 1024 * 1024
 
 
 class RowMemory:
@@ -44,6 +45,11 @@ class RowMemory:
         # Every array and view over it refers to this one, so it goes last.
         weakref.finalize(flat, self._give_back, memory).atexit = False
         return flat
+
+    def trim(self) -> None:
+        """Give what lies idle back to the system."""
+        self._idle.clear()
+        self.idle_bytes = 0
 
     def _give_back(self, memory: mmap.mmap) -> None:
         if self.idle_bytes + len(memory) <= IDLE_BYTES_MAX:

@@ -7,8 +7,9 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,13 @@ from crucible_emu.region import OsStorage, Region, layout
 from crucible_emu.region.contexts import ContextTable
 from crucible_emu.region.extent import Descriptors, raise_descriptor_limit
 from crucible_emu.region.layout import ExtentLayout
-from crucible_emu.region.memory import HUGE_PAGES_BYTES_MAX, reserve
+from crucible_emu.region.memory import HUGE_PAGES_BYTES_MAX, SharedFile, reserve
 from crucible_emu.region.scatter import Plan, data_writes, slot_writes
 from crucible_emu.region.staging import ROW_TABLE_BYTES_MAX, Staging
 from crucible_emu.region.storage import DIRTY_BYTES_PER_FILE, FOREIGN_DIRTY_BYTES_MAX, explain
 from crucible_emu.sim.disk import SimulatedDisk
+
+ExpectLog = Callable[..., Any]
 
 # --- memory
 
@@ -58,20 +61,32 @@ def _resident_bytes() -> int:
 @given(
     st.lists(
         st.one_of(
-            st.lists(st.integers(0, 29), min_size=1, max_size=9, unique=True),
+            st.lists(st.integers(0, 29), min_size=1, max_size=16, unique=True),
+            st.lists(st.integers(0, 29), min_size=1, max_size=16).map(tuple),
             st.sampled_from(["freeze", "thaw", "keep"]),
         ),
         max_size=40,
     ),
     st.sampled_from([0, ROW_TABLE_BYTES_MAX]),
+    st.booleans(),
 )
-def test_staging_against_a_dictionary(program: list[list[int] | str], table_bytes_max: int) -> None:
-    """With a table that is given back after every flush, and with one that never is."""
-    staging = Staging(30, 8, 25, table_bytes_max=table_bytes_max)
+def test_staging_against_a_dictionary(
+    program: list[list[int] | tuple[int, ...] | str], table_bytes_max: int, shared: bool
+) -> None:
+    """With a table that is given back after every flush, and with one that never is; with memory of its own, and with
+    some that others look into. A tuple is of single blocks, some of them named twice."""
+    file = SharedFile("test") if shared else None
+    staging = Staging(30, 8, 25, table_bytes_max=table_bytes_max, within=file)
     model: dict[int, int] = {}
     frozen: tuple[list[tuple[int, int]], np.ndarray, np.ndarray] | None = None
     for number, step in enumerate(program):
-        if isinstance(step, list):
+        if isinstance(step, tuple):
+            if len(step) > staging.free_rows:
+                continue
+            each = [(number * 16 + index) % 256 for index in range(len(step))]
+            staging.put_singles(step, [memoryview(bytes([value] * 8)) for value in each])
+            model.update(zip(step, each))
+        elif isinstance(step, list):
             if len(step) > staging.free_rows:
                 continue
             data = np.full((len(step), 8), number % 256, np.uint8)
@@ -108,6 +123,24 @@ def test_staging_against_a_dictionary(program: list[list[int] | str], table_byte
     staging.thaw(spans)
     assert staging.free_rows == 25, "no room is lost"
     assert not staging.row_of_block.any()
+    if file is not None:
+        file.close()
+
+
+@pytest.mark.parametrize("singles", [False, True], ids=["together", "single blocks"])
+def test_rows_that_the_file_does_not_take_are_filled_all_the_same(expect_log: ExpectLog, singles: bool) -> None:
+    file = SharedFile("test")
+    staging = Staging(3000, 8, 2500, within=file)
+    file.close()
+    expect_log("cannot write to shared memory")  # said once
+    data = np.arange(2000 * 8, dtype=np.uint16).astype(np.uint8).reshape(2000, 8)
+    for blocks in (np.arange(1500), np.arange(1400, 2000)):  # more of them than one call takes
+        if singles:
+            staging.put_singles(blocks.tolist(), [row.data for row in data[blocks]])
+        else:
+            staging.put(blocks, data[blocks])
+    rows, found = staging.live_all()
+    assert len(found) == 2000 and np.array_equal(staging.rows[rows], data[found])
 
 
 def test_regions_of_a_process_share_what_is_the_same_for_all() -> None:

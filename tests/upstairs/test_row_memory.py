@@ -38,3 +38,6 @@ def test_little_lies_idle_and_small_pieces_are_not_kept() -> None:
     held = [memory.take(SIZE) for _ in range(IDLE_BYTES_MAX // SIZE + 3)]
     held.clear()
     assert memory.idle_bytes == IDLE_BYTES_MAX
+    memory.trim()
+    assert memory.idle_bytes == 0
+    assert len(memory.take(SIZE)) == SIZE
