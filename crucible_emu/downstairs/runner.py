@@ -164,7 +164,7 @@ class Runner:
                 direct = self.injector is None and self._held is None and not self._performing
                 done = self._runs.do(connection_id, message) if direct else None
                 if done is None:
-                    messages[index : index + 1] = message.messages()  # type: ignore[attr-defined]  # a run
+                    messages[index : index + 1] = self._runs.split(connection_id, message)  # type: ignore[arg-type]
                 else:
                     actions += done
                     index += 1

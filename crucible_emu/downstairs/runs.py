@@ -34,7 +34,7 @@ from crucible_emu.errors import CrucibleError
 from crucible_emu.integrity import Proofs, Seals, hash_blocks
 from crucible_emu.region import Region
 from crucible_emu.wire import messages as m
-from crucible_emu.wire.runs import AckRun, ReadRequestRun, ResponseFrames, WriteRun
+from crucible_emu.wire.runs import AckRun, ReadRequestRun, RequestRun, ResponseFrames, WriteRun
 
 READ_BYTES_MAX = 8 * 1024 * 1024
 """Of what was received at once, so much is answered without a look at whether the peer takes it."""
@@ -59,6 +59,19 @@ class Runs:
         if isinstance(run, WriteRun):
             return self.write(connection_id, run)
         return self.read(connection_id, run) if isinstance(run, ReadRequestRun) else None
+
+    def split(self, connection_id: int, run: RequestRun) -> list[m.Message]:
+        """What a run becomes that cannot be done as one: where only some of it waits for other jobs, those message by
+        message, behind a run of the others. *Optimisation*: beside a live repair a few of the guest's requests wait for
+        an extent that is closed, and need not have the others looked at one by one. What names one that waits, waits.
+        """
+        connection = self._core.connection(connection_id)
+        late = [] if connection is None else waiting(connection.jobs, run.job_ids, run.dependencies)
+        if not late or len(late) == len(run.job_ids):
+            return run.messages()
+        those = set(late)
+        ready = [position for position in range(len(run.job_ids)) if position not in those]
+        return [run.only(ready), *run.only(late).messages()]
 
     def write(self, connection_id: int, run: WriteRun) -> list[Action] | None:
         """Do the writes; what is to be done because of that."""
@@ -167,6 +180,19 @@ class HeldRun:
 
     run: WriteRun
     dependencies: tuple[int, ...]
+
+
+def waiting(jobs: JobQueue, job_ids: Sequence[int], dependencies: Sequence[tuple[int, ...]]) -> list[int]:
+    """The positions of jobs that name one that is not complete, or one of these that waits itself."""
+    completed = jobs.completed
+    ready: set[int] = set()
+    late: list[int] = []
+    for position, (job_id, needed) in enumerate(zip(job_ids, dependencies)):
+        if all(dependency in ready or dependency in completed for dependency in needed):
+            ready.add(job_id)
+        else:
+            late.append(position)
+    return late
 
 
 _NONE: set[int] = set()

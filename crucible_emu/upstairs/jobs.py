@@ -133,6 +133,10 @@ class Job:
             self.rows, self.contexts = self.gathered.proven()
             self.gathered = None
 
+    def contains(self, job_id: int) -> bool:
+        """Whether ``job_id`` is one of its operations."""
+        return self.first_id <= job_id < self.first_id + self.count
+
     def done_count(self) -> int:
         """On how many clients the whole train is done."""
         return sum(mask == self.full for mask in self.done)

@@ -10,6 +10,7 @@ everything else that does not fit raises :class:`errors.RemoteError`, which cost
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -185,8 +186,11 @@ def acknowledged(core: UpstairsCore, index: int, connection_id: int, run: AckRun
             first, count = job.first_id, job.count
             if job_ids[at] == first and list(job_ids[at : at + count]) == list(range(first, first + count)):
                 stop, mask = at + count, job.full
-            else:
-                mask = 1 << (job_ids[at] - first)
+            else:  # of a train that came in parts, as where some of it waits for a repair
+                bits = [1 << (job_id - first) for job_id in takewhile(job.contains, islice(job_ids, at, None))]
+                mask, stop = sum(bits), at + len(bits)
+                if mask.bit_count() != len(bits):  # one of them twice
+                    mask, stop = bits[0], at + 1
         if job is not None and mask and job.in_progress[index] & mask == mask:
             core.done(job, index, mask)
         else:

@@ -26,6 +26,7 @@ from crucible_emu.upstairs import trains
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.jobs import Gathered
 from crucible_emu.upstairs.links import LinksThat, SingleWritesLink
+from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
 from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.states import UpstairsState
@@ -45,6 +46,7 @@ class SingleWrites:
         self._block_size = definition.block_size
         self._shift = definition.shift
         self._size_bytes = definition.size_bytes
+        self._blocks_per_extent = definition.blocks_per_extent
         self._links = LinksThat(SingleWritesLink)  # type: ignore[type-abstract]  # asked whether it is one
 
     def submit(self, requests: list[Request], index: int, done: list[Request]) -> int:
@@ -73,10 +75,10 @@ class SingleWrites:
         """The three replicas in this process, or none of them where replicas are elsewhere and would take a job which
         is all there is to do; ``None`` where single blocks have no way of their own now."""
         core = self._core
-        if core.state is not UpstairsState.ACTIVE or core.repair is not None or self._watched():
+        if core.state is not UpstairsState.ACTIVE or self._watched():
             return None
         if self._upstairs.in_process:
-            return self._passable() or None
+            return self._passable() or None if core.repair is None else None
         return [] if core.admission_error(JobKind.WRITE) is None else None
 
     def _write(self, links: list[SingleWritesLink], blocks: list[int], data: list[memoryview]) -> bool:
@@ -129,20 +131,35 @@ class SingleWrites:
         only lent until the write is acknowledged, which it is at admission. *Optimisation*: where such a job would only
         wait for others, it stays open to what comes next; whatever ends the waiting has it sent."""
         core, upstairs = self._core, self._upstairs
-        count, size_bytes = len(blocks), len(blocks) << self._shift
-        waits = upstairs.holds_writes(core.open_bytes + size_bytes)
-        copies = list(map(bytes, data)) if waits else []
-        if waits and core.grow(blocks, copies):
+        size_bytes = len(blocks) << self._shift
+        if core.repair is not None:
+            for part in self._split(core.repair, blocks):
+                self._write_job([blocks[at] for at in part], [data[at] for at in part])
+        elif upstairs.holds_writes(core.open_bytes + size_bytes):
+            copies = list(map(bytes, data))
+            if not core.grow(blocks, copies):
+                job = core.new_job(JobKind.WRITE, blocks, [1] * len(blocks), size_bytes, None)
+                job.gathered = Gathered(self._proven)
+                job.gathered.take(blocks, copies)
+                core.write_open(job)
             return
-        job = core.new_job(JobKind.WRITE, blocks, [1] * count, size_bytes, None)
-        if waits:
-            job.gathered = Gathered(self._proven)
-            job.gathered.take(blocks, copies)
-            core.write_open(job)
         else:
-            job.rows, job.contexts = self._proven(data)
-            core.write(job)
-            upstairs.perform()
+            self._write_job(blocks, data)
+        upstairs.perform()
+
+    def _split(self, repair: LiveRepair, blocks: list[int]) -> list[list[int]]:
+        """Positions in ``blocks``: those in extents that a live repair has begun, and those beyond, which the replicas
+        under repair are not sent."""
+        limit = (repair.extent_id + 1) * self._blocks_per_extent
+        near = [at for at, block in enumerate(blocks) if block < limit]
+        beyond = [at for at, block in enumerate(blocks) if block >= limit]
+        return [part for part in (near, beyond) if part]
+
+    def _write_job(self, blocks: list[int], data: Sequence[memoryview]) -> None:
+        core, count = self._core, len(blocks)
+        job = core.new_job(JobKind.WRITE, blocks, [1] * count, count << self._shift, None)
+        job.rows, job.contexts = self._proven(data)
+        core.write(job)
 
     def _proven(self, data: Sequence[memoryview | bytes]) -> tuple[Rows, BlockContexts]:
         """A copy of the data, encrypted where the disk is, and what proves each block."""

@@ -18,7 +18,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import numpy as np
@@ -54,8 +54,21 @@ class Run(m.Message, ABC):
         """The same, message by message."""
 
 
+class RequestRun(Run, ABC):
+    """Several requests of one kind."""
+
+    __slots__ = ()
+
+    job_ids: list[int]
+    dependencies: list[tuple[int, ...]]
+
+    @abstractmethod
+    def only(self, positions: Sequence[int]) -> Self:
+        """Those at ``positions``, in that order."""
+
+
 @dataclass(slots=True, eq=False)
-class WriteRun(Run):
+class WriteRun(RequestRun):
     """Writes of one block each. ``hashes``: what the sender says; ``data`` are views into the received bytes.
     ``seals``: nonce and tag of each, where they are encrypted."""
 
@@ -68,6 +81,12 @@ class WriteRun(Run):
     data: list[memoryview]
     seals: list[bytes] | None = None
 
+    def only(self, positions: Sequence[int]) -> WriteRun:
+        columns = (self.job_ids, self.dependencies, self.starts, self.hashes, self.data)
+        seals = None if self.seals is None else [self.seals[at] for at in positions]
+        chosen = ([column[at] for at in positions] for column in columns)
+        return WriteRun(self.upstairs_id, self.session_id, *chosen, seals)  # type: ignore[arg-type, call-arg]  # as they were
+
     def messages(self) -> list[m.Message]:
         """The same, message by message."""
         ids = (self.upstairs_id, self.session_id)
@@ -79,7 +98,7 @@ class WriteRun(Run):
 
 
 @dataclass(slots=True, eq=False)
-class ReadRequestRun(Run):
+class ReadRequestRun(RequestRun):
     """Requests for one block each."""
 
     upstairs_id: UUID
@@ -87,6 +106,11 @@ class ReadRequestRun(Run):
     job_ids: list[int]
     dependencies: list[tuple[int, ...]]
     starts: list[int]
+
+    def only(self, positions: Sequence[int]) -> ReadRequestRun:
+        columns = (self.job_ids, self.dependencies, self.starts)
+        chosen = ([column[at] for at in positions] for column in columns)
+        return ReadRequestRun(self.upstairs_id, self.session_id, *chosen)  # type: ignore[arg-type]  # as they were
 
     def messages(self) -> list[m.Message]:
         """The same, message by message."""

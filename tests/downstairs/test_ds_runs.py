@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from crucible_emu.downstairs.admission import CONTEXT_BYTES, JOB_OVERHEAD_BYTES
 from crucible_emu.downstairs.faults import Faults
 from crucible_emu.downstairs.flushes import Flushes
 from crucible_emu.downstairs.jobs import JobLimits, JobQueue
-from crucible_emu.downstairs.runs import Runs, missing_jobs
+from crucible_emu.downstairs.runs import Runs, missing_jobs, waiting
 from crucible_emu.encryption import Cipher
 from crucible_emu.integrity import EMPTY, ENCRYPTED, PLAIN, BlockContexts
 from crucible_emu.region import Region
@@ -157,6 +158,34 @@ async def test_a_run_waits_for_what_it_names(region: Region, runs: list[Any]) ->
         assert [(await upstairs.hear(m.WriteAck)).job_id for _ in range(2)] == [3, 4]
         assert bytes((await upstairs.ask(read(5, 0, 1, (4,)), m.ReadResponse)).data) == payload(1, 4)
         assert runs == [([3, 4], False), ([2], True), ([5], True)]
+
+
+async def test_of_a_run_only_what_waits_goes_one_by_one(region: Region, runs: list[Any]) -> None:
+    """As beside a live repair, where some of the blocks are in an extent that is closed."""
+    async with serving(region) as server, connected(server) as upstairs:
+        await upstairs.activate()
+        await upstairs.ask(FIRST, m.FlushAck)
+        await upstairs.say(
+            write(3, 0, 1, 3),
+            write(4, 1, 1, 4, (2,)),
+            write(5, 2, 1, 5, (3,)),
+            write(6, 1, 1, 6, (4,)),
+            write(7, 3, 1, 7),
+        )
+        assert [(await upstairs.hear(m.WriteAck)).job_id for _ in range(3)] == [3, 5, 7]
+        await upstairs.say(read(8, 2, 1, (5,)), read(9, 1, 1, (6,)), read(10, 3, 1, (7,)))
+        found = [await upstairs.hear(m.ReadResponse) for _ in range(2)]
+        assert [(each.job_id, bytes(each.data)) for each in found] == [(8, payload(1, 5)), (10, payload(1, 7))]
+        await upstairs.say(write(2, 1, 1, 2))
+        assert [(await upstairs.hear(m.WriteAck)).job_id for _ in range(3)] == [2, 4, 6]
+        assert bytes((await upstairs.hear(m.ReadResponse)).data) == payload(1, 6)
+        assert runs == [
+            ([3, 4, 5, 6, 7], False),
+            ([3, 5, 7], True),
+            ([8, 9, 10], False),
+            ([8, 10], True),
+            ([2], True),
+        ]
 
 
 async def test_blocks_of_zeros_are_told_from_those_never_written(region: Region, runs: list[Any]) -> None:
@@ -338,3 +367,19 @@ def test_missing_jobs() -> None:
     assert missing_jobs(jobs, [20, 21], [(13,), (9, 20)]) == {9, 13}
     assert missing_jobs(jobs, [20, 21], [(21,), ()]) == {21}  # it comes later
     assert missing_jobs(jobs, [20, 21], [(20,), ()]) == {20}  # itself
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_waits_names_what_is_missing_directly_or_not(seed: int) -> None:
+    """Whatever they name: what does not wait could be done by itself, and of what waits nothing could."""
+    draw = random.Random(seed)
+    jobs = JobQueue(JobLimits())
+    jobs.completed.add(10, 5)
+    job_ids = list(range(20, 32))
+    dependencies = [tuple(draw.sample(range(8, 32), draw.choice([0, 0, 1, 2]))) for _ in job_ids]
+    late = waiting(jobs, job_ids, dependencies)
+    ready = [at for at in range(len(job_ids)) if at not in late]
+    assert not missing_jobs(jobs, [job_ids[at] for at in ready], [dependencies[at] for at in ready])
+    for at in late:
+        tried = sorted([*ready, at])
+        assert missing_jobs(jobs, [job_ids[each] for each in tried], [dependencies[each] for each in tried])

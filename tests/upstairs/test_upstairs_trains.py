@@ -186,6 +186,19 @@ async def test_acks_come_in_runs_across_jobs(disk: Guests) -> None:
     assert [job.done[:2] for job in core.jobs] == [[0b111, 0b111], [1, 1]]
 
 
+async def test_acks_of_a_train_come_in_parts(disk: Guests) -> None:
+    """As beside a live repair, where some of its writes wait for an extent."""
+    disk.write(0, 1, 2, 4, 6)
+    disk.write(3)
+    core, first = disk.upstairs.core, disk.link(0).jobs[0].first_id
+    disk.hear(0, AckRun(m.WriteAck, UPSTAIRS, SESSION, [first, first + 2, first + 3, first + 5]))
+    disk.hear(1, AckRun(m.WriteAck, UPSTAIRS, SESSION, [first + 1, first + 4]))
+    assert [job.done for job in core.jobs] == [[0b01101, 0b10010, 0], [1, 0, 0]]
+    disk.hear(0, AckRun(m.WriteAck, UPSTAIRS, SESSION, [first + 4, first + 1]))
+    assert [job.done[0] for job in core.jobs] == [0b11111, 1]
+    assert core.jobs.jobs_in_progress == [0, 4, 6]
+
+
 @pytest.mark.parametrize("cls", [m.WriteAck, m.FlushAck])
 async def test_an_ack_that_does_not_fit_costs_the_connection_from_within_a_run(
     disk: Guests, expect_log: Any, cls: type[m.Ack]

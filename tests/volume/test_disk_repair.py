@@ -62,9 +62,13 @@ class Writer:
         disk, size = self.disk, self.disk.block_size
         blocks = disk.size_bytes // size
         requests = []
-        for _ in range(self.random.randint(1, 8)):
-            start = self.random.randrange(blocks)
-            count = self.random.randint(1, min(20, blocks - start))
+        spans = [
+            (block, 1) for block in self.random.sample(range(blocks), min(8, blocks))
+        ]  # which go a way of their own
+        if self.random.random() < 0.5:
+            starts = [self.random.randrange(blocks) for _ in range(self.random.randint(1, 8))]
+            spans = [(start, self.random.randint(1, min(20, blocks - start))) for start in starts]
+        for start, count in spans:
             data = self.random.randbytes(count * size)
             requests.append(write_request(start * size, data))
             self.content[start * size : (start + count) * size] = data

@@ -22,6 +22,7 @@ from crucible_emu.wire.runs import (
     AckRun,
     ReadRequestRun,
     ReadResponseRun,
+    RequestRun,
     ResponseFrames,
     Run,
     WriteRun,
@@ -99,6 +100,16 @@ def test_encrypted_writes_and_answers_come_as_runs_of_their_own() -> None:
     runs = received(frames(answers))
     assert [type(run) for run in runs] == [ReadResponseRun] * 2
     assert flat(runs) == answers
+
+
+def test_some_of_a_run() -> None:
+    plain_ones: list[m.Message] = [write(1), write(2, dependencies=(1,)), write(3)]
+    sealed_ones: list[m.Message] = [sealed_write(4), sealed_write(5, dependencies=(4,)), sealed_write(6)]
+    reads: list[m.Message] = [m.ReadRequest(U, S, number, (number - 1,), 7, 1) for number in (7, 8, 9)]
+    for messages in (plain_ones, sealed_ones, reads):
+        (run,) = received(frames(messages))
+        assert isinstance(run, RequestRun)
+        assert run.only([2, 0]).messages() == [messages[2], messages[0]]
 
 
 def test_each_kind_is_a_run_of_its_own() -> None:
