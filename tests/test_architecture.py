@@ -17,7 +17,7 @@ LINES_MAX = 600
 
 FLOORS = (
     {
-        *("errors", "geometry", "blockio", "blockio_memory", "integrity", "encryption"),
+        *("errors", "geometry", "blockio", "blockio_memory", "integrity", "encryption", "cipher_process"),
         *("logs", "statistics", "http_errors", "http_body"),
     },
     {"wire", "region", "service"},

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from crucible_emu.cipher_process import the_process
 from crucible_emu.cli import serving, unflushed
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
@@ -149,7 +150,7 @@ def _check_existing(
 def read_key(path: Path) -> Cipher:
     """The cipher for the key in ``path``. Raises :class:`UsageError`, which never shows the key."""
     try:
-        return Cipher.from_base64(path.read_text(encoding="ascii"))
+        return Cipher.from_base64(path.read_text(encoding="ascii"), sharing=the_process)
     except OSError as error:
         raise UsageError(f"cannot read the key file {path}: {(error.strerror or str(error)).lower()}") from None
     except ValueError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from crucible_emu import errors
+from crucible_emu.cipher_process import the_process
 from crucible_emu.encryption import Cipher
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import GeometryError, RegionDefinition, check_block_size
@@ -71,7 +72,7 @@ def build(
     opts = request.opts
     session_id = uuid4()
     try:
-        cipher = None if opts.key is None else Cipher.from_base64(opts.key.get_secret_value())
+        cipher = None if opts.key is None else Cipher.from_base64(opts.key.get_secret_value(), sharing=the_process)
         definition = RegionDefinition(
             request.block_size, request.blocks_per_extent, request.extent_count, opts.id, cipher is not None
         )

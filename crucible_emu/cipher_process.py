@@ -1,0 +1,212 @@
+"""A second process that encrypts a share of what is large.
+
+What it is for: the cipher keeps the interpreter's lock (:mod:`~crucible_emu.encryption`), so threads bring nothing, and
+of what 1 MiB costs on its way into an encrypted disk it is two thirds. A :class:`CipherProcess` takes a share of the
+blocks of each large write, in memory that both processes have mapped; meanwhile its owner does the rest. How large the
+share is follows from who had to wait. (To decrypt so brought nothing on two cores: it costs half as much, and whoever
+reads needs the other core.)
+
+What it guarantees: nothing depends on it. What it does not answer in time, or cannot do, is done by its owner, and it
+is never asked again. It ends with its owner, however that ends, and is told keys through a socket that nobody else has.
+A process has one at most, for all of its disks whose blocks have the size of the first one's.
+
+*Safety*: questions are numbered, and an answer to another one than the last is no answer. One thread asks at a time;
+another does without.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+
+from crucible_emu.encryption import KEY_BYTES, Cipher, Slab
+from crucible_emu.integrity import SEAL_BYTES, Hashes
+from crucible_emu.logs import get_logger
+
+ROOM_BYTES = 2 * 1024 * 1024
+"""Of data that it has at a time."""
+ANSWER_S_MAX = 0.25
+"""What takes it longer costs the guest more than doing without."""
+SHARE_FIRST, SHARE_MIN, SHARE_MAX, SHARE_STEP = 0.4, 0.1, 0.55, 0.01
+CIPHERS_MAX = 64
+_GEOMETRY = struct.Struct("<QQ")
+"""Room for how many blocks, and their size."""
+_QUESTION = struct.Struct(f"<QQ{KEY_BYTES}s")
+"""Number, how many blocks there are to encrypt, and the key."""
+_ANSWER = struct.Struct("<Q")
+"""The number of what is done."""
+
+log = get_logger(__name__)
+
+
+def bytes_for(count: int, block_size: int) -> int:
+    """Of the memory of both, for so many blocks."""
+    return count * (16 + SEAL_BYTES + block_size)
+
+
+def mapped(descriptor: int, count: int, block_size: int) -> tuple[Slab, Hashes, Hashes]:
+    """That memory: a slab of ``count`` blocks; for each the hash of what is sealed, and of what is stored, uint64."""
+    memory = mmap.mmap(descriptor, bytes_for(count, block_size))
+    numbers = np.frombuffer(memory, np.uint64, 2 * count)
+    return Slab(count, block_size, np.frombuffer(memory, np.uint8, offset=16 * count)), numbers[:count], numbers[count:]
+
+
+class CipherProcess:
+    """Starts the process for blocks of ``block_size``; it is of use once it is :attr:`ready`. ``room``: so many blocks
+    it takes at a time. ``share``: of a large request, as much is best given to it. Raises OSError."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.room = max(1, ROOM_BYTES // block_size)
+        self.share = SHARE_FIRST
+        self._ready = False
+        self._number = 0
+        self._in_use = Lock()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        memory = os.memfd_create("crucible-cipher", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(memory, bytes_for(self.room, block_size))
+            self.slab, self.hashes, self.stored = mapped(memory, self.room, block_size)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "crucible_emu.cipher_process", str(theirs.fileno()), str(memory)],
+                pass_fds=(theirs.fileno(), memory),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is its owner's, with whom it ends
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(memory)
+        self.pid = process.pid
+        self._socket = ours
+        self._answers = select.poll()
+        self._answers.register(ours, select.POLLIN)
+        self._end = weakref.finalize(self, _end, ours, process)
+        self._say(_GEOMETRY.pack(self.room, block_size))
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is of no use any more."""
+        return not self._end.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be asked now."""
+        if not self._ready and not self.gone and self._answers.poll(0):
+            self._ready = self._heard()
+        return self._ready
+
+    def take(self) -> bool:
+        """Whether it is ours, until :meth:`finish`."""
+        return self.ready and self._in_use.acquire(blocking=False)
+
+    def begin(self, key: bytes, blocks: Sequence[memoryview]) -> None:
+        """Have these encrypted, of which there are at most ``room``."""
+        for room, block in zip(self.slab.stored, blocks):
+            room[:] = block
+        self._number += 1
+        self._say(_QUESTION.pack(self._number, len(blocks), key))
+
+    @contextmanager
+    def finish(self) -> Iterator[bool]:
+        """Whether what was begun is done, and is in ``slab``, ``hashes`` and ``stored`` as long as the block lasts."""
+        try:
+            yield self._is_done()
+        finally:
+            self._in_use.release()
+
+    def _is_done(self) -> bool:
+        if self.gone:
+            return False
+        if self._answers.poll(0):
+            self.share = min(SHARE_MAX, self.share + SHARE_STEP)
+        else:
+            self.share = max(SHARE_MIN, self.share - SHARE_STEP)
+            if not self._answers.poll(ANSWER_S_MAX * 1000):
+                self._drop("it does not answer")
+                return False
+        return self._heard()
+
+    def _say(self, message: bytes) -> None:
+        try:
+            self._socket.send(message, socket.MSG_DONTWAIT)
+        except OSError as error:
+            self._drop(str(error))
+
+    def _heard(self) -> bool:
+        """Whether the message that is there says that what was asked last is done."""
+        try:
+            said = self._socket.recv(_ANSWER.size, socket.MSG_DONTWAIT)
+        except OSError as error:
+            self._drop(str(error))
+            return False
+        if said != _ANSWER.pack(self._number):
+            self._drop("it has ended" if not said else "it answers another question")
+            return False
+        return True
+
+    def _drop(self, why: str) -> None:
+        if self._end.alive:
+            log.info("encryption goes on in one process", reason=why)
+        self._ready = False
+        self._end()
+
+
+def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    ours.close()
+    process.kill()
+    process.wait()
+
+
+_started: list[CipherProcess | None] = []
+
+
+def the_process(block_size: int) -> CipherProcess | None:
+    """The second process, which is started if none ever was; ``None`` where there is no core for it, where it is for
+    blocks of another size, or could not be started."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return None
+    if not _started:
+        try:
+            _started.append(CipherProcess(block_size))
+        except OSError as error:
+            log.info("encryption goes on in one process", reason=str(error))
+            _started.append(None)
+    (process,) = _started
+    return None if process is None or process.block_size != block_size else process
+
+
+def serve(asked: socket.socket, memory: int) -> None:
+    """Do what the owner asks for, until it is gone."""
+    slab, hashes, stored = mapped(memory, *_GEOMETRY.unpack(asked.recv(_GEOMETRY.size)))
+    cipher_of = lru_cache(CIPHERS_MAX)(Cipher)
+    asked.send(_ANSWER.pack(0))
+    while question := asked.recv(_QUESTION.size):
+        number, count, key = _QUESTION.unpack(question)
+        _, contexts = cipher_of(key).seal(slab.stored[:count], slab)
+        hashes[:count], stored[:count] = contexts.hash, contexts.stored
+        asked.send(_ANSWER.pack(number))
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as owner:
+        try:
+            serve(owner, int(sys.argv[2]))
+        except (ConnectionError, struct.error):  # the owner has ended
+            sys.exit(1)
