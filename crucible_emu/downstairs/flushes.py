@@ -9,6 +9,10 @@ else runs meanwhile.
 A flush that follows hard upon another may go to the region's journal (:mod:`crucible_emu.region.journal`), which takes
 one sync instead of three. A guest that flushes now and then gets an ordinary directory after each of them, and when the
 flushes stop, whoever runs the Downstairs has the journal settled.
+
+*Optimisation*: small flushes to the journal run on the loop where several in a row took no longer than
+:data:`QUICK_S_MAX`: a thread, and the way there and back, cost 0.2 ms of processor time. The guest's writes wait for the
+flush anyway. One that takes longer sends the next ones to a thread again.
 """
 
 from __future__ import annotations
@@ -20,9 +24,14 @@ from typing import Any, Protocol
 from crucible_emu.downstairs.work import Kind, Work, outcome_of
 from crucible_emu.errors import CrucibleError
 from crucible_emu.region import FlushWork, Region, SyncPolicy
+from crucible_emu.region.journaled import JournaledFlush
 
 JOURNALED_WITHIN_S = 0.25
 """A flush that comes so soon after another goes to the journal."""
+
+QUICK_S_MAX = 0.004
+QUICK_FLUSHES_MIN = 4
+QUICK_BLOCKS_MAX = 256
 
 InThread = Callable[..., Awaitable[Any]]
 """Runs a function in a thread; what it returns, or the error with which it failed."""
@@ -50,6 +59,7 @@ class Flushes:
         self._now_s = now_s
         self._in_thread = in_thread
         self._together = together
+        self._quick_in_a_row = 0
         self.flushed_at_s = -math.inf
         """When the last flush that had anything to do was done, on the loop's clock."""
 
@@ -101,7 +111,15 @@ class Flushes:
             return outcome_of(flush.run)
         if self._together is not None and self._together.takes(flush):
             return await self._together.run(flush)
-        return await self._in_thread(flush.run)
+        if not isinstance(flush, JournaledFlush) or flush.block_count > QUICK_BLOCKS_MAX:
+            return await self._in_thread(flush.run)
+        began_s = self._now_s()
+        if self._quick_in_a_row >= QUICK_FLUSHES_MIN:
+            outcome = outcome_of(flush.run)
+        else:
+            outcome = await self._in_thread(flush.run)
+        self._quick_in_a_row = self._quick_in_a_row + 1 if self._now_s() - began_s <= QUICK_S_MAX else 0
+        return outcome
 
     async def _snapshot(self, work: Work) -> Any:
         name = snapshot_name(work)
