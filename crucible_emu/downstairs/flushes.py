@@ -11,8 +11,8 @@ one sync instead of three. A guest that flushes now and then gets an ordinary di
 flushes stop, whoever runs the Downstairs has the journal settled.
 
 *Optimisation*: small flushes to the journal run on the loop where several in a row took no longer than
-:data:`QUICK_S_MAX`: a thread, and the way there and back, cost 0.2 ms of processor time. The guest's writes wait for the
-flush anyway. One that takes longer sends the next ones to a thread again.
+:data:`QUICK_S_MAX`: a task, a thread, and the way there and back cost 0.2 ms of processor time. The guest's writes wait
+for the flush anyway. One that takes longer sends the next ones to a thread again.
 """
 
 from __future__ import annotations
@@ -77,19 +77,39 @@ class Flushes:
         # A close flushes nothing, but what is staged belongs into the file that others may copy.
         return self.region.begin_destage()
 
-    def is_nothing(self, work: Work, flush: FlushWork) -> bool:
-        """Whether there is no I/O to be done."""
-        return flush.is_empty and snapshot_name(work) is None
+    def is_quick(self, work: Work, flush: FlushWork) -> bool:
+        """Whether :meth:`finish_at_once` is the way: there is no I/O to be done, or such as took no time lately."""
+        if flush.is_empty:
+            return snapshot_name(work) is None
+        return self._is_small(flush) and self._quick_in_a_row >= QUICK_FLUSHES_MIN
+
+    def _is_small(self, flush: FlushWork) -> bool:
+        if self._together is not None and self._together.takes(flush):
+            return False
+        return isinstance(flush, JournaledFlush) and flush.block_count <= QUICK_BLOCKS_MAX
 
     def finish_at_once(self, work: Work, flush: FlushWork) -> Any:
-        """The outcome of a flush that :meth:`is_nothing`."""
-        flush.run()
+        """The outcome of a flush that :meth:`is_quick`."""
+        began_s = self._now_s()
+        outcome = outcome_of(flush.run)
+        if isinstance(outcome, CrucibleError):
+            self.region.abandon_flush(flush)
+            return outcome
         self.region.finish_flush(flush)
+        if not flush.is_empty:
+            self._took(flush, began_s)
         return self._close(work)
+
+    def _took(self, flush: FlushWork, began_s: float) -> None:
+        """A flush that had something to do is done."""
+        self.flushed_at_s = self._now_s()
+        if self._is_small(flush):
+            self._quick_in_a_row = self._quick_in_a_row + 1 if self.flushed_at_s - began_s <= QUICK_S_MAX else 0
 
     async def finish(self, work: Work, flush: FlushWork) -> Any:
         """Do the I/O of ``flush``; the outcome of ``work``."""
         finished = False
+        began_s = self._now_s()
         try:
             outcome = await self._run(work, flush)
             finished = not isinstance(outcome, CrucibleError)
@@ -103,7 +123,7 @@ class Flushes:
         finally:
             self.region.finish_flush(flush)
             if work.kind is Kind.FLUSH:
-                self.flushed_at_s = self._now_s()
+                self._took(flush, began_s)
         return outcome if isinstance(outcome, CrucibleError) else self._close(work)
 
     async def _run(self, work: Work, flush: FlushWork) -> Any:
@@ -111,15 +131,7 @@ class Flushes:
             return outcome_of(flush.run)
         if self._together is not None and self._together.takes(flush):
             return await self._together.run(flush)
-        if not isinstance(flush, JournaledFlush) or flush.block_count > QUICK_BLOCKS_MAX:
-            return await self._in_thread(flush.run)
-        began_s = self._now_s()
-        if self._quick_in_a_row >= QUICK_FLUSHES_MIN:
-            outcome = outcome_of(flush.run)
-        else:
-            outcome = await self._in_thread(flush.run)
-        self._quick_in_a_row = self._quick_in_a_row + 1 if self._now_s() - began_s <= QUICK_S_MAX else 0
-        return outcome
+        return await self._in_thread(flush.run)
 
     async def _snapshot(self, work: Work) -> Any:
         name = snapshot_name(work)

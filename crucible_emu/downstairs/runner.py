@@ -393,8 +393,11 @@ class Runner:
             return
         if work.kind is Kind.FLUSH:
             self._perform(self.core.flush_fixed(work))
-        if self._flushes.is_nothing(work, flush):
-            self._done(work, self._flushes.finish_at_once(work, flush))
+        if self._flushes.is_quick(work, flush):
+            outcome = self._flushes.finish_at_once(work, flush)
+            if not flush.is_empty:
+                self._settling.flushed()
+            self._done(work, outcome)
         else:
             self._slow_in.send_nowait((work, flush))
 

@@ -50,8 +50,11 @@ class Flushing:
         self.region.write(np.arange(blocks), rows, BlockContexts.plain(hash_blocks(rows)))
         self._number += 1
         work = Work(Kind.FLUSH, 0, m.Flush(U, S, self._number, (), self._number, 1, None, None), self._number)
-        before = self.threads
-        outcome = await self.flushes.finish(work, self.flushes.begin(work))
+        before, flush = self.threads, self.flushes.begin(work)
+        if self.flushes.is_quick(work, flush):
+            outcome = self.flushes.finish_at_once(work, flush)
+        else:
+            outcome = await self.flushes.finish(work, flush)
         return self.threads > before, outcome
 
 
