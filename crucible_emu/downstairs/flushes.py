@@ -30,8 +30,11 @@ JOURNALED_WITHIN_S = 0.25
 """A flush that comes so soon after another goes to the journal."""
 
 QUICK_S_MAX = 0.004
+"""How long the loop may be kept from everything else by a flush."""
 QUICK_FLUSHES_MIN = 4
+"""So many in a row must have been quick before the next is believed to be."""
 QUICK_BLOCKS_MAX = 256
+"""A larger flush says nothing of small ones."""
 
 InThread = Callable[..., Awaitable[Any]]
 """Runs a function in a thread; what it returns, or the error with which it failed."""

@@ -78,7 +78,7 @@ class SingleWrites:
         if core.state is not UpstairsState.ACTIVE or self._watched():
             return None
         if self._upstairs.in_process:
-            return self._passable() or None if core.repair is None else None
+            return None if core.repair is not None else self._passable() or None
         return [] if core.admission_error(JobKind.WRITE) is None else None
 
     def _write(self, links: list[SingleWritesLink], blocks: list[int], data: list[memoryview]) -> bool:
