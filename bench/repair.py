@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 from bench import fio
@@ -31,7 +32,6 @@ from bench.subjects import OURS, end, find_program
 LINE = Line("randwrite-4k-qd16", "randwrite", 4 * KIB, 16)
 EXTENT_MIB = 16
 REPAIRED_WITHIN_S = 300.0
-START_S = 30.0
 ASK_EVERY_S = 0.1
 """To answer costs the Upstairs 2.4 ms: asked fifty times a second, an eighth of what it has for its guest."""
 
@@ -120,6 +120,17 @@ class Writer(threading.Thread):
         self.rates: list[float] = []
         self.problem: Exception | None = None
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the run that is under way. Raises what a run failed with, where nothing else went wrong."""
+        self.enough.set()
+        self.join()
+        if kind is None and self.problem is not None:
+            raise self.problem
+
     def run(self) -> None:
         try:
             while not self.enough.is_set():
@@ -130,13 +141,8 @@ class Writer(threading.Thread):
 
 def undisturbed(uri: str, size_bytes: int, folder: Path, seconds: float) -> float:
     """The rate without a repair, measured as it is beside one: in short runs. Raises :class:`fio.FioError`."""
-    writer = Writer(uri, size_bytes, folder)
-    writer.start()
-    writer.enough.wait(seconds)
-    writer.enough.set()
-    writer.join()
-    if writer.problem is not None:
-        raise writer.problem
+    with Writer(uri, size_bytes, folder) as writer:
+        writer.enough.wait(seconds)
     return statistics.median(writer.rates)
 
 
@@ -158,17 +164,10 @@ def run(folder: Path, size_mib: int, seconds: float) -> Round:
         uri, size_bytes = fio.uri_of(door), size_mib * MIB
         fio.fill(uri, size_bytes, folder)
         before = undisturbed(uri, size_bytes, folder, seconds)
-        writer = Writer(uri, size_bytes, folder)
         ask(control, "/replace", {"old": targets[0], "new": targets[3]})
         began = wait_for(lambda: "live_repair" in states(control), "the repair to begin")
-        writer.start()
-        try:
+        with Writer(uri, size_bytes, folder) as writer:
             took = wait_for(lambda: set(states(control)) == {"active"}, "the repair to end") - began
-        finally:
-            writer.enough.set()
-            writer.join()
-        if writer.problem is not None:
-            raise writer.problem
         # The last run may have ended after the repair.
         beside = statistics.median(writer.rates[:-1] or writer.rates)
         copied = size_mib / copy_seconds(regions[1], folder / "copy")

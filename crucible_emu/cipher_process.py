@@ -25,7 +25,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from threading import Lock
 
@@ -41,6 +41,7 @@ ANSWER_S_MAX = 0.25
 """What takes it longer costs the guest more than doing without."""
 SHARE_FIRST, SHARE_MIN, SHARE_MAX, SHARE_STEP = 0.4, 0.1, 0.55, 0.01
 CIPHERS_MAX = 64
+HASH_BYTES = 8
 _GEOMETRY = struct.Struct("<QQ")
 """Room for how many blocks, and their size."""
 _QUESTION = struct.Struct(f"<QQ{KEY_BYTES}s")
@@ -53,14 +54,15 @@ log = get_logger(__name__)
 
 def bytes_for(count: int, block_size: int) -> int:
     """Of the memory of both, for so many blocks."""
-    return count * (16 + SEAL_BYTES + block_size)
+    return count * (2 * HASH_BYTES + SEAL_BYTES + block_size)
 
 
 def mapped(descriptor: int, count: int, block_size: int) -> tuple[Slab, Hashes, Hashes]:
     """That memory: a slab of ``count`` blocks; for each the hash of what is sealed, and of what is stored, uint64."""
     memory = mmap.mmap(descriptor, bytes_for(count, block_size))
     numbers = np.frombuffer(memory, np.uint64, 2 * count)
-    return Slab(count, block_size, np.frombuffer(memory, np.uint8, offset=16 * count)), numbers[:count], numbers[count:]
+    rows = np.frombuffer(memory, np.uint8, offset=numbers.nbytes)
+    return Slab(count, block_size, rows), numbers[:count], numbers[count:]
 
 
 class CipherProcess:
@@ -74,9 +76,12 @@ class CipherProcess:
         self._ready = False
         self._number = 0
         self._in_use = Lock()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        memory = os.memfd_create("crucible-cipher", os.MFD_CLOEXEC)
-        try:
+        with ExitStack() as opened, ExitStack() as given_up:
+            memory = os.memfd_create("crucible-cipher", os.MFD_CLOEXEC)
+            opened.callback(os.close, memory)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            opened.enter_context(theirs)
+            given_up.enter_context(ours)
             os.ftruncate(memory, bytes_for(self.room, block_size))
             self.slab, self.hashes, self.stored = mapped(memory, self.room, block_size)
             process = subprocess.Popen(
@@ -87,12 +92,7 @@ class CipherProcess:
                 stderr=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is its owner's, with whom it ends
             )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(memory)
+            given_up.pop_all()
         self.pid = process.pid
         self._socket = ours
         self._answers = select.poll()

@@ -5,9 +5,9 @@ process whose region it is: a read costs what it costs there.
 
 What it guarantees: :meth:`SharedReader.read_singles`, :meth:`SharedReader.read_sealed` and, for consecutive blocks,
 :meth:`SharedReader.read_range` say what each block must be, and the caller, who verifies that, uses nothing that it is
-not. Why a block that is what its entry says is the newest:
-an entry says what the newest write of the block said, or nothing; whoever may not miss a write that is under way does
-not ask. Everything else may be caught in the middle of a change, and is found out by the block's hash or tag:
+not. Why a block that is what its entry says is the newest: an entry says what the newest write of the block said, or
+nothing; whoever may not miss a write that is under way does not ask. Everything else may be caught in the middle of a
+change, and is found out by the block's hash or tag:
 
 * a row that is used again while it is copied, or a table that is given back meanwhile: the bytes are others, or what
   they must be is zero;

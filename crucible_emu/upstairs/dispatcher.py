@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 from crucible_emu import errors
@@ -166,9 +168,7 @@ class Dispatcher(ABC):
         job.gathered.take(blocks, data)
         self.jobs.grow(job, blocks, sum(map(len, data)))
         if job.dependencies is not None:
-            live = self.jobs.live
-            for job_id, block in enumerate(blocks, self.next_job_id):
-                job.dependencies.append(self.tracker.block(job_id, block, block + 1, live))
+            job.dependencies += self._blocking(self.next_job_id, blocks, repeat(1))
         self.next_job_id += len(blocks)
         return True
 
@@ -312,13 +312,14 @@ class Dispatcher(ABC):
         )
 
     def _dependencies(self, job: Job) -> list[list[int]]:
-        live = self.jobs.live
         if job.kind in WRITES:
-            return [
-                self.tracker.block(job.first_id + index, start, start + length, live)
-                for index, (start, length) in enumerate(zip(job.starts, job.lengths))
-            ]
-        return [self.tracker.block_everything(job.first_id, live)]
+            return self._blocking(job.first_id, job.starts, job.lengths)
+        return [self.tracker.block_everything(job.first_id, self.jobs.live)]
+
+    def _blocking(self, first_id: int, starts: Sequence[int], lengths: Iterable[int]) -> list[list[int]]:
+        """What writes of these blocks depend on, operation by operation."""
+        live, spans = self.jobs.live, enumerate(zip(starts, lengths), first_id)
+        return [self.tracker.block(job_id, start, start + length, live) for job_id, (start, length) in spans]
 
     def pruned_dependencies(self, job: Job, client: int) -> list[list[int]]:
         """The job's dependencies for one client: without the jobs that it was never sent (§6.3)."""
@@ -342,7 +343,7 @@ class Dispatcher(ABC):
         return found is not None and found.kind is not JobKind.READ
 
     def _was_sent(self, job_id: int, job: Job, client: int) -> bool:
-        if job.first_id <= job_id < job.first_id + job.count or self.is_of_repair(job_id):
+        if job.contains(job_id) or self.is_of_repair(job_id):
             return True
         found = self.jobs.find(job_id)
         if found is not None and found.kind is JobKind.READ:

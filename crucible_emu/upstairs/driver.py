@@ -388,7 +388,7 @@ class Upstairs:
         bit = mask = 0
         for position, data in enumerate(proven):
             job_id = run.job_ids[position]
-            if job is None or not job.first_id <= job_id < job.first_id + job.count:
+            if job is None or not job.contains(job_id):
                 self._settle(job, client, mask)
                 job, mask = core.jobs.find(job_id), 0
             if job is not None and type(job.handle) is ReadTrain:

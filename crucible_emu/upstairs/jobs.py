@@ -202,7 +202,7 @@ class JobTable:
         if index < 0:
             return None
         job = self._by_first.get(self._firsts[index])
-        return job if job is not None and job_id < job.first_id + job.count else None
+        return job if job is not None and job.contains(job_id) else None
 
     def live(self, job_id: int) -> bool:
         """Whether somebody may still have to wait for this job."""

@@ -28,7 +28,8 @@ import json
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
 import trio
@@ -48,6 +49,8 @@ ANSWER_S_MAX = 5.0
 ASK_AGAIN_S = 1.0
 DESCRIPTORS_MAX = 8
 """So many are taken, of which two are right; the kernel closes what comes on top."""
+
+Found = TypeVar("Found")
 
 log = get_logger(__name__)
 
@@ -74,26 +77,22 @@ class ReadsAtHand:
 
     def read_singles(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[int] | None:
         """See :class:`~crucible_emu.upstairs.links.SingleReadsLink`."""
-        reader = self._reader
-        if reader is None:
-            return None
-        found = reader.read_singles(blocks, outs)
-        return found if self._holds(reader, found) else None
+        return self._look(SharedReader.read_singles, blocks, outs)
 
     def read_sealed(self, blocks: Sequence[int], outs: Sequence[memoryview]) -> list[bytes | None] | None:
         """See :class:`~crucible_emu.upstairs.links.SingleReadsLink`."""
-        reader = self._reader
-        if reader is None:
-            return None
-        found = reader.read_sealed(blocks, outs)
-        return found if self._holds(reader, found) else None
+        return self._look(SharedReader.read_sealed, blocks, outs)
 
     def read_range(self, start: int, count: int, out: memoryview) -> BlockContexts | None:
         """Consecutive blocks that are all at hand, and what each must be; see :meth:`SharedReader.read_range`."""
+        return self._look(SharedReader.read_range, start, count, out)
+
+    def _look(self, read: Callable[..., Found | None], *arguments: Any) -> Found | None:
+        """What ``read``, a method of the reader, finds, as far as there is one and it counts."""
         reader = self._reader
         if reader is None:
             return None
-        found = reader.read_range(start, count, out)
+        found = read(reader, *arguments)
         return found if self._holds(reader, found) else None
 
     def _holds(self, reader: SharedReader, found: object) -> bool:

@@ -24,7 +24,7 @@ from crucible_emu.blockio import Kind, Request
 from crucible_emu.integrity import BlockContexts, Proofs, Rows
 from crucible_emu.upstairs import trains
 from crucible_emu.upstairs.driver import Upstairs
-from crucible_emu.upstairs.jobs import Gathered
+from crucible_emu.upstairs.jobs import Gathered, Job
 from crucible_emu.upstairs.links import LinksThat, SingleWritesLink
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.rules import CLIENTS, JobKind
@@ -138,7 +138,7 @@ class SingleWrites:
         elif upstairs.holds_writes(core.open_bytes + size_bytes):
             copies = list(map(bytes, data))
             if not core.grow(blocks, copies):
-                job = core.new_job(JobKind.WRITE, blocks, [1] * len(blocks), size_bytes, None)
+                job = self._new_job(blocks)
                 job.gathered = Gathered(self._proven)
                 job.gathered.take(blocks, copies)
                 core.write_open(job)
@@ -156,10 +156,13 @@ class SingleWrites:
         return [part for part in (near, beyond) if part]
 
     def _write_job(self, blocks: list[int], data: Sequence[memoryview]) -> None:
-        core, count = self._core, len(blocks)
-        job = core.new_job(JobKind.WRITE, blocks, [1] * count, count << self._shift, None)
+        job = self._new_job(blocks)
         job.rows, job.contexts = self._proven(data)
-        core.write(job)
+        self._core.write(job)
+
+    def _new_job(self, blocks: list[int]) -> Job:
+        count = len(blocks)
+        return self._core.new_job(JobKind.WRITE, blocks, [1] * count, count << self._shift, None)
 
     def _proven(self, data: Sequence[memoryview | bytes]) -> tuple[Rows, BlockContexts]:
         """A copy of the data, encrypted where the disk is, and what proves each block."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 from uuid import UUID
 
@@ -54,17 +54,23 @@ class Run(m.Message, ABC):
         """The same, message by message."""
 
 
+@dataclass(slots=True, eq=False)
 class RequestRun(Run, ABC):
-    """Several requests of one kind."""
+    """Several requests of one kind, each for one block; in lists, what each of them has."""
 
-    __slots__ = ()
-
+    upstairs_id: UUID
+    session_id: UUID
     job_ids: list[int]
     dependencies: list[tuple[int, ...]]
+    starts: list[int]
 
-    @abstractmethod
     def only(self, positions: Sequence[int]) -> Self:
         """Those at ``positions``, in that order."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {
+            name: [member[at] for at in positions] for name, member in members.items() if isinstance(member, list)
+        }
+        return replace(self, **chosen)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,20 +78,9 @@ class WriteRun(RequestRun):
     """Writes of one block each. ``hashes``: what the sender says; ``data`` are views into the received bytes.
     ``seals``: nonce and tag of each, where they are encrypted."""
 
-    upstairs_id: UUID
-    session_id: UUID
-    job_ids: list[int]
-    dependencies: list[tuple[int, ...]]
-    starts: list[int]
     hashes: list[int]
     data: list[memoryview]
     seals: list[bytes] | None = None
-
-    def only(self, positions: Sequence[int]) -> WriteRun:
-        columns = (self.job_ids, self.dependencies, self.starts, self.hashes, self.data)
-        seals = None if self.seals is None else [self.seals[at] for at in positions]
-        chosen = ([column[at] for at in positions] for column in columns)
-        return WriteRun(self.upstairs_id, self.session_id, *chosen, seals)  # type: ignore[arg-type, call-arg]  # as they were
 
     def messages(self) -> list[m.Message]:
         """The same, message by message."""
@@ -100,17 +95,6 @@ class WriteRun(RequestRun):
 @dataclass(slots=True, eq=False)
 class ReadRequestRun(RequestRun):
     """Requests for one block each."""
-
-    upstairs_id: UUID
-    session_id: UUID
-    job_ids: list[int]
-    dependencies: list[tuple[int, ...]]
-    starts: list[int]
-
-    def only(self, positions: Sequence[int]) -> ReadRequestRun:
-        columns = (self.job_ids, self.dependencies, self.starts)
-        chosen = ([column[at] for at in positions] for column in columns)
-        return ReadRequestRun(self.upstairs_id, self.session_id, *chosen)  # type: ignore[arg-type]  # as they were
 
     def messages(self) -> list[m.Message]:
         """The same, message by message."""

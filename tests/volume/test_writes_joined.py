@@ -33,10 +33,10 @@ BLOCK, BLOCKS = 512, 32
 
 def put(disk: Guest, block: int, seed: int) -> bytes:
     """One write, by itself, as a guest that waits for each sends them."""
-    data = bytearray(pattern(BLOCK, seed))
-    written = Batch(disk, [write_request(block * BLOCK, bytes(data))])
+    data = pattern(BLOCK, seed)
+    written = Batch(disk, [write_request(block * BLOCK, data)])
     assert written.pending == 0, "a write is acknowledged when it is admitted"
-    return bytes(data)
+    return data
 
 
 def writes(disk: Guest) -> list[Job]:
