@@ -11,13 +11,14 @@ from typing import Annotated
 
 import typer
 
+from crucible_emu.blockio import BlockDevice
 from crucible_emu.cipher_process import the_process
 from crucible_emu.cli import serving, unflushed
 from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
 from crucible_emu.control import observation
 from crucible_emu.encryption import KEY_BYTES, Cipher
-from crucible_emu.errors import UsageError
+from crucible_emu.errors import CrucibleError, GenericError, UsageError
 from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, check_block_size, size_for
 from crucible_emu.volume import local_disk
 from crucible_emu.volume.image import copy_in
@@ -69,6 +70,7 @@ def serve(
         _make(directory, size, image, block_size, extent_size, encrypt)
     else:
         _check_existing(directory, disk, size, image, block_size, extent_size)
+    length = 0 if image is None else image.stat().st_size
     cipher = None if encrypt is None else read_key(encrypt)
     door.facts["regions"] = [str(local_disk.region_path(directory, client)) for client in range(3)]
 
@@ -79,12 +81,23 @@ def serve(
                 directory, cipher=cipher, fill_from=image, observe=watch, staged_bytes_max=staged_bytes_max
             ) as guest:
                 if image is not None:
-                    with Progress("Copying the image in", image.stat().st_size, shown=not as_json) as progress:
-                        await copy_in(guest, image, progress)
-                    local_disk.mark_filled(directory)
+                    await _fill(guest, directory, image, length, shown=not as_json)
                 await serving.serve_until_told(guest, door)
 
     serving.run(main)
+
+
+async def _fill(guest: BlockDevice, directory: Path, image: Path, length: int, *, shown: bool) -> None:
+    """Copy ``image`` into the new disk. One that is filled in part stays, marked as such: the same command goes on."""
+    try:
+        with Progress("Copying the image in", length, shown=shown) as progress:
+            await copy_in(guest, image, progress)
+    except CrucibleError as error:
+        raise GenericError(
+            f"copying {image} in failed ({error}), so the disk in {directory} holds only a part of it: when what the "
+            "warnings name is mended, give the same command again, or remove the directory"
+        ) from None
+    local_disk.mark_filled(directory)
 
 
 def _make(

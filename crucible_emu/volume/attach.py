@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import trio
 
+from crucible_emu.errors import CrucibleError
 from crucible_emu.upstairs.driver import RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.volume.backend import Backend
@@ -29,14 +30,22 @@ B = TypeVar("B", bound=Backend)
 @asynccontextmanager
 async def active(backend: B, *, generation: int | None = None, timeout_s: float | None = None) -> AsyncIterator[B]:
     """``backend``, running and active inside the block. Leaving it flushes and deactivates, also when cancelled; a
-    flush that fails then is raised."""
+    flush that fails then is raised, unless the block failed with an error of the disk itself, which says more."""
     async with kept_running(backend.run):
         await backend.activate(generation, timeout_s)
+        failed = False
         try:
             yield backend
+        except CrucibleError:
+            failed = True
+            raise
         finally:
             with trio.CancelScope(shield=True):
-                await backend.leave_service()
+                try:
+                    await backend.leave_service()
+                except CrucibleError:
+                    if not failed:
+                        raise
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trustme
-from command_rig import one_sentence, outcome_here, pattern, refusal, running, talk, unix_uri
+from command_rig import COMMAND, END_S, one_sentence, outcome_here, pattern, refusal, running, talk, unix_uri
 from nbd_plain_client import PlainClient
 
 from crucible_emu.encryption import Cipher
@@ -294,6 +294,24 @@ def test_an_image_whose_copying_was_interrupted_must_be_given_again(
         command.end_well()
     code, sentence = refusal(capsys, "serve", directory, "--image", image, "--nbd", unix_uri(path))
     assert code == 2 and "already" in sentence
+
+
+def test_an_image_that_finds_no_room_is_begun_and_can_be_given_again(place: tuple[Path, Path], tmp_path: Path) -> None:
+    """Files that may not be written past their first 512 KiB stand for a file system that is full."""
+    directory, path = place
+    image = tmp_path / "image.raw"
+    image.write_bytes(pattern(4 * MEGABYTE))
+    local_disk.create(directory, 4 * MEGABYTE, blocks_per_extent=256, fill_from=image)
+    arguments = ("serve", directory, "--image", image, "--nbd", unix_uri(path))
+    full = ["prlimit", f"--fsize={MEGABYTE // 2}", *COMMAND, *map(str, arguments)]
+    failed = subprocess.run(full, capture_output=True, text=True, timeout=END_S)
+    *warnings, sentence = failed.stderr.splitlines()
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert any("File too large" in json.loads(line).get("error", "") for line in warnings)
+    assert f"copying {image} in failed" in sentence and "give the same command again" in sentence
+    with running(*arguments, "--json") as command:
+        assert command.talk(reads(0, 4 * MEGABYTE)) == pattern(4 * MEGABYTE)
+        command.end_well()
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
