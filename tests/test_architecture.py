@@ -18,7 +18,7 @@ LINES_MAX = 600
 FLOORS = (
     {
         *("errors", "geometry", "blockio", "blockio_memory", "integrity", "encryption", "cipher_process"),
-        *("logs", "statistics", "http_errors", "http_body"),
+        *("logs", "statistics", "http_errors", "http_body", "descriptors"),
     },
     {"wire", "region", "service"},
     {"downstairs", "supervisor"},
@@ -90,14 +90,17 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.downstairs.{name}"
-        for name in ("network_clone", "read_grants_service", "repair_client", "repair_connection", "repair_http")
+        for name in ("network_clone", "peer_memory", "read_grants_service", "repair_client", "repair_connection")
     ),
     *(
         f"crucible_emu.upstairs.{name}"
         for name in ("driver", "gathered_read", "guest", "healing", "local_link", "single_reads", "single_writes")
     ),
-    "crucible_emu.downstairs.repair_service",
-    *(f"crucible_emu.upstairs.{name}" for name in ("reads_at_hand", "tcp_link", "zeroing")),
+    *(f"crucible_emu.downstairs.{name}" for name in ("repair_http", "repair_service")),
+    *(
+        f"crucible_emu.upstairs.{name}"
+        for name in ("asking", "reads_at_hand", "tcp_link", "writes_by_reference", "zeroing")
+    ),
     *(
         f"crucible_emu.volume.{name}"
         for name in ("attach", "backend", "construction", "image", "kept_running", "local_disk", "local_file")

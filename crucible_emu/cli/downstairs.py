@@ -48,7 +48,8 @@ def run(
     ] = None,
     unix: Annotated[Path | None, typer.Option(metavar="SOCKET", help="Listen on this unix socket as well.")] = None,
     shared_reads: Annotated[
-        bool, typer.Option(help="Let an Upstairs that comes by the unix socket read what is at hand by itself.")
+        bool,
+        typer.Option(help="Share memory with an Upstairs that comes by the unix socket: for reads and large writes."),
     ] = True,
     mode: Annotated[str, typer.Option(help="rw: one Upstairs at a time, which writes; ro: many, which read.")] = "rw",
     policy: Annotated[

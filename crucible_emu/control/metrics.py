@@ -81,7 +81,7 @@ def _of_upstairs(upstairs: Upstairs, labels: Labels) -> Iterator[Sample]:
     for name, value in upstairs_counters(upstairs).items():
         yield f"upstairs_{name}", labels, value, True
     counters = upstairs.statistics.snapshot().counters
-    for name in ("writes_unwritten", "reads_at_hand", "damaged_reads", "healed_blocks"):
+    for name in ("writes_unwritten", "reads_at_hand", "writes_by_reference", "damaged_reads", "healed_blocks"):
         yield f"upstairs_{name}", labels, counters[name], True
     yield "upstairs_reconciliations_aborted", labels, core.reconciliations_aborted, True
     yield "upstairs_jobs_tracked", labels, len(core.jobs), False

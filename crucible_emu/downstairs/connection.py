@@ -83,6 +83,7 @@ class Connection:
                     nursery.cancel_scope.cancel()
         finally:
             self._runner.disconnect(self.id)
+            self._decoder.memory = None
         if self._says_goodbye:
             await self._say_goodbye()
         return self._reason or "the server stops"
@@ -114,6 +115,17 @@ class Connection:
 
     def resume(self) -> None:
         self._room.set()
+
+    # Writes whose data lie in memory of the peer
+
+    @property
+    def refers_to_memory(self) -> bool:
+        """Whether the peer has shown memory."""
+        return self._decoder.memory is not None
+
+    def refer_to(self, memory: memoryview | None) -> None:
+        """From now on writes of the peer may say where in ``memory`` their data are; or none may, with ``None``."""
+        self._decoder.memory = memory
 
     # Receiving
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import UUID
 
 from crucible_emu.downstairs.core import Downstairs
@@ -35,6 +36,15 @@ Ended = Callable[[], None]
 
 class NotGranted(Exception):
     """Whoever asked is told this sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Who asks: to read or, with ``memory_bytes``, to show memory of that size (:mod:`peer_memory`)."""
+
+    upstairs_id: UUID
+    session_id: UUID
+    memory_bytes: int | None = None
 
 
 class ReadGrants:
@@ -52,10 +62,10 @@ class ReadGrants:
         """Grants that hold."""
         return len(self._holders)
 
-    def grant(self, line: bytes, ended: Ended) -> bytes:
-        """The line that answers ``line``; ``ended`` is called once, when the grant does not hold any more. Raises
-        :class:`NotGranted`."""
-        connection_id = self._writer(*_ids_in(line))
+    def grant(self, question: Question, ended: Ended) -> bytes:
+        """The line that answers a question for reads; ``ended`` is called once, when the grant does not hold any more.
+        Raises :class:`NotGranted`."""
+        connection_id = self.writer(question)
         if self._stalled():
             raise NotGranted("the Downstairs is stalled")
         if not self._region.all_open:
@@ -66,12 +76,12 @@ class ReadGrants:
             "epoch": self.shared.epoch,
             "layout": self.shared.layout.as_json(),
         }
-        return _line({"granted": granted})
+        return line_of({"granted": granted})
 
-    def _writer(self, upstairs_id: UUID, session_id: UUID) -> int:
-        """The connection of the region's writer, if it is of this session."""
+    def writer(self, question: Question) -> int:
+        """The connection of the region's writer, if it is the session that asks. Raises :class:`NotGranted`."""
         claim = self._core.active.writer
-        if claim is None or (claim.upstairs_id, claim.session_id) != (upstairs_id, session_id):
+        if claim is None or (claim.upstairs_id, claim.session_id) != (question.upstairs_id, question.session_id):
             raise NotGranted("this session is not the writer of the region")
         if self._core.state(claim.connection_id) is not State.RUNNING:
             raise NotGranted("this session does not run yet")
@@ -98,16 +108,21 @@ class ReadGrants:
 
 def refusal(reason: str) -> bytes:
     """The line that says why not."""
-    return _line({"refused": reason})
+    return line_of({"refused": reason})
 
 
-def _line(members: dict[str, object]) -> bytes:
+def line_of(members: dict[str, object]) -> bytes:
+    """``members`` as one line of JSON."""
     return json.dumps(members).encode() + b"\n"
 
 
-def _ids_in(line: bytes) -> tuple[UUID, UUID]:
+def question_in(line: bytes) -> Question:
+    """What ``line`` asks. Raises :class:`NotGranted`."""
     try:
         members = json.loads(line)
-        return UUID(members["upstairs_id"]), UUID(members["session_id"])
+        memory_bytes = members.get("memory_bytes")
+        if memory_bytes is not None and type(memory_bytes) is not int:
+            raise TypeError
+        return Question(UUID(members["upstairs_id"]), UUID(members["session_id"]), memory_bytes)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise NotGranted("a line of JSON with upstairs_id and session_id is what asks here") from None

@@ -10,14 +10,24 @@ socket.
 
 from __future__ import annotations
 
-import array
 import socket
-from functools import partial
+from collections.abc import Callable
 
 import trio
 
+from crucible_emu.descriptors import close_all, receive_line, send_line
+from crucible_emu.downstairs.connection import Connection
 from crucible_emu.downstairs.listening import accept_forever
-from crucible_emu.downstairs.read_grants import ASK_BYTES_MAX, NotGranted, ReadGrants, refusal
+from crucible_emu.downstairs.peer_memory import close_with, mapped
+from crucible_emu.downstairs.read_grants import (
+    ASK_BYTES_MAX,
+    NotGranted,
+    Question,
+    ReadGrants,
+    line_of,
+    question_in,
+    refusal,
+)
 from crucible_emu.logs import get_logger
 from crucible_emu.region import Region
 
@@ -28,50 +38,71 @@ ASK_S_MAX = 5.0
 log = get_logger(__name__)
 
 
-async def serve_read_grants(grants: ReadGrants, region: Region, listener: socket.socket) -> None:
-    """Answer whoever asks on ``listener``, until cancelled."""
-    limit = trio.CapacityLimiter(PEERS_MAX)
-    async with trio.open_nursery() as nursery:
-        await accept_forever(listener, partial(_serve, grants, region), nursery, limit)
+class ReadGrantsService:
+    """Answers whoever asks. ``connection``: the open connection of this number, if there is one."""
 
+    def __init__(self, grants: ReadGrants, region: Region, connection: Callable[[int], Connection | None]) -> None:
+        self._grants = grants
+        self._region = region
+        self._connection = connection
 
-async def _serve(grants: ReadGrants, region: Region, connected: socket.socket) -> None:
-    with trio.socket.from_stdlib_socket(connected) as peer:
+    async def run(self, listener: socket.socket) -> None:
+        """Answer on ``listener`` until cancelled."""
+        limit = trio.CapacityLimiter(PEERS_MAX)
+        async with trio.open_nursery() as nursery:
+            await accept_forever(listener, self._serve, nursery, limit)
+
+    async def _serve(self, connected: socket.socket) -> None:
+        with trio.socket.from_stdlib_socket(connected) as peer:
+            try:
+                with trio.fail_after(ASK_S_MAX):
+                    line, descriptors = await receive_line(peer, ASK_BYTES_MAX)
+                try:
+                    await self._answer(peer, line, descriptors)
+                except NotGranted as refused:
+                    with trio.fail_after(ASK_S_MAX):
+                        await peer.send(refusal(str(refused)))
+                finally:
+                    close_all(descriptors)
+            except trio.TooSlowError:
+                log.info("a peer that asks for reads is silent")
+            except OSError as error:
+                log.info("a peer that asks for reads was lost", reason=str(error))
+
+    async def _answer(self, peer: trio.socket.SocketType, line: bytes, descriptors: list[int]) -> None:
+        """Answer, and stay for as long as what was granted lasts. Raises :class:`NotGranted`."""
+        question = question_in(line)
+        if question.memory_bytes is None:
+            await self._let_in(peer, question)
+        else:
+            await self._take_up(peer, question, question.memory_bytes, descriptors)
+
+    async def _let_in(self, peer: trio.socket.SocketType, question: Question) -> None:
+        scope = trio.CancelScope()
+        ended = scope.cancel
+        answer = self._grants.grant(question, ended)
+        try:
+            with scope:
+                with self._grants.shared.descriptors(self._region.path) as descriptors, trio.fail_after(ASK_S_MAX):
+                    await send_line(peer, answer, descriptors)
+                await peer.recv(1)  # nothing more is asked for: whatever comes, it is over
+        finally:
+            self._grants.left(ended)
+
+    async def _take_up(
+        self, peer: trio.socket.SocketType, question: Question, size_bytes: int, descriptors: list[int]
+    ) -> None:
+        """Let the writer's messages refer to its memory. *Safety*: the connection to it is closed when nothing here
+        does any more, and not before."""
+        connection = self._connection(self._grants.writer(question))
+        if connection is None or connection.refers_to_memory:
+            raise NotGranted("this session has shown its memory already")
+        memory = mapped(descriptors, size_bytes)
+        connection.refer_to(memory)
         try:
             with trio.fail_after(ASK_S_MAX):
-                line = await _line_from(peer)
-            await _answer(grants, region, peer, line)
-        except trio.TooSlowError:
-            log.info("a peer that asks for reads is silent")
-        except OSError as error:
-            log.info("a peer that asks for reads was lost", reason=str(error))
-
-
-async def _line_from(peer: trio.socket.SocketType) -> bytes:
-    """What is sent up to the end of a line, or as much as a line can have, or as there is."""
-    line = b""
-    while b"\n" not in line and len(line) < ASK_BYTES_MAX:
-        more = await peer.recv(ASK_BYTES_MAX - len(line))
-        if not more:
-            break
-        line += more
-    return line
-
-
-async def _answer(grants: ReadGrants, region: Region, peer: trio.socket.SocketType, line: bytes) -> None:
-    scope = trio.CancelScope()
-    ended = scope.cancel
-    try:
-        answer = grants.grant(line, ended)
-    except NotGranted as refused:
-        with trio.fail_after(ASK_S_MAX):
-            await peer.send(refusal(str(refused)))
-        return
-    try:
-        with scope:
-            with grants.shared.descriptors(region.path) as descriptors, trio.fail_after(ASK_S_MAX):
-                rights = array.array("i", descriptors)
-                await peer.sendmsg([answer], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            await peer.recv(1)  # nothing more is asked for: whatever comes, it is over
-    finally:
-        grants.left(ended)
+                await send_line(peer, line_of({"granted": {"region": str(self._region.definition.uuid)}}))
+        except BaseException:
+            connection.refer_to(None)
+            raise
+        close_with(memory, peer.detach())

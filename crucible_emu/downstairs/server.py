@@ -28,7 +28,7 @@ from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector, Faults
 from crucible_emu.downstairs.jobs import JobLimits
 from crucible_emu.downstairs.listening import accept_forever, close_listener, listen_on_tcp, listen_on_unix
-from crucible_emu.downstairs.read_grants_service import serve_read_grants
+from crucible_emu.downstairs.read_grants_service import ReadGrantsService
 from crucible_emu.downstairs.repair_client import HttpSources, Sources
 from crucible_emu.downstairs.repair_http import serve_repair
 from crucible_emu.downstairs.repair_service import RepairService
@@ -109,6 +109,9 @@ class DownstairsServer:
             "region": self.region.statistics().snapshot().as_dict(),
         }
 
+    def _connection(self, connection_id: int) -> Connection | None:
+        return next((each for each in self._connections.values() if each.id == connection_id), None)
+
     def drop_connections(self) -> None:
         """End every connection without a word, as a broken network would. For tests."""
         for connection in list(self._connections.values()):
@@ -125,7 +128,8 @@ class DownstairsServer:
                 await nursery.start(self.runner.run)
                 await nursery.start(serve_repair, RepairService(self.region, self.core), self._repair_listener)
                 if self._reads_listener is not None and self.runner.read_grants is not None:
-                    nursery.start_soon(serve_read_grants, self.runner.read_grants, self.region, self._reads_listener)
+                    grants = ReadGrantsService(self.runner.read_grants, self.region, self._connection)
+                    nursery.start_soon(grants.run, self._reads_listener)
                 for listener in listeners:
                     context = options.tls if listener.family != socket.AF_UNIX else None
                     nursery.start_soon(

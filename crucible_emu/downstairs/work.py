@@ -170,9 +170,10 @@ def as_error(error: CrucibleError | OSError) -> CrucibleError:
 
 
 def keep_little(work: Work) -> None:
-    """*Safety* (memory): the data of a write that has to wait must not keep a whole receive buffer alive."""
+    """*Safety* (memory): the data of a write that has to wait must not keep a whole receive buffer alive. (What cannot
+    be written to is no such buffer, but a copy already, or memory of the peer, which is there anyway.)"""
     message = work.message
-    if isinstance(message, m.BlockWrite):
+    if isinstance(message, m.BlockWrite) and not message.data.readonly:
         held = memoryview(message.data.obj).nbytes
         if held > WASTE_BYTES_MAX + 2 * len(message.data):
             work.message = replace(message, data=memoryview(bytes(message.data)))

@@ -119,9 +119,11 @@ class Reservation(Generic[Scalar]):
             self._map.madvise(mmap.MADV_HUGEPAGE if dense else mmap.MADV_NOHUGEPAGE)
         self.array = np.frombuffer(self._map, dtype, count).reshape(shape)
 
-    def release(self) -> None:
-        """Give the memory back to the system; every entry reads as zero afterwards."""
-        self._map.madvise(self._release)
+    def release(self, offset: int = 0, size_bytes: int | None = None) -> None:
+        """Give the memory, or whole pages of it, back to the system; every entry reads as zero afterwards."""
+        if size_bytes is None:
+            size_bytes = len(self._map) - offset
+        self._map.madvise(self._release, offset, size_bytes)
 
 
 def reserve(

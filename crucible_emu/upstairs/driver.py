@@ -21,7 +21,6 @@ from crucible_emu import errors
 from crucible_emu.encryption import Cipher
 from crucible_emu.integrity import BlockContexts, open_blocks
 from crucible_emu.logs import get_logger
-from crucible_emu.statistics import Snapshot, snapshot_of
 from crucible_emu.upstairs import actions, negotiation
 from crucible_emu.upstairs.core import UpstairsCore
 from crucible_emu.upstairs.delay import NO_DELAYS, delays_us, matters
@@ -29,7 +28,9 @@ from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Connector, GatheringLink, Link, PacedLink
 from crucible_emu.upstairs.read_train import Finished, ReadTrain
 from crucible_emu.upstairs.replacement import ReplaceResult
+from crucible_emu.upstairs.row_memory import RowMemory
 from crucible_emu.upstairs.states import Phase, UpstairsState
+from crucible_emu.upstairs.statistics import UpstairsStatistics
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
@@ -98,25 +99,6 @@ class Damage:
     error: errors.CrucibleError
 
 
-@dataclass(slots=True)
-class UpstairsStatistics:
-    """What has happened since the start."""
-
-    writes: int = 0
-    written_bytes: int = 0
-    writes_unwritten: int = 0
-    reads: int = 0
-    read_bytes: int = 0
-    reads_at_hand: int = 0
-    """Of ``reads``, those that were read past the process of a replica."""
-    flushes: int = 0
-    damaged_reads: int = 0
-    healed_blocks: int = 0
-
-    def snapshot(self) -> Snapshot:
-        return snapshot_of("upstairs", self)
-
-
 class Upstairs:
     """One region set, ready to be driven: start :meth:`run` in a nursery, then :meth:`activate`.
 
@@ -142,12 +124,12 @@ class Upstairs:
         self.reconnect_delay_s = reconnect_delay_s
         self.in_process = all(connector.in_process for connector in connectors)
         self.statistics = UpstairsStatistics()
+        self.row_memory = RowMemory()
+        """For the data of writes that replicas keep; given back when there was no new job for a while."""
         self.links: list[Link | None] = [None, None, None]
         self.on_progress: Callable[[], None] | None = None
         self.on_damage: Callable[[Damage], None] | None = None
         self.on_repair: Callable[[actions.RepairNews], None] | None = None
-        self.on_idle: Callable[[], None] | None = None
-        """Told when there was no new job for as long as the automatic flush waits."""
         self.on_stopped: Callable[[int, str], None] | None = None
         """Told the client and the reason when a connection has ended, before the core is."""
         self.delays_us: tuple[int, ...] = NO_DELAYS
@@ -165,12 +147,15 @@ class Upstairs:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Drive the Upstairs until cancelled. Deactivate first, or what was not flushed is lost."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._flush_when_idle)
-            task_status.started()
-            self.perform()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._flush_when_idle)
+                task_status.started()
+                self.perform()
+                await trio.sleep_forever()
+        finally:
+            self.row_memory.close()
 
     async def activate(self, generation: int | None = None, timeout_s: float | None = None) -> None:
         """Bring the disk into service. Raises the reason where that cannot be; with ``timeout_s``, gives up then."""
@@ -219,8 +204,8 @@ class Upstairs:
                 if self.core.need_flush:
                     self.core.idle_flush()
                     self.perform()
-                elif self.on_idle is not None:
-                    self.on_idle()
+                else:
+                    self.row_memory.trim()
             seen = self.core.next_job_id
 
     # -- carrying out -------------------------------------------------------------------------------------------------
@@ -357,6 +342,7 @@ class Upstairs:
         gathers = link if isinstance(link, GatheringLink) else None
         if gathers is not None:
             gathers.gathers = True
+            gathers.may_refer_to(self.row_memory, self.statistics)
         self._gathering_links[client] = gathers
         negotiation.connected(self.core, client, connection_id)
         self.perform()

@@ -30,7 +30,6 @@ from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.read_train import Finished
-from crucible_emu.upstairs.row_memory import RowMemory
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.single_reads import SingleReads
@@ -66,8 +65,8 @@ class Guest:
         self._size_bytes = definition.size_bytes
         self._trains = Trains(definition.block_size, definition.size_bytes)
         cipher = upstairs.cipher
-        keeps_copies = not upstairs.in_process
-        self._sealer = None if cipher is None else Sealer(cipher, self._block_size, keeps_copies=keeps_copies)
+        copies = None if upstairs.in_process else upstairs.row_memory
+        self._sealer = None if cipher is None else Sealer(cipher, self._block_size, copies=copies)
         self._backlog: deque[tuple[list[Request], Completed]] = deque()
         self._room = trio.Event()
         self._room.set()
@@ -78,11 +77,9 @@ class Guest:
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
         self._single_reads = SingleReads(upstairs, self.read_later)
         self._single_writes = SingleWrites(upstairs, self._sealer, self._writes_are_watched)
-        self._row_memory = RowMemory()
         self._admitting = False
         upstairs.on_progress = self._progress
         upstairs.on_damage = self.healer.damaged
-        upstairs.on_idle = self._row_memory.trim
 
     # -- what a door asks ---------------------------------------------------------------------------------------------
 
@@ -258,7 +255,7 @@ class Guest:
         size = self._block_size
         if len(requests) == 1 and self.upstairs.in_process:
             return np.frombuffer(_payload(requests[0]), np.uint8).reshape(-1, size)
-        flat = self._row_memory.take(sum(request.length for request in requests))
+        flat = self.upstairs.row_memory.take(sum(request.length for request in requests))
         at = 0
         for request in requests:
             flat[at : at + request.length] = np.frombuffer(_payload(request), np.uint8)

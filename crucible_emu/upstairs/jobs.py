@@ -57,7 +57,8 @@ class Job:
     ``changes``: its kind is one of :data:`CHANGING`. ``handle`` belongs to whoever submitted the job. ``error``: what
     it was acknowledged with. ``retained``: final on all clients, kept for a replay. ``replayed``: sent again to a
     client that came back. ``asked_before``: of a read, the id from which on jobs were made after it was last sent.
-    ``encoded``: the frames that a replica was sent for which it had these dependencies, until the job is final.
+    ``encoded``: the frames that a replica was sent for which it had these dependencies, and which referred to its data
+    at this place or contained them, until the job is final.
     ``gathered``: while it is open, what ``rows`` and ``contexts`` will be made of.
     """
 
@@ -112,7 +113,7 @@ class Job:
         self.snapshot: str | None = None
         self.acked = False
         self.asked_before = 0
-        self.encoded: tuple[list[list[int]], list[bytes | memoryview]] | None = None
+        self.encoded: tuple[list[list[int]], int | None, list[bytes | memoryview]] | None = None
         self.gathered: Gathered | None = None
         self.error: CrucibleError | None = None
         self.retained = False

@@ -12,6 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from crucible_emu.integrity import BlockContexts, Proofs
 from crucible_emu.upstairs.jobs import Job
+from crucible_emu.upstairs.row_memory import RowMemory
+from crucible_emu.upstairs.statistics import UpstairsStatistics
 from crucible_emu.wire import messages as m
 
 
@@ -119,6 +121,11 @@ class GatheringLink(Protocol):
     def holds(self, size_bytes: int) -> bool:
         """Whether so many bytes of writes, were they sent now, would wait for the answer to others. Whoever is told
         so hears of that answer."""
+        ...
+
+    def may_refer_to(self, memory: RowMemory, statistics: UpstairsStatistics) -> None:
+        """The data of large writes lie in ``memory``, which a replica on this machine may be let look into; those that
+        it does are counted."""
         ...
 
 

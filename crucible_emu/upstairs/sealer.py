@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from crucible_emu.encryption import Cipher, Slab
 from crucible_emu.integrity import BlockContexts, Rows, Seals
+from crucible_emu.upstairs.row_memory import RowMemory
 
 SPARE_BYTES_MAX = 8 * 1024 * 1024
 """Memory that is kept to be used again."""
@@ -20,13 +21,13 @@ SLAB_BLOCKS_MIN = 16
 
 
 class Sealer:
-    """Encrypts for a disk in blocks of ``block_size``. ``keeps_copies``: whether replicas keep what they are given past
-    the call that gives it."""
+    """Encrypts for a disk in blocks of ``block_size``. ``copies``: where replicas that keep what they are given past
+    the call that gives it get it."""
 
-    def __init__(self, cipher: Cipher, block_size: int, *, keeps_copies: bool) -> None:
+    def __init__(self, cipher: Cipher, block_size: int, *, copies: RowMemory | None) -> None:
         self._cipher = cipher
         self._block_size = block_size
-        self._keeps_copies = keeps_copies
+        self._copies = copies
         self._slab = Slab(SLAB_BLOCKS_MIN, block_size)
 
     def seal(self, payloads: Sequence[memoryview]) -> tuple[Rows, BlockContexts]:
@@ -41,7 +42,7 @@ class Sealer:
                 blocks += [payload[at : at + size] for at in range(0, len(payload), size)]
         rows, contexts = self._cipher.seal(blocks, self._room(len(blocks)))
         # Not ascontiguousarray: one row is contiguous as it is, and would not be copied.
-        return rows.copy() if self._keeps_copies else rows, contexts
+        return rows if self._copies is None else self._copies.copy(rows), contexts
 
     def seal_singles(self, blocks: Sequence[memoryview]) -> tuple[list[memoryview], Seals]:
         """The same for single blocks, with what proves each; both are there until the next call."""

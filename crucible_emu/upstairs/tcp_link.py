@@ -4,7 +4,8 @@ What it is for: one task receives into the decoder's buffer and reports all mess
 socket at once and leaves the rest to a second task. A train of jobs goes out as one buffer list in one system call.
 Where the driver asks for a delay (:attr:`TcpLink.delay_us`), messages wait in a queue of their own, of which a task
 takes one after the other; without a delay, and with that queue empty, sending goes past both. A link to a unix socket
-has a short way beside it, for reads of what is at hand (:mod:`reads_at_hand`).
+has two short ways beside it: for reads of what is at hand (:mod:`reads_at_hand`), and for the data of large writes
+(:mod:`writes_by_reference`).
 
 Nobody waits for a write that is on its way. So while a replica has not answered the writes that it was sent last, up to
 :data:`HELD_BYTES_MAX` of further ones wait for its answer, and go out in one piece with what comes on top; anything
@@ -39,7 +40,10 @@ from crucible_emu.integrity import BlockContexts
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
 from crucible_emu.upstairs.reads_at_hand import ReadsAtHand
+from crucible_emu.upstairs.row_memory import LARGE_BYTES, RowMemory
 from crucible_emu.upstairs.rules import WRITES, JobKind
+from crucible_emu.upstairs.statistics import UpstairsStatistics
+from crucible_emu.upstairs.writes_by_reference import WritesByReference
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.constants import PING_INTERVAL_S, RECEIVE_SILENCE_S_MAX, UNIX_SEND_BUFFER_BYTES
 from crucible_emu.wire.runs import AckRun, ReadResponseRun
@@ -136,6 +140,7 @@ class TcpLink:
     ) -> None:
         self._stream = stream
         self._at_hand = ReadsAtHand(path, upstairs_id, session_id) if path else None
+        self._by_reference = WritesByReference(path, upstairs_id, session_id) if path else None
         self._ids = (upstairs_id, session_id)
         self._raw = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._fd = self._raw.fileno() if self._raw is not None else -1
@@ -165,14 +170,17 @@ class TcpLink:
 
     def send_job(self, job: Job, dependencies: list[list[int]]) -> bool:
         writes = job.kind in WRITES
+        reference = None
         if writes:
+            if self._by_reference is not None and job.size_bytes >= LARGE_BYTES:
+                reference = self._by_reference.reference(job)
             self._queued_writes = True
             self._queued_bytes += job.size_bytes
         else:
             self._ask(job.count)
             if job.kind is JobKind.READ and self._at_hand is not None:
                 self._at_hand.want()
-        self._send_in_turn(not writes, encode_job(job, dependencies, *self._ids))
+        self._send_in_turn(not writes, encode_job(job, dependencies, *self._ids, reference=reference))
         return False
 
     def _ask(self, count: int) -> None:
@@ -247,6 +255,10 @@ class TcpLink:
         waits = self._awaits_acks and not self._urgent and not self._held
         return waits and self._queued_bytes + size_bytes < HELD_BYTES_MAX
 
+    def may_refer_to(self, memory: RowMemory, statistics: UpstairsStatistics) -> None:
+        if self._by_reference is not None:
+            self._by_reference.may_refer_to(memory, statistics)
+
     def _send_some(self) -> None:
         """Send from the queue until it is empty or the socket is full (:class:`BlockingIOError`)."""
         queue = self._queue
@@ -296,6 +308,8 @@ class TcpLink:
             nursery.start_soon(until_it_ends, self._watch_for_silence)
             if self._at_hand is not None:
                 nursery.start_soon(self._at_hand.run)
+            if self._by_reference is not None:
+                nursery.start_soon(self._by_reference.run)
             port.opened(self)
             await until_it_ends(lambda: self._receiver(port))
         return why
@@ -323,6 +337,8 @@ class TcpLink:
                 self._awaits_acks = False
                 if self._at_hand is not None and not self._at_hand.knows_region:
                     self._at_hand.heard(messages)
+                if self._by_reference:
+                    self._by_reference.answered(messages)
                 if self._asked:
                     self._asked = max(0, self._asked - sum(map(_answers_in, messages)))
                 port.received(messages)
@@ -389,15 +405,17 @@ def _sendmsg(fd: int, vector: list[memoryview]) -> int:
         raise
 
 
-def encode_job(job: Job, dependencies: list[list[int]], upstairs_id: UUID, session_id: UUID) -> wire.Parts:
+def encode_job(
+    job: Job, dependencies: list[list[int]], upstairs_id: UUID, session_id: UUID, *, reference: int | None = None
+) -> wire.Parts:
     """The frames of a job's operations as one list of buffers. Those of writes are kept for the next replica, which is
-    sent the same as a rule."""
+    sent the same as a rule. ``reference``: where the peer finds the data, if it does not need to be sent them."""
     ids = (upstairs_id, session_id)
     if job.kind in WRITES:
         if job.rows is None or job.contexts is None:
             raise LocalError(f"{job!r} has no data to send")
-        if job.encoded is not None and job.encoded[0] == dependencies:
-            return job.encoded[1]
+        if job.encoded is not None and job.encoded[:2] == (dependencies, reference):
+            return job.encoded[2]
         train = wire.encode_write_train(
             *ids,
             first_job_id=job.first_id,
@@ -407,9 +425,10 @@ def encode_job(job: Job, dependencies: list[list[int]], upstairs_id: UUID, sessi
             contexts=job.contexts,
             rows=job.rows,
             unwritten=job.kind is JobKind.WRITE_UNWRITTEN,
+            reference=reference,
         )
         if not job.retained:  # of what is sent again, each replica is sent what that one missed
-            job.encoded = dependencies, train
+            job.encoded = dependencies, reference, train
         return train
     if job.kind is JobKind.READ:
         return [wire.encode_read_train(*ids, job.first_id, dependencies, job.starts, job.lengths)]

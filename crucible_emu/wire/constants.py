@@ -54,4 +54,8 @@ def max_io_blocks(block_size: int) -> int:
 
 READS_PATH_SUFFIX = ".reads"
 """Beside the unix socket of a Downstairs there may be one with this behind its path, where an Upstairs asks to read
-what is at hand by itself. Nothing of that is in the original."""
+what is at hand by itself, and to have the data of its writes looked for in its own memory. Nothing of that is in the
+original."""
+
+BY_REFERENCE_TAG = 1 << 31
+"""Tag of a Write whose data are not in the frame, but in memory that was shown at that socket; not in the original."""

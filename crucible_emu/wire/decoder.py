@@ -38,7 +38,7 @@ from collections.abc import Callable
 import numpy as np
 
 from crucible_emu.errors import RemoteError
-from crucible_emu.wire.constants import FRAME_BYTES_MAX
+from crucible_emu.wire.constants import BY_REFERENCE_TAG, FRAME_BYTES_MAX
 from crucible_emu.wire.frames import FRAME_BYTES_MIN, HEAD, decode_body, name_of
 from crucible_emu.wire.hot import ACK_BYTES, ACK_STRUCT, ACKS, Identities, make_ack
 from crucible_emu.wire.messages import MESSAGES, BlockWrite, Message, ReadResponse, Write, WriteUnwritten
@@ -59,13 +59,18 @@ _NOWHERE = memoryview(b"")
 class Decoder:
     """Incremental decoder of one connection's receiving side. Raises :class:`RemoteError` where the peer is wrong."""
 
-    __slots__ = ("_end", "_expected", "_known", "_lent", "_runs", "_start", "_view", "error", "max_frame_bytes")
+    __slots__ = (
+        *("_end", "_expected", "_known", "_lent", "_runs", "_start", "_view"),
+        *("error", "max_frame_bytes", "memory"),
+    )
 
     def __init__(self, max_frame_bytes: int = FRAME_BYTES_MAX, *, runs: bool = False) -> None:
         self.error: RemoteError | None = None
         """Why this decoder is dead, once it is."""
         self.max_frame_bytes = max_frame_bytes
         """The longest frame that is taken, LEN included; may be changed between calls."""
+        self.memory: memoryview | None = None
+        """Memory of the peer, where the data of its writes by reference are; without it there are none."""
         self._known = Identities()
         self._runs = RUN_DECODERS if runs else _NO_RUNS
         self._view = _NOWHERE  # the chunk
@@ -152,7 +157,7 @@ class Decoder:
         while end - self._start >= 8:
             start = self._start
             length, tag = HEAD.unpack_from(view, start)
-            if not FRAME_BYTES_MIN <= length <= self.max_frame_bytes or tag >= len(MESSAGES):
+            if not FRAME_BYTES_MIN <= length <= self.max_frame_bytes or not self._exists(tag):
                 break
             if end - start < length:
                 return
@@ -165,14 +170,17 @@ class Decoder:
                     continue
             elif length == ACK_BYTES and tag in ACKS and self._decode_acks(messages):
                 continue
-            message = decode_body(view[start : start + length], tag, self._known)
+            message = decode_body(view[start : start + length], tag, self._known, self.memory)
             messages.append(message)
             self._start = start + length
-            if isinstance(message, BlockWrite | ReadResponse):
+            if tag != BY_REFERENCE_TAG and isinstance(message, BlockWrite | ReadResponse):
                 self._lent = True
                 if CHUNK_BYTES <= length <= BELIEVED_BYTES:
                     self._expected = (length, length - len(message.data))
         self._refuse()
+
+    def _exists(self, tag: int) -> bool:
+        return tag < len(MESSAGES) or (tag == BY_REFERENCE_TAG and self.memory is not None)
 
     def _decode_acks(self, messages: list[Message]) -> bool:
         """Decode a run of Ok acks with the known ids; whether there was any.
@@ -205,7 +213,7 @@ class Decoder:
             raise RemoteError(
                 f"the frame of {what} claims {length} bytes, but at most {self.max_frame_bytes} are allowed"
             )
-        if tag is not None and tag >= len(MESSAGES):
+        if tag is not None and not self._exists(tag):
             raise RemoteError(f"there is no message {tag}, the last is {len(MESSAGES) - 1}")
 
     def _make_room_for_frame(self, length: int, have: int) -> None:

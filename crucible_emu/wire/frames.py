@@ -17,7 +17,8 @@ import struct
 
 from crucible_emu.errors import LocalError, RemoteError
 from crucible_emu.wire.codec import MESSAGE
-from crucible_emu.wire.hot import DECODERS, ENCODERS, Identities, checked_length
+from crucible_emu.wire.constants import BY_REFERENCE_TAG
+from crucible_emu.wire.hot import DECODERS, ENCODERS, Identities, checked_length, decode_write_by_reference
 from crucible_emu.wire.messages import MESSAGES, Message
 from crucible_emu.wire.primitives.bincode import U32_STRUCT, Malformed, Parts
 
@@ -30,6 +31,8 @@ HEAD = struct.Struct("<II")
 
 def name_of(tag: int) -> str:
     """The name of the message with this tag, for sentences."""
+    if tag == BY_REFERENCE_TAG:
+        return "a Write by reference"
     return MESSAGES[tag].__name__ if tag < len(MESSAGES) else f"message {tag}"
 
 
@@ -65,12 +68,15 @@ def decode(frame: memoryview) -> Message:
     return decode_body(frame, tag, Identities())
 
 
-def decode_body(frame: memoryview, tag: int, known: Identities) -> Message:
+def decode_body(frame: memoryview, tag: int, known: Identities, memory: memoryview | None = None) -> Message:
     """The message in a whole frame whose length is right and whose tag exists.
 
-    ``known`` saves the work of reading the same ids again and again. Raises :class:`RemoteError`.
+    ``known`` saves the work of reading the same ids again and again. ``memory``: where the data of writes by reference
+    are, which exist where there is one. Raises :class:`RemoteError`.
     """
     try:
+        if memory is not None and tag == BY_REFERENCE_TAG:
+            return decode_write_by_reference(frame, known, memory)
         by_hand = DECODERS.get(tag)
         return by_hand(frame, known) if by_hand else MESSAGE.decode(frame, 4)[0]
     except Malformed as error:

@@ -193,6 +193,26 @@ def _decode_write(frame: memoryview, known: Identities) -> m.Message:
     return write  # type: ignore[no-any-return]
 
 
+def decode_write_by_reference(frame: memoryview, known: Identities, memory: memoryview) -> m.Message:
+    """A Write whose data lie in ``memory``: in place of them, its frame ends with their size and their offset there.
+
+    Raises :class:`Malformed` or ``struct.error``.
+    """
+    _, _, raw, job_id, count = _REQUEST_HEAD.unpack_from(frame)
+    if raw != known.raw:
+        known.learn(raw)
+    dependencies, offset = _dependencies(frame, count)
+    start, blocks = _TWO.unpack_from(frame, offset)
+    if blocks > BLOCKS_MAX:
+        raise _too_many(blocks)
+    contexts, offset = decode_write_contexts(frame, offset + 16, blocks)
+    size, begin = _TWO.unpack_from(frame, offset)
+    if offset + _TWO.size != len(frame) or begin + size > len(memory):
+        raise Malformed(f"{size} bytes at {begin} are not in the {len(memory)} bytes of memory that were shown")
+    data = memory[begin : begin + size]
+    return m.Write(known.upstairs_id, known.session_id, job_id, dependencies, start, contexts, data)
+
+
 def _decode_read_response(frame: memoryview, known: Identities) -> m.Message:
     _, _, raw, job_id, failed = _REPLY_HEAD.unpack_from(frame)
     if raw != known.raw:

@@ -27,7 +27,7 @@ import numpy as np
 from crucible_emu.errors import LocalError
 from crucible_emu.integrity import BlockContexts, Rows
 from crucible_emu.wire import messages as m
-from crucible_emu.wire.constants import BLOCKS_MAX, FRAME_BYTES_MAX, LIST_ITEMS_MAX
+from crucible_emu.wire.constants import BLOCKS_MAX, BY_REFERENCE_TAG, FRAME_BYTES_MAX, LIST_ITEMS_MAX
 from crucible_emu.wire.contexts import WRITE_PLAIN, WRITE_SEALED, encode_write_contexts, write_context_ends
 from crucible_emu.wire.hot import ACK_BYTES, ids_to_wire
 from crucible_emu.wire.primitives.bincode import U32_STRUCT, U64_STRUCT, Parts
@@ -56,11 +56,13 @@ def encode_write_train(
     rows: Rows,
     *,
     unwritten: bool = False,
+    reference: int | None = None,
 ) -> Parts:
     """Write (or WriteUnwritten) frames for n jobs: job i writes ``counts[i]`` blocks from block ``starts[i]`` on.
 
     ``contexts`` and ``rows`` (uint8, shape (blocks, block size), contiguous) hold the blocks of all jobs, job after
-    job; large ones must not change before they are sent. Raises :class:`LocalError`.
+    job; large ones must not change before they are sent. ``reference``: instead of the data, frames of Writes say where
+    they are in memory that the peer can look into, the first at this offset. Raises :class:`LocalError`.
     """
     _same_lengths(dependencies, starts, counts)
     blocks, block_size = rows.shape
@@ -68,7 +70,12 @@ def encode_write_train(
         raise LocalError(f"a train of {sum(counts)} blocks has {len(contexts)} contexts and {blocks} rows")
     if not rows.flags.c_contiguous:
         raise LocalError("the rows of a train are not contiguous")
-    head = U32_STRUCT.pack(m.WriteUnwritten.TAG if unwritten else m.Write.TAG) + ids_to_wire(upstairs_id, session_id)
+    tag = m.WriteUnwritten.TAG if unwritten else m.Write.TAG
+    if reference is not None:
+        if unwritten:
+            raise LocalError("a WriteUnwritten does not go by reference")
+        tag = BY_REFERENCE_TAG
+    head = U32_STRUCT.pack(tag) + ids_to_wire(upstairs_id, session_id)
     data = rows.data.cast("B") if rows.size else memoryview(b"")
     train: Parts = []
     block = begin = 0
@@ -78,18 +85,19 @@ def encode_write_train(
         for job_id, needed, start, count, end in zip(count_from(first_job_id), dependencies, starts, counts, ends):
             form = _request(len(needed))
             size = count * block_size
-            length = form.size + end - begin + 8 + size
+            length = form.size + end - begin + (8 + size if reference is None else 16)
             if length > FRAME_BYTES_MAX or count > BLOCKS_MAX or len(needed) > LIST_ITEMS_MAX:
                 raise ValueError(f"job {job_id} has {count} blocks and {len(needed)} dependencies: {length} bytes")
             packed = form.pack(length, head, job_id, len(needed), *needed, start, count)
-            train.append(packed + encoded[begin:end] + U64_STRUCT.pack(size))
-            if size:
+            where = b"" if reference is None else U64_STRUCT.pack(reference + block)
+            train.append(packed + encoded[begin:end] + U64_STRUCT.pack(size) + where)
+            if size and reference is None:
                 train.append(data[block : block + size])
             block += size
             begin = end
     except (ValueError, struct.error) as error:
         raise LocalError(f"a train of writes cannot be sent: {error}") from error
-    return [b"".join(train)] if len(data) <= COPIED_BYTES_MAX * len(counts) else train
+    return [b"".join(train)] if reference is not None or len(data) <= COPIED_BYTES_MAX * len(counts) else train
 
 
 def encode_read_train(

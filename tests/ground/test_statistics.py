@@ -10,7 +10,7 @@ from crucible_emu.downstairs.statistics import Statistics as DownstairsStatistic
 from crucible_emu.nbd.statistics import Statistics as NbdStatistics
 from crucible_emu.region.statistics import LEVELS, RegionStatistics
 from crucible_emu.statistics import Snapshot, snapshot_of
-from crucible_emu.upstairs.driver import UpstairsStatistics
+from crucible_emu.upstairs.statistics import UpstairsStatistics
 
 
 @dataclass

@@ -27,7 +27,7 @@ from crucible_emu.integrity import BlockContexts, hash_blocks
 from crucible_emu.region import Region
 from crucible_emu.region.memory import SharedFile
 from crucible_emu.region.sharing import SharedLayout, SharedTables
-from crucible_emu.upstairs import reads_at_hand
+from crucible_emu.upstairs import asking as asking_module
 from crucible_emu.upstairs.dependencies import DependencyTracker
 from crucible_emu.upstairs.reads_at_hand import ReadsAtHand
 from crucible_emu.wire import messages as m
@@ -153,7 +153,7 @@ async def test_a_grant_is_used_until_the_other_side_leaves(folder: Path, region:
 async def test_what_the_epoch_ends_is_asked_for_again(
     folder: Path, region: Region, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reads_at_hand, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(asking_module, "ASK_AGAIN_S", 0.01)
 
     def answer(peer: socket.socket) -> None:
         with tables(region).descriptors(region.path) as descriptors:
@@ -172,7 +172,7 @@ async def test_what_the_epoch_ends_is_asked_for_again(
 
 
 async def test_a_refusal_is_asked_again(folder: Path, region: Region, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads_at_hand, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(asking_module, "ASK_AGAIN_S", 0.01)
     with tables(region).descriptors(region.path) as descriptors:
         answers = [answering(line({"refused": "not now"}), []), answering(line({"refused": "not now"}), descriptors)]
         answers.append(answering(line({"granted": grant(region)}), descriptors))
@@ -276,8 +276,8 @@ async def test_descriptors_that_are_not_what_they_should_be(
 
 
 async def test_a_downstairs_that_says_nothing_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads_at_hand, "ANSWER_S_MAX", 0.02)
-    monkeypatch.setattr(reads_at_hand, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(asking_module, "ANSWER_S_MAX", 0.02)
+    monkeypatch.setattr(asking_module, "ASK_AGAIN_S", 0.01)
     before = open_descriptors()
     async with asking(folder, lambda peer: None) as (short, peers):
         while len(peers) < 2:
@@ -292,7 +292,7 @@ async def test_who_is_turned_away_asks_again(
     folder: Path, region: Region, monkeypatch: pytest.MonkeyPatch, text: bytes
 ) -> None:
     """Race: the grant ended before it arrived."""
-    monkeypatch.setattr(reads_at_hand, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(asking_module, "ASK_AGAIN_S", 0.01)
     before = open_descriptors()
     with tables(region).descriptors(region.path) as descriptors:
 

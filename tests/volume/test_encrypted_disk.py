@@ -14,6 +14,7 @@ from disk_rig import Batch, damage, do, flush, pattern, read, read_request, unti
 from crucible_emu.blockio import Request
 from crucible_emu.encryption import Cipher
 from crucible_emu.integrity import verify_writes
+from crucible_emu.upstairs.row_memory import RowMemory
 from crucible_emu.upstairs.sealer import SLAB_BLOCKS_MIN, Sealer
 from crucible_emu.volume.local_disk import create, open_disk, region_path
 
@@ -91,7 +92,7 @@ async def test_single_reads_of_what_was_written_and_of_what_never_was(directory:
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("keeps_copies", [False, True])
 def test_what_replicas_keep_is_not_written_over_by_the_next_write(blocks: int, keeps_copies: bool) -> None:
-    sealer = Sealer(CIPHER, BLOCK, keeps_copies=keeps_copies)
+    sealer = Sealer(CIPHER, BLOCK, copies=RowMemory() if keeps_copies else None)
     payload = memoryview(pattern(blocks * BLOCK))
     rows, contexts = sealer.seal([payload])
     before = rows.copy()
@@ -101,7 +102,7 @@ def test_what_replicas_keep_is_not_written_over_by_the_next_write(blocks: int, k
 
 
 def test_payloads_of_many_blocks_and_of_one_are_sealed_in_their_order() -> None:
-    sealer = Sealer(CIPHER, BLOCK, keeps_copies=True)
+    sealer = Sealer(CIPHER, BLOCK, copies=RowMemory())
     data = pattern((3 * SLAB_BLOCKS_MIN + 2) * BLOCK)
     cuts = pairwise([0, BLOCK, 4 * BLOCK, 5 * BLOCK, len(data)])
     rows, contexts = sealer.seal([memoryview(data)[start:stop] for start, stop in cuts])

@@ -25,7 +25,7 @@ from disk_rig import DISK, KEY, Batch, digests, failures, make_regions, read_req
 
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.region.directory import JOURNAL_NAME
-from crucible_emu.upstairs import reads_at_hand
+from crucible_emu.upstairs import asking
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.states import Phase
@@ -174,7 +174,7 @@ async def carried_out(processes: Processes) -> None:
 async def test_overwritten_blocks_are_read_rightly(
     processes: Processes, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reads_at_hand, "ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(asking, "ASK_AGAIN_S", 0.05)
     expect_log("connection ended client=1")
     expect_log("cannot connect|replica is too far behind", at_least=0)
     seed = 0 if os.environ.get("CI") else random.randrange(2**32)

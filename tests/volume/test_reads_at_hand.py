@@ -33,7 +33,7 @@ from disk_rig import (
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.region import Region
 from crucible_emu.region.layout import extent_path
-from crucible_emu.upstairs import reads_at_hand
+from crucible_emu.upstairs import asking
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.links import SingleReadsLink
 from crucible_emu.upstairs.live_repair import LiveRepair
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("asks_again_soon")
 
 @pytest.fixture
 def asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads_at_hand, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(asking, "ASK_AGAIN_S", 0.01)
 
 
 @pytest.fixture

@@ -1,0 +1,178 @@
+"""Large writes whose data stay where they are: every replica has them, and nobody changes them too early. Here all are
+in one process; ``test_reads_across_processes`` storms real ones."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from disk_rig import (
+    KEY,
+    RegionSet,
+    digests,
+    everything,
+    failures,
+    flush,
+    make_regions,
+    pattern,
+    region_set,
+    until,
+    write,
+)
+
+from crucible_emu.upstairs import asking
+from crucible_emu.upstairs.guest import Guest
+from crucible_emu.upstairs.row_memory import LARGE_BYTES
+from crucible_emu.upstairs.states import Phase
+
+ExpectLog = Callable[..., Any]
+BLOCK, PER_EXTENT, EXTENTS = 4096, 32, 4
+SIZE = BLOCK * PER_EXTENT * EXTENTS
+pytestmark = pytest.mark.usefixtures("asks_again_soon")
+
+
+@pytest.fixture
+def asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "ASK_AGAIN_S", 0.01)
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a short path, for the path of a unix socket is short."""
+    with tempfile.TemporaryDirectory(prefix="writes-") as folder:
+        yield Path(folder)
+
+
+def regions(folder: Path, *, encrypted: bool = False) -> list[Path]:
+    return make_regions(
+        folder, block_size=BLOCK, blocks_per_extent=PER_EXTENT, extent_count=EXTENTS, encrypted=encrypted
+    )
+
+
+@asynccontextmanager
+async def served(
+    paths: list[Path], sockets: Path, clients: tuple[int, ...] = (0, 1, 2), share: bool = True
+) -> AsyncIterator[RegionSet]:
+    unix = {client: str(sockets / f"s{client}") for client in clients}
+    async with region_set(paths, unix_path=unix, share=dict.fromkeys(unix, share)) as servers:
+        yield servers
+
+
+def referred(disk: Guest) -> int:
+    return disk.upstairs.statistics.writes_by_reference
+
+
+async def by_reference(disk: Guest, replicas: int = 3) -> None:
+    """Write until what is written goes to so many replicas without its data."""
+    with trio.fail_after(30):
+        while True:
+            before = referred(disk)
+            await write(disk, 0, pattern(LARGE_BYTES))
+            await settled(disk)
+            if referred(disk) == before + replicas:
+                return
+
+
+async def settled(disk: Guest) -> None:
+    await until(lambda: not any(disk.upstairs.core.jobs.jobs_in_progress))
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
+async def test_what_was_referred_to_is_on_all_replicas(tmp_path: Path, sockets: Path, key: str | None) -> None:
+    paths = regions(tmp_path, encrypted=key is not None)
+    async with served(paths, sockets) as servers, servers.disk(key=key) as disk:
+        await by_reference(disk)
+        before, content = referred(disk), bytearray(pattern(LARGE_BYTES) + bytes(SIZE - LARGE_BYTES))
+        for turn in range(20):
+            offset, length = turn % 5 * 3 * BLOCK, LARGE_BYTES + turn % 4 * BLOCK
+            content[offset : offset + length] = pattern(length, turn)
+            await write(disk, offset, pattern(length, turn))
+            if turn % 7 == 3:
+                await flush(disk)
+        assert await everything(disk) == content
+        assert referred(disk) == before + 20 * 3
+    assert len(digests(paths)) == 1 and [failures(path) for path in paths] == [[], [], []]
+
+
+async def test_who_came_another_way_is_sent_the_data(tmp_path: Path, sockets: Path) -> None:
+    paths = regions(tmp_path)
+    async with served(paths, sockets, clients=(0, 2)) as servers, servers.disk() as disk:
+        await by_reference(disk, replicas=2)
+        await write(disk, 5 * BLOCK, pattern(LARGE_BYTES, 2))
+        assert await everything(disk) == pattern(LARGE_BYTES)[: 5 * BLOCK] + pattern(LARGE_BYTES, 2) + bytes(
+            SIZE - LARGE_BYTES - 5 * BLOCK
+        )
+    assert len(digests(paths)) == 1
+
+
+async def test_where_nobody_looks_nothing_is_referred_to(tmp_path: Path, sockets: Path) -> None:
+    paths = regions(tmp_path)
+    async with served(paths, sockets, share=False) as servers, servers.disk() as disk:
+        for turn in range(5):
+            await write(disk, 0, pattern(LARGE_BYTES, turn))
+            await settled(disk)
+        assert referred(disk) == 0 and await everything(disk) == pattern(LARGE_BYTES, 4) + bytes(SIZE - LARGE_BYTES)
+
+
+async def test_memory_stays_as_it_is_while_a_replica_that_was_lost_may_look(
+    tmp_path: Path, sockets: Path, expect_log: ExpectLog
+) -> None:
+    """Race: the connection is gone, the disk goes on, and the Downstairs still has the write before it."""
+    expect_log("connection ended client=1")
+    paths = regions(tmp_path)
+    async with served(paths, sockets) as servers, servers.disk() as disk:
+        await by_reference(disk)
+        await flush(disk)
+        memory, lost = disk.upstairs.row_memory, servers.members[1].server
+        lost.runner.stall()
+        await write(disk, 0, pattern(LARGE_BYTES, 2))
+        core = disk.upstairs.core
+        await until(lambda: [bool(count) for count in core.jobs.jobs_in_progress] == [False, True, False])
+        gc.collect()
+        assert memory.shared_file is not None
+        lost.drop_connections()
+        await until(lambda: disk.upstairs.links[1] is None)
+        held = [rows for _, each in memory._held for rows in each]
+        assert [bytes(rows) for rows in held] == [pattern(LARGE_BYTES, 2)]
+        core.can_replay = False  # it will be repaired, and the others go on without it
+        for turn in range(3, 12):
+            await write(disk, 0, pattern(LARGE_BYTES, turn))
+        assert [bytes(rows) for rows in held] == [pattern(LARGE_BYTES, 2)]
+        del held
+        lost.runner.unstall()
+        await until(lambda: all(client.state.phase is Phase.ACTIVE for client in core.clients))
+        gc.collect()
+        await by_reference(disk)
+        assert not memory._held
+        assert await everything(disk) == pattern(LARGE_BYTES) + bytes(SIZE - LARGE_BYTES)
+    assert len(digests(paths)) == 1
+
+
+async def test_a_replica_that_comes_back_is_sent_again_what_it_missed(
+    tmp_path: Path, sockets: Path, expect_log: ExpectLog
+) -> None:
+    """Race: a Downstairs ends with writes before it that refer to memory; the next connection knows none yet."""
+    expect_log("connection ended client=1")
+    paths = regions(tmp_path)
+    async with served(paths, sockets) as servers, servers.disk() as disk:
+        await by_reference(disk)
+        servers.members[1].server.runner.stall()
+        for turn in range(2, 6):
+            await write(disk, turn * BLOCK, pattern(LARGE_BYTES, turn))
+        await servers.members[1].stop()
+        await until(lambda: disk.upstairs.links[1] is None)
+        await servers.start(1, unix_path=str(sockets / "s1"), share=True)
+        core = disk.upstairs.core
+        await until(lambda: all(client.state.phase is Phase.ACTIVE for client in core.clients))
+        await settled(disk)
+        assert core.clients[1].live_repair_completed == 0
+        found = await everything(disk)
+        await by_reference(disk)
+        assert found[5 * BLOCK :] == pattern(LARGE_BYTES, 5) + bytes(SIZE - LARGE_BYTES - 5 * BLOCK)
+    assert len(digests(paths)) == 1
