@@ -1,5 +1,5 @@
-"""Three Downstairs processes, one Upstairs here: a guest overwrites and reads the same blocks, while they are flushed,
-carried from the journal to the extents, and one Downstairs is killed.
+"""Three Downstairs processes, one Upstairs here: a guest overwrites and reads the same blocks, one by one and many at
+once, while they are flushed, carried from the journal to the extents, and one Downstairs is killed.
 
 A read must give what was on the disk when it was submitted, whichever way it takes; where a replica was lost meanwhile
 and another one asked instead, it may be what was written since. ``READS_TURNS=20000`` makes it a long run; the default
@@ -126,10 +126,9 @@ class Overwriting:
         for _ in range(draw.choice([1, 1, 4, 16, 40])):
             block = draw.randrange(hot, hot + 8) if draw.random() < 0.5 else draw.randrange(BLOCKS)
             if kind == "write" or (kind == "both" and draw.random() < 0.5):
-                self.written += 1
-                self.history[block].append(self.written.to_bytes(8, "little") * (BLOCK // 8))
-                requests.append(write_request(block * BLOCK, self.history[block][-1]))
-                count = 1
+                count = 1 if draw.random() < 0.95 else draw.randint(2, min(100, BLOCKS - block) + 1)
+                block = min(block, BLOCKS - count)
+                requests.append(write_request(block * BLOCK, self._new_content(block, count)))
             else:
                 count = 1 if draw.random() < 0.8 else draw.randint(2, min(100, BLOCKS - block) + 1)
                 block = min(block, BLOCKS - count)
@@ -142,6 +141,12 @@ class Overwriting:
         self.under_way.append((Batch(self.disk, requests), versions, readers))
         self._read_at_once()
         await self.wait(draw.choice([0, 0, 2, BATCHES_MAX]))
+
+    def _new_content(self, block: int, count: int) -> bytes:
+        for each in range(block, block + count):
+            self.written += 1
+            self.history[each].append(self.written.to_bytes(8, "little") * (BLOCK // 8))
+        return b"".join(self.history[each][-1] for each in range(block, block + count))
 
     def _read_at_once(self) -> None:
         """As the door does; where it succeeds, it is the newest, whatever is under way."""
@@ -189,15 +194,16 @@ async def test_overwritten_blocks_are_read_rightly(
                 await carried_out(processes)
             if number == TURNS // 2:
                 processes.end(1, signal.SIGKILL)  # with batches under way
-        before = disk.upstairs.statistics.reads_at_hand
-        assert before > 0
+        before = disk.upstairs.statistics.snapshot().counters
+        assert before["reads_at_hand"] > 0 and before["writes_by_reference"] > 0
         processes.running[1] = processes.begin(1)
         await trio.to_thread.run_sync(processes.ready, processes.running[1])
         await until(lambda: all(client.state.phase is Phase.ACTIVE for client in core.clients))
         for _ in range(TURNS // 4):
             await guest.turn()
         await guest.wait(0)
-        assert disk.upstairs.statistics.reads_at_hand > before
+        found = disk.upstairs.statistics.snapshot().counters
+        assert all(found[name] > before[name] for name in ("reads_at_hand", "writes_by_reference"))
         assert disk.upstairs.statistics.damaged_reads == 0
         everything = Batch(disk, [read_request(block * BLOCK, BLOCK) for block in range(BLOCKS)])
         assert [request.buffer for request in await everything.wait()] == guest.content
