@@ -139,7 +139,10 @@ NO_REPAIR = "repair: a copy that was away stays out, or stale"
 NO_ENCRYPTION = "encryption"
 NOT_DURABLE = "durability: what is in memory ends with the process"
 ONE_PROCESS = "separate replicas: the three are in one process and die together"
-READS_PAST = "reads over a socket: on one machine, blocks at hand are read past the Downstairs' processes"
+PAST_THE_SOCKET = (
+    "all data over sockets: on one machine, blocks at hand are read past the Downstairs' processes, and data of large "
+    "writes are found in shared memory"
+)
 NO_SECTORS = "blocks of 512 bytes"
 LACKS_OF_A_PLAIN_MIRROR = (NO_HASHES, NO_CRASH_SAFETY, NO_REPAIR, NO_ENCRYPTION)
 
@@ -211,7 +214,7 @@ FORMS = (
         "three regions, a process each",
         CRUCIBLE,
         three_processes,
-        lacks=(NO_ENCRYPTION, READS_PAST, NO_SECTORS),
+        lacks=(NO_ENCRYPTION, PAST_THE_SOCKET, NO_SECTORS),
         copies=3,
         block_bytes=4 * KIB,
         environment=OF_THIS_TREE,
