@@ -36,6 +36,7 @@ from crucible_emu.wire.runs import AckRun, ReadResponseRun
 
 RECONNECT_DELAY_S = 10.0
 FLUSH_INTERVAL_S = 0.5
+WRITES_HELD_S = 0.004
 UNREADABLE = (errors.BadContextSlot, errors.MissingContextSlot)
 """What a replica answers with that cannot read its own context of a block: as damaged as the block itself."""
 NEGOTIATED = (Phase.WAIT_QUORUM, Phase.RECONCILE, Phase.ACTIVE)
@@ -141,6 +142,7 @@ class Upstairs:
         self._nursery: trio.Nursery | None = None
         self._performing = False
         self._gathering = False
+        self._writes_held = trio.Event()
         self._gathering_links: list[GatheringLink | None] = [None, None, None]
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -151,6 +153,7 @@ class Upstairs:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._flush_when_idle)
+                nursery.start_soon(self._hurry_writes)
                 task_status.started()
                 self.perform()
                 await trio.sleep_forever()
@@ -243,14 +246,29 @@ class Upstairs:
 
     def _send_off(self) -> None:
         for link in self._gathering_links:
-            if link is not None:
-                link.send_off()
+            if link is not None and link.send_off():
+                self._writes_held.set()  # until :meth:`_hurry_writes` has sent it
 
     def holds_writes(self, size_bytes: int) -> bool:
-        """Whether writes of so many bytes, were they sent now, would wait on each connection for answers to others."""
-        return not self._performing and all(
-            link is not None and link.holds(size_bytes) for link in self._gathering_links
-        )
+        """Whether writes of so many bytes, were they sent now, would be held back on each connection."""
+        if self._performing:
+            return False
+        for link in self._gathering_links:
+            if link is None or not link.holds(size_bytes):
+                return False
+        self._writes_held.set()
+        return True
+
+    async def _hurry_writes(self) -> None:
+        """*Liveness*: writes that nobody waits for are not held back for longer than this."""
+        while True:
+            await self._writes_held.wait()
+            await trio.sleep(WRITES_HELD_S)
+            self.perform()  # what is still open to further writes becomes a job
+            for link in self._gathering_links:
+                if link is not None:
+                    link.hurry()
+            self._writes_held = trio.Event()
 
     def _keep_in_step(self) -> None:
         """Slow the connections of the faster replicas down where the slowest falls behind (§6.14)."""

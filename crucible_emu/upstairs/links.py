@@ -114,13 +114,17 @@ class GatheringLink(Protocol):
     gathers: bool
     """Whether what is sent waits for :meth:`send_off`."""
 
-    def send_off(self) -> None:
-        """Send what waits."""
+    def send_off(self) -> bool:
+        """Send what waits, unless that is a few writes, for which nobody does. Whether such were held back: they leave
+        with what comes on top, or by :meth:`hurry`, which is due soon."""
+        ...
+
+    def hurry(self) -> None:
+        """Send what was held back."""
         ...
 
     def holds(self, size_bytes: int) -> bool:
-        """Whether so many bytes of writes, were they sent now, would wait for the answer to others. Whoever is told
-        so hears of that answer."""
+        """Whether so many bytes of writes, were they sent now, would be held back."""
         ...
 
     def may_refer_to(self, memory: RowMemory, statistics: UpstairsStatistics) -> None:

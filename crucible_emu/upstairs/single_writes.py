@@ -129,7 +129,7 @@ class SingleWrites:
     def _send(self, blocks: list[int], data: list[memoryview]) -> None:
         """Have replicas in other processes write them: as a job, with a copy of the data, for the guest's memory is
         only lent until the write is acknowledged, which it is at admission. *Optimisation*: where such a job would only
-        wait for others, it stays open to what comes next; whatever ends the waiting has it sent."""
+        be held back, it stays open to what comes next; what somebody waits for has it sent, or the driver's clock."""
         core, upstairs = self._core, self._upstairs
         size_bytes = len(blocks) << self._shift
         if core.repair is not None:

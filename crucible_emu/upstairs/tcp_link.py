@@ -7,12 +7,12 @@ takes one after the other; without a delay, and with that queue empty, sending g
 has two short ways beside it: for reads of what is at hand (:mod:`reads_at_hand`), and for the data of large writes
 (:mod:`writes_by_reference`).
 
-Nobody waits for a write that is on its way. So while a replica has not answered the writes that it was sent last, up to
-:data:`HELD_BYTES_MAX` of further ones wait for its answer, and go out in one piece with what comes on top; anything
-that somebody waits for takes them along. *Optimisation*: a replica in another process costs some 50 µs of processor
-time for each piece, however little is in it; and as much for each answer, so where only such can come the socket is
-looked at once in :data:`ACKS_PAUSE_S`. *Liveness*: writes wait for earlier ones only, or for jobs of a repair,
-and those take along whatever waits.
+Nobody waits for a write that is on its way. So up to :data:`HELD_BYTES_MAX` of writes are held back, and go out in one
+piece: with anything that somebody waits for, as a flush, with the next answer, or when the driver has had enough of
+waiting (:meth:`TcpLink.hurry`). *Optimisation*: a replica in another process costs some 50 µs of processor time for
+each piece, however little is in it; and as much for each answer, so where only such can come the socket is looked at
+once in :data:`ACKS_PAUSE_S`. *Liveness*: writes wait for earlier ones only, or for jobs of a repair, and those take
+along whatever waits.
 
 What it guarantees: messages leave in the order in which they were given. Connecting takes at most 10 s; a ``Ruok``
 goes out every 5 s; 45 s without a complete message end the connection. Memory is bounded by admission, which stops at
@@ -234,25 +234,31 @@ class TcpLink:
         if not self.gathers:
             self.send_off()
 
-    def send_off(self) -> None:
+    def send_off(self) -> bool:
         """Send what waits, as far as the socket takes it; the sender's task does the rest."""
         # Trying at once saves the hand-over to another task, which costs more than the system call.
         if not self._queue or self._blocked:
-            return
-        if self._awaits_acks and not self._urgent and self._queued_bytes < HELD_BYTES_MAX:
-            return
+            return False
+        if self.gathers and not self._urgent and self._queued_bytes < HELD_BYTES_MAX:
+            return True
         self._awaits_acks = self._awaits_acks or self._queued_writes
         self._queued_writes = self._urgent = False
         self._queued_bytes = 0
         if self._raw is not None:
             with contextlib.suppress(BlockingIOError, OSError):  # the sender task meets the same error and reports it
                 self._send_some()
-                return
+                return False
         self._blocked = True
         self._wake_sender.set()
+        return False
+
+    def hurry(self) -> None:
+        if self._queue:
+            self._urgent = True
+            self.send_off()
 
     def holds(self, size_bytes: int) -> bool:
-        waits = self._awaits_acks and not self._urgent and not self._held
+        waits = self.gathers and not self._urgent and not self._held
         return waits and self._queued_bytes + size_bytes < HELD_BYTES_MAX
 
     def may_refer_to(self, memory: RowMemory, statistics: UpstairsStatistics) -> None:

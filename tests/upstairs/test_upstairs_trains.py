@@ -228,8 +228,9 @@ async def test_a_wrong_length_is_no_answer(disk: Guests, expect_log: Any) -> Non
 class Wire:
     """A link and its far end."""
 
-    def __init__(self, link: TcpLink, far: socket.socket) -> None:
+    def __init__(self, link: TcpLink, port: RecordingPort, far: socket.socket) -> None:
         self.link = link
+        self.port = port
         self.far = far
         self.decoder = wire.Decoder()
 
@@ -246,12 +247,24 @@ class Wire:
         self.far.sendall(b"".join(b"".join(wire.encode(message)) for message in messages))
         await wait_all_tasks_blocked()
 
+    async def ack(self, job_id: int) -> None:
+        await self.say(m.WriteAck(UPSTAIRS, SESSION, job_id, None))
+
+    def heard(self) -> list[int]:
+        """The ids of the acks that the link has looked at since the last call."""
+        found, self.port.messages = self.port.messages, []
+        acks = [each for run in found for each in (run.messages() if isinstance(run, AckRun) else [run])]
+        return [ack.job_id for ack in acks if isinstance(ack, m.WriteAck)]
+
     def write(self, first_id: int, blocks: int = 1) -> None:
         rows = np.zeros((blocks, SIZE), np.uint8)
         job = Job(JobKind.WRITE, first_id, [0], [blocks], rows.size)
         job.rows, job.contexts = rows, BlockContexts.plain(hash_blocks(rows))
         self.link.send_job(job, [[]])
         self.link.send_off()
+
+    def hurry(self) -> None:
+        self.link.hurry()
 
     def read(self, first_id: int) -> None:
         self.link.send_job(Job(JobKind.READ, first_id, [0], [1], SIZE), [[]])
@@ -267,23 +280,25 @@ async def connected() -> AsyncIterator[Wire]:
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
             link = TcpLink(stream, UPSTAIRS, SESSION)
             link.gathers = True
-            nursery.start_soon(link.run, RecordingPort())
+            port = RecordingPort()
+            nursery.start_soon(link.run, port)
             await wait_all_tasks_blocked()
-            yield Wire(link, far)
+            yield Wire(link, port, far)
             nursery.cancel_scope.cancel()
         await trio.aclose_forcefully(stream)
 
 
-async def test_writes_wait_until_the_last_ones_are_answered() -> None:
+async def test_writes_wait_until_somebody_has_had_enough() -> None:
     async with connected() as wires:
         wires.write(1)
-        assert wires.arrived() == [1]
         wires.write(2)
-        wires.write(3)
         assert wires.arrived() == []
-        await wires.say(m.WriteAck(UPSTAIRS, SESSION, 1, None))
-        assert wires.arrived() == [2, 3]
-        wires.write(4)
+        wires.hurry()
+        assert wires.arrived() == [1, 2]
+        wires.hurry()
+        wires.write(3)
+        assert wires.arrived() == [], "there was nothing to hurry"
+        await wires.ack(1)
         assert wires.arrived() == []
 
 
@@ -299,30 +314,40 @@ async def test_what_somebody_waits_for_takes_held_writes_along() -> None:
         assert wires.arrived() == []
 
 
+async def test_where_nobody_would_hurry_nothing_is_held() -> None:
+    async with connected() as wires:
+        wires.link.gathers = False
+        wires.write(1)
+        wires.write(2)
+        assert wires.arrived() == [1, 2]
+
+
 async def test_acks_of_writes_are_not_waited_for_and_answers_are(mock_clock: MockClock) -> None:
     async with connected() as wires:
         wires.write(1)
+        wires.hurry()
+        await wires.ack(1)  # it was waiting for anything: nothing was under way
+        assert wires.heard() == [1]
         wires.write(2)
-        await wires.say(m.WriteAck(UPSTAIRS, SESSION, 1, None))  # it was waiting for anything: nothing was under way
-        assert wires.arrived() == [1, 2]
-        wires.write(3)
-        await wires.say(m.WriteAck(UPSTAIRS, SESSION, 2, None))
-        assert wires.arrived() == []
+        wires.hurry()
+        await wires.ack(2)
+        assert wires.heard() == []
         mock_clock.jump(ACKS_PAUSE_S)
         await wait_all_tasks_blocked()
-        assert wires.arrived() == [3]
+        assert wires.heard() == [2]
+        wires.write(3)
+        wires.hurry()
+        await wires.ack(3)
+        assert wires.heard() == []
         wires.read(4)
-        wires.write(5)
-        assert wires.arrived() == [4]
-        await wires.say(m.WriteAck(UPSTAIRS, SESSION, 3, None))
-        assert wires.arrived() == [5]
+        await wait_all_tasks_blocked()
+        assert wires.heard() == [3]
 
 
 async def test_many_bytes_of_writes_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp_link, "HELD_BYTES_MAX", 16 * SIZE)
     async with connected() as wires:
-        wires.write(1)
-        wires.write(2, 15)
-        assert wires.arrived() == [1]
-        wires.write(3)
-        assert wires.arrived() == [2, 3]
+        wires.write(1, 15)
+        assert wires.arrived() == []
+        wires.write(2)
+        assert wires.arrived() == [1, 2]
