@@ -37,6 +37,8 @@ from crucible_emu.wire.runs import AckRun, ReadResponseRun
 RECONNECT_DELAY_S = 10.0
 FLUSH_INTERVAL_S = 0.5
 WRITES_HELD_S = 0.004
+MEMORY_KEPT_S = 30.0
+"""Memory of writes is kept for the next ones until there was no job for so long."""
 UNREADABLE = (errors.BadContextSlot, errors.MissingContextSlot)
 """What a replica answers with that cannot read its own context of a block: as damaged as the block itself."""
 NEGOTIATED = (Phase.WAIT_QUORUM, Phase.RECONCILE, Phase.ACTIVE)
@@ -126,7 +128,7 @@ class Upstairs:
         self.in_process = all(connector.in_process for connector in connectors)
         self.statistics = UpstairsStatistics()
         self.row_memory = RowMemory()
-        """For the data of writes that replicas keep; given back when there was no new job for a while."""
+        """For the data of writes that replicas keep; given back after :data:`MEMORY_KEPT_S`."""
         self.links: list[Link | None] = [None, None, None]
         self.on_progress: Callable[[], None] | None = None
         self.on_damage: Callable[[Damage], None] | None = None
@@ -200,15 +202,16 @@ class Upstairs:
 
     async def _flush_when_idle(self) -> None:
         """The automatic flush: one interval without a new job (§6.9)."""
-        seen = self.core.next_job_id
+        seen, idle_s = self.core.next_job_id, 0.0
         while True:
             await trio.sleep(self.flush_interval_s)
-            if self.core.next_job_id == seen:
-                if self.core.need_flush:
-                    self.core.idle_flush()
-                    self.perform()
-                else:
-                    self.row_memory.trim()
+            idle_s = idle_s + self.flush_interval_s if self.core.next_job_id == seen else 0.0
+            if idle_s and self.core.need_flush:
+                self.core.idle_flush()
+                self.perform()
+                idle_s = 0.0
+            elif idle_s >= MEMORY_KEPT_S:
+                self.row_memory.trim()
             seen = self.core.next_job_id
 
     # -- carrying out -------------------------------------------------------------------------------------------------

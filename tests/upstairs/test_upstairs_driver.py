@@ -15,7 +15,7 @@ from crucible_emu import errors, wire
 from crucible_emu.geometry import RegionDefinition
 from crucible_emu.integrity import BlockContexts
 from crucible_emu.upstairs.core import UpstairsCore
-from crucible_emu.upstairs.driver import RECONNECT_DELAY_S, Upstairs
+from crucible_emu.upstairs.driver import MEMORY_KEPT_S, RECONNECT_DELAY_S, Upstairs
 from crucible_emu.upstairs.jobs import Job
 from crucible_emu.upstairs.links import Port
 from crucible_emu.upstairs.members import Identity
@@ -179,6 +179,21 @@ async def test_the_automatic_flush_comes_one_interval_after_the_last_job(
         assert link is not None
         assert [job.kind for job in link.jobs] == [JobKind.WRITE, JobKind.FLUSH]
     assert not core.need_flush
+
+
+async def test_memory_of_writes_is_kept_for_half_a_minute(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    rig = Set(flush_interval_s=0.5)
+    await nursery.start(rig.upstairs.run)
+    await rig.upstairs.activate()
+    core, memory = rig.upstairs.core, rig.upstairs.row_memory
+    memory.take(1 << 20)
+    for _ in range(2):
+        core.write(core.new_job(JobKind.WRITE, [0], [1], 512, None))
+        rig.upstairs.perform()
+        await trio.sleep(MEMORY_KEPT_S - 1)
+        assert memory.idle_bytes == 1 << 20
+    await trio.sleep(3)
+    assert memory.idle_bytes == 0
 
 
 # -- timers of a connection -------------------------------------------------------------------------------------------
