@@ -145,6 +145,7 @@ class RowMemory:
 
     def trim(self) -> None:
         """Give what lies idle back to the system."""
+        self._let_go_of_what_nobody_looks_into()
         idle, self._idle = self._idle, {}
         self.idle_bytes = 0
         for pieces in idle.values():

@@ -26,6 +26,7 @@ from uuid import UUID
 import trio
 
 from crucible_emu.descriptors import close_all, send_line
+from crucible_emu.errors import RemoteError
 from crucible_emu.integrity import Rows
 from crucible_emu.upstairs.asking import Asker
 from crucible_emu.upstairs.jobs import Job
@@ -95,7 +96,8 @@ class WritesByReference(Asker):
         close_all(descriptors)  # none belongs to this
         self._open = True
         try:
-            await peer.recv(1)
+            if await peer.recv(1):
+                raise RemoteError("something was said where only an end can come")
         except BaseException:
             self._hold(peer)
             raise

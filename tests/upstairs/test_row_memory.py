@@ -137,6 +137,19 @@ def test_what_somebody_may_look_into_is_held_until_it_has_left(shared: RowMemory
     assert somebody.closed
 
 
+def test_what_nobody_looks_into_any_more_goes_back_when_nothing_is_written(shared: RowMemory) -> None:
+    somebody = Looking()
+    flat = shared.take(SIZE)
+    flat[:] = 7
+    shared.hold(somebody, [flat.reshape(-1, 4096)])
+    del flat
+    shared.trim()
+    assert resident_bytes(shared) == SIZE
+    somebody.left = True
+    shared.trim()
+    assert resident_bytes(shared) == 0 and somebody.closed
+
+
 def test_what_is_given_back_after_the_end_is_not_used_again(shared: RowMemory) -> None:
     somebody = Looking()
     flat = shared.take(SIZE)

@@ -4,6 +4,7 @@ in one process; ``test_reads_across_processes`` storms real ones."""
 from __future__ import annotations
 
 import gc
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from disk_rig import (
     write,
 )
 
+from crucible_emu.downstairs import read_grants_service
 from crucible_emu.upstairs import asking
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.row_memory import LARGE_BYTES
@@ -83,6 +85,11 @@ async def settled(disk: Guest) -> None:
     await until(lambda: not any(disk.upstairs.core.jobs.jobs_in_progress))
 
 
+async def only_the_second_has_not_answered(disk: Guest) -> None:
+    jobs = disk.upstairs.core.jobs
+    await until(lambda: [bool(count) for count in jobs.jobs_in_progress] == [False, True, False])
+
+
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
 async def test_what_was_referred_to_is_on_all_replicas(tmp_path: Path, sockets: Path, key: str | None) -> None:
     paths = regions(tmp_path, encrypted=key is not None)
@@ -133,7 +140,7 @@ async def test_memory_stays_as_it_is_while_a_replica_that_was_lost_may_look(
         lost.runner.stall()
         await write(disk, 0, pattern(LARGE_BYTES, 2))
         core = disk.upstairs.core
-        await until(lambda: [bool(count) for count in core.jobs.jobs_in_progress] == [False, True, False])
+        await only_the_second_has_not_answered(disk)
         gc.collect()
         assert memory.shared_file is not None
         lost.drop_connections()
@@ -175,4 +182,32 @@ async def test_a_replica_that_comes_back_is_sent_again_what_it_missed(
         found = await everything(disk)
         await by_reference(disk)
         assert found[5 * BLOCK :] == pattern(LARGE_BYTES, 5) + bytes(SIZE - LARGE_BYTES - 5 * BLOCK)
+    assert len(digests(paths)) == 1
+
+
+async def test_a_downstairs_that_speaks_where_it_should_not_is_shown_nothing_more(
+    tmp_path: Path, sockets: Path, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it may look into stays as it is."""
+    expect_log("no writes by reference: it broke the protocol", at_least=3)
+    peers: list[socket.socket] = []
+    monkeypatch.setattr(read_grants_service, "close_with", lambda _, fd: peers.append(socket.socket(fileno=fd)))
+    paths = regions(tmp_path)
+    async with served(paths, sockets) as servers, servers.disk() as disk:
+        await by_reference(disk)
+        servers.members[1].server.runner.stall()
+        await write(disk, 0, pattern(LARGE_BYTES, 2))
+        await only_the_second_has_not_answered(disk)
+        for peer in peers:
+            peer.send(b"!")
+        memory = disk.upstairs.row_memory
+        await until(lambda: bool(memory._held))
+        assert [bytes(rows) for _, each in memory._held for rows in each] == [pattern(LARGE_BYTES, 2)]
+        before = referred(disk)
+        servers.members[1].server.runner.unstall()
+        await write(disk, 0, pattern(LARGE_BYTES, 3))
+        assert await everything(disk) == pattern(LARGE_BYTES, 3) + bytes(SIZE - LARGE_BYTES)
+        assert referred(disk) == before
+        for peer in peers:
+            peer.close()
     assert len(digests(paths)) == 1
