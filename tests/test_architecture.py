@@ -103,9 +103,12 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.volume.{name}"
-        for name in ("attach", "backend", "construction", "image", "kept_running", "local_disk", "local_file")
+        for name in ("attach", "backend", "construction", "image", "in_service", "kept_running", "local_disk")
     ),
-    *(f"crucible_emu.volume.{name}" for name in ("pseudo_file", "region_set", "scrub", "url", "volume")),
+    *(
+        f"crucible_emu.volume.{name}"
+        for name in ("local_file", "pseudo_file", "region_set", "region_set_info", "scrub", "url", "volume")
+    ),
     *(f"crucible_emu.nbd.{name}" for name in ("connection", "listeners", "server", "transport")),
     *(f"crucible_emu.service.{name}" for name in ("application", "serving")),
     *(f"crucible_emu.host.{name}" for name in ("directory", "disk", "host", "machine", "operations", "source")),

@@ -5,32 +5,24 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as RichProgress
-
 
 class Progress:
     """A bar over ``total`` bytes, or things where they are ``counted``; call it with how many were just done.
     ``shown=False`` keeps it silent."""
 
     def __init__(self, title: str, total: int, *, shown: bool = True, counted: bool = False) -> None:
-        amount: tuple[ProgressColumn, ...] = (
-            (MofNCompleteColumn(),) if counted else (DownloadColumn(binary_units=True), TransferSpeedColumn())
-        )
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+        # *Optimisation*: a MiB for every command that can show a bar, and few of them ever do.
+        from rich import progress
+        from rich.console import Console
+
+        amount: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(),)
+        if not counted:
+            amount = (progress.DownloadColumn(binary_units=True), progress.TransferSpeedColumn())
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
             *amount,
-            TimeRemainingColumn(),
+            progress.TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not (shown and sys.stderr.isatty()),
             transient=True,

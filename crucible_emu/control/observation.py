@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
-from pydantic import BaseModel
 
 from crucible_emu.control.notices import Reporter
 from crucible_emu.downstairs.listening import listen_on_tcp
@@ -27,6 +26,8 @@ from crucible_emu.statistics import Snapshot
 from crucible_emu.upstairs.driver import Upstairs
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from crucible_emu.control.notifier import Notifier
 
 WHAT = "the control API"

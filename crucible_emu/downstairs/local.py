@@ -30,9 +30,6 @@ from crucible_emu.downstairs.faults import FaultInjector, Faults
 from crucible_emu.downstairs.in_order import InOrderJobs
 from crucible_emu.downstairs.jobs import JobLimits
 from crucible_emu.downstairs.listening import close_listener, listen_on_tcp
-from crucible_emu.downstairs.repair_client import HttpSources
-from crucible_emu.downstairs.repair_http import serve_repair
-from crucible_emu.downstairs.repair_service import RepairService
 from crucible_emu.downstairs.runner import Runner
 from crucible_emu.downstairs.statistics import Statistics
 from crucible_emu.downstairs.together import FlushesTogether
@@ -84,6 +81,10 @@ class LocalDownstairs:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.runner.run)
                 if self._repair_host is not None:
+                    # *Optimisation*: HTTP is 0.4 MiB, and only disks whose machine may be lost need it.
+                    from crucible_emu.downstairs.repair_http import serve_repair
+                    from crucible_emu.downstairs.repair_service import RepairService
+
                     listener = listen_on_tcp(self._repair_host, 0, "the repair service")
                     host, port = listener.getsockname()[:2]
                     self.repair_address = SocketAddress(host, port)
@@ -260,6 +261,8 @@ class ProcessSources:
         if region is not None:
             yield RegionSource(region)
         else:
+            from crucible_emu.downstairs.repair_client import HttpSources
+
             async with HttpSources().open(address, definition) as source:
                 yield source
 

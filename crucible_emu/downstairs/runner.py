@@ -19,7 +19,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import trio
@@ -29,7 +29,6 @@ from crucible_emu.downstairs.core import Downstairs
 from crucible_emu.downstairs.faults import FaultInjector
 from crucible_emu.downstairs.flushes import Flushes
 from crucible_emu.downstairs.read_grants import ReadGrants
-from crucible_emu.downstairs.repair_client import Sources, fetch_extent
 from crucible_emu.downstairs.runs import Runs
 from crucible_emu.downstairs.session import State
 from crucible_emu.downstairs.settling import Settling
@@ -56,6 +55,9 @@ from crucible_emu.logs import get_logger
 from crucible_emu.region import FlushWork, Region
 from crucible_emu.wire import messages as m
 from crucible_emu.wire.runs import RUNS
+
+if TYPE_CHECKING:
+    from crucible_emu.downstairs.repair_client import Sources
 
 READ_THREADS = 4
 INLINE_READ_BYTES_MAX = 2 * 1024 * 1024
@@ -412,6 +414,8 @@ class Runner:
 
     async def _repair(self, work: Work) -> Any:
         assert work.extent_id is not None
+        from crucible_emu.downstairs.repair_client import fetch_extent
+
         outcome: Any = DROPPED
         with trio.CancelScope() as scope:
             self._repairs[work] = scope

@@ -30,7 +30,8 @@ from crucible_emu.pantry.refusals import Refused, Situation
 from crucible_emu.pantry.states import EntryEvent, EntryState, JobEvent, JobKind, Use
 from crucible_emu.upstairs.driver import RECONNECT_DELAY_S
 from crucible_emu.upstairs.replacement import ReplaceResult
-from crucible_emu.volume.construction import Observe, construct
+from crucible_emu.volume.construction import construct
+from crucible_emu.volume.in_service import Observe
 from crucible_emu.volume.kept_running import kept_running
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from crucible_emu.volume.volume import Volume

@@ -12,7 +12,6 @@ moved, and everything after it in ``NNN`` is written anew; ``NNN.db`` goes only 
 from __future__ import annotations
 
 import os
-import sqlite3
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -97,6 +96,8 @@ def read_tables(storage: Storage, extent: Path, blocks: int) -> SqliteTables:
 
     Raises :class:`errors.BadMetadata` or :class:`errors.BadContextSlot` where the database is not such a one.
     """
+    import sqlite3  # *Optimisation*: a MiB for every disk, and few have such extents
+
     database = database_path(extent)
     with tempfile.TemporaryDirectory(prefix="crucible-extent-") as directory:
         copy = Path(directory) / database.name

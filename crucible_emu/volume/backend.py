@@ -11,6 +11,7 @@ always active, and has nothing to tell.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import trio
@@ -18,7 +19,9 @@ import trio
 from crucible_emu import errors
 from crucible_emu.blockio import BlockDevice
 from crucible_emu.upstairs.replacement import ReplaceResult
-from crucible_emu.volume.info import VolumeInfo
+
+if TYPE_CHECKING:
+    from crucible_emu.volume.info import VolumeInfo
 
 
 @dataclass(frozen=True, slots=True)

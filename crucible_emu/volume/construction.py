@@ -28,6 +28,7 @@ from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.tcp_link import TcpAddress, TcpConnector
 from crucible_emu.volume.backend import Backend
+from crucible_emu.volume.in_service import Observe
 from crucible_emu.volume.local_file import LocalFile
 from crucible_emu.volume.region_set import RegionSet
 from crucible_emu.volume.vcr import (
@@ -41,9 +42,6 @@ from crucible_emu.volume.vcr import (
     parse_address,
 )
 from crucible_emu.volume.volume import Volume
-
-Observe = Callable[[Upstairs, str | None], None]
-"""Told of each Upstairs that was built, before it runs, and of the control address that its request names."""
 
 BuildRegion = Callable[[RegionRequest], Upstairs]
 

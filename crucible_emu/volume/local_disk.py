@@ -47,8 +47,7 @@ from crucible_emu.upstairs.links import Connector
 from crucible_emu.upstairs.local_link import LocalConnector
 from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.rules import CLIENTS
-from crucible_emu.volume.attach import in_service
-from crucible_emu.volume.construction import Observe
+from crucible_emu.volume.in_service import Observe, in_service
 from crucible_emu.volume.kept_running import kept_running
 
 DISK_FILE = "disk.json"

@@ -9,6 +9,7 @@ snapshot of a read-only region set is refused (the real one answers that all is 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import trio
@@ -17,47 +18,16 @@ from crucible_emu import errors
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.upstairs.driver import FlushHandle, Upstairs
 from crucible_emu.upstairs.guest import Guest
-from crucible_emu.upstairs.members import Client
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.rules import JobKind
-from crucible_emu.upstairs.states import Mode, Phase, UpstairsState
+from crucible_emu.upstairs.states import Phase
 from crucible_emu.volume.backend import Backend, ExtentInfo, WorkCounts
-from crucible_emu.volume.info import (
-    Connecting,
-    ConnectingState,
-    ConnectionMode,
-    Settled,
-    TargetInfo,
-    UpstairsInfo,
-    UpstairsNode,
-    UpstairsPhase,
-)
+
+if TYPE_CHECKING:
+    from crucible_emu.volume.info import UpstairsNode
 
 FAREWELL_TIMEOUT_S = 15.0
 """How long leaving a disk waits for replicas that are away, so that its last flush need not fail."""
-UPSTAIRS_PHASES: dict[UpstairsState, UpstairsPhase] = {
-    UpstairsState.INITIALIZING: "initializing",
-    UpstairsState.GO_ACTIVE: "go_active",
-    UpstairsState.ACTIVE: "active",
-    UpstairsState.DEACTIVATING: "deactivating",
-    UpstairsState.DISABLED: "disabled",
-}
-CONNECTING_STATES: dict[Phase, ConnectingState] = {
-    Phase.WAIT_CONNECT: "wait_connect",
-    Phase.START: "negotiating",
-    Phase.WAIT_FOR_PROMOTE: "negotiating",
-    Phase.WAIT_FOR_REGION_INFO: "negotiating",
-    Phase.GET_EXTENT_VERSIONS: "negotiating",
-    Phase.WAIT_QUORUM: "wait_quorum",
-    Phase.RECONCILE: "reconcile",
-    Phase.LIVE_REPAIR_READY: "live_repair_ready",
-}
-CONNECTION_MODES: dict[Mode, ConnectionMode] = {
-    Mode.NEW: "new",
-    Mode.OFFLINE: "offline",
-    Mode.FAULTED: "faulted",
-    Mode.REPLACED: "replaced",
-}
 
 
 class RegionSet(Backend):
@@ -130,21 +100,9 @@ class RegionSet(Backend):
             raise outcome[0]
 
     def volume_info(self) -> UpstairsNode:
-        core = self.upstairs.core
-        phases = {client.state.phase for client in core.clients}
-        info = UpstairsInfo(
-            state=UPSTAIRS_PHASES[core.state],
-            block_size=None if core.definition is None else core.definition.block_size,
-            upstairs_id=core.identity.upstairs_id,
-            session_id=core.identity.session_id,
-            generation=core.generation,
-            read_only=core.identity.read_only,
-            encrypted=core.identity.encrypted,
-            reconcile_in_progress=core.reconciliation is not None,
-            live_repair_in_progress=Phase.LIVE_REPAIR in phases,
-            targets=tuple(_target_info(client) for client in core.clients),
-        )
-        return UpstairsNode(upstairs=info)
+        from crucible_emu.volume.region_set_info import info_of  # *Optimisation*: pydantic is 4 MiB, and few ask
+
+        return info_of(self.upstairs)
 
     def work_counts(self) -> WorkCounts:
         core = self.upstairs.core
@@ -160,22 +118,3 @@ class RegionSet(Backend):
 
     def replace_downstairs(self, old: str, new: str) -> ReplaceResult:
         return self.upstairs.replace_downstairs(old, new)
-
-
-def _target_info(client: Client) -> TargetInfo:
-    state = client.state
-    shown: Connecting | Settled
-    if state.connecting:
-        shown = Connecting(state=CONNECTING_STATES[state.phase], mode=CONNECTION_MODES[state.mode])
-    elif state.phase is Phase.ACTIVE:
-        shown = Settled(type="active")
-    elif state.phase is Phase.LIVE_REPAIR:
-        shown = Settled(type="live_repair")
-    else:
-        shown = Settled(type="stopping")
-    return TargetInfo(
-        region_id=client.region_uuid,
-        target_addr=client.target or None,
-        repair_addr=None if client.repair_address is None else str(client.repair_address),
-        state=shown,
-    )
