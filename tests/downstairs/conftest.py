@@ -38,3 +38,12 @@ def make_region(tmp_path: Path) -> Iterator[Callable[..., Region]]:
 def region(request: pytest.FixtureRequest, make_region: Callable[..., Region]) -> Region:
     """A region of four extents of eight blocks of 512 bytes, under both kinds of policy."""
     return make_region(policy=request.param)
+
+
+@pytest.fixture
+def shared(make_region: Callable[..., Region]) -> Iterator[Region]:
+    """A region that lets others look into its memory."""
+    made = make_region()
+    made.close()
+    with Region.open(made.path, share=True) as region:
+        yield region

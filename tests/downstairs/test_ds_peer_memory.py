@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,6 @@ from crucible_emu.region.memory import SharedFile
 from crucible_emu.wire import messages as m
 
 SIZE = 64 * BLOCK
-
-
-@pytest.fixture
-def shared(make_region: Any) -> Iterator[Region]:
-    made = make_region()
-    made.close()
-    with Region.open(made.path, share=True) as region:
-        yield region
 
 
 class Shown:
@@ -72,6 +64,11 @@ class Shown:
             return not self.peer._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)  # type: ignore[attr-defined]
         except BlockingIOError:
             return False
+
+    async def hear_end(self) -> None:
+        with trio.fail_after(20):
+            while not self.let_go:
+                await wait_all_tasks_blocked(0.001)
 
     def close(self) -> None:
         self.peer.close()
@@ -139,9 +136,7 @@ async def test_it_looks_until_the_connection_has_ended_and_no_longer(
         await wait_all_tasks_blocked()
         assert not shown.let_go
         await upstairs.stream.aclose()
-        with trio.fail_after(20):
-            while not shown.let_go:
-                await wait_all_tasks_blocked(0.001)
+        await shown.hear_end()
 
 
 async def test_a_write_that_waits_still_looks(shared: Region, tmp_path: Path, shown: Shown) -> None:
@@ -157,9 +152,7 @@ async def test_a_write_that_waits_still_looks(shared: Region, tmp_path: Path, sh
         await wait_all_tasks_blocked(0.01)
         assert not shown.let_go, "the write is still to be done, or to be forgotten"
         server.runner.unstall()
-        with trio.fail_after(20):
-            while not shown.let_go:
-                await wait_all_tasks_blocked(0.001)
+        await shown.hear_end()
 
 
 async def test_the_frame_before_the_memory_costs_the_connection(shared: Region, tmp_path: Path, shown: Shown) -> None:

@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from crucible_emu.region.sharing import SharedLayout
 from crucible_emu.wire import messages as m
 
 QUESTION = json.dumps({"upstairs_id": str(U), "session_id": str(S)}).encode() + b"\n"
-
-
-@pytest.fixture
-def shared(make_region: Any) -> Iterator[Region]:
-    made = make_region()
-    made.close()
-    with Region.open(made.path, share=True) as region:
-        yield region
 
 
 class Asker:

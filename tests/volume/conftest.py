@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from disk_model import BLOCKS
 
+from crucible_emu.upstairs import asking
 from crucible_emu.volume import local_disk
 
 sys.path += [str(Path(__file__).parent.parent / neighbour) for neighbour in ("nbd", "cli", "region_tools")]
@@ -42,3 +43,16 @@ def fresh_disk() -> Iterator[Callable[..., Path]]:
         yield fresh
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Upstairs that was refused something beside a connection asks again at once."""
+    monkeypatch.setattr(asking, "ASK_AGAIN_S", 0.01)
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a short path, for the path of a unix socket is short."""
+    with tempfile.TemporaryDirectory(prefix="sockets-") as folder:
+        yield Path(folder)

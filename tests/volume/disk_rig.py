@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +261,16 @@ async def region_set(paths: list[Path], **options: dict[int, Any]) -> AsyncItera
             await servers.start(client, **{name: by[client] for name, by in options.items() if client in by})
         yield servers
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def served_on_sockets(
+    paths: list[Path], sockets: Path, clients: Sequence[int] = (0, 1, 2), share: bool = True
+) -> AsyncIterator[RegionSet]:
+    """The same, these ``clients`` at unix sockets in the folder ``sockets``, where they ``share`` memory."""
+    unix = {client: str(sockets / f"s{client}") for client in clients}
+    async with region_set(paths, unix_path=unix, share=dict.fromkeys(unix, share)) as servers:
+        yield servers
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:

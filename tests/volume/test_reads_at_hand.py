@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +22,7 @@ from disk_rig import (
     pattern,
     read,
     read_request,
-    region_set,
+    served_on_sockets,
     until,
     write,
     write_request,
@@ -33,7 +31,6 @@ from disk_rig import (
 from crucible_emu.blockio import Kind, Request
 from crucible_emu.region import Region
 from crucible_emu.region.layout import extent_path
-from crucible_emu.upstairs import asking
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.links import SingleReadsLink
 from crucible_emu.upstairs.live_repair import LiveRepair
@@ -42,25 +39,6 @@ from crucible_emu.upstairs.states import Phase
 ExpectLog = Callable[..., Any]
 BLOCK, BLOCKS, PER_EXTENT = 512, 32, 8
 pytestmark = pytest.mark.usefixtures("asks_again_soon")
-
-
-@pytest.fixture
-def asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "ASK_AGAIN_S", 0.01)
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a short path, for the path of a unix socket is short."""
-    with tempfile.TemporaryDirectory(prefix="reads-") as folder:
-        yield Path(folder)
-
-
-@asynccontextmanager
-async def served(paths: list[Path], sockets: Path, share: bool = True) -> AsyncIterator[RegionSet]:
-    unix = {client: str(sockets / f"s{client}") for client in range(len(paths))}
-    async with region_set(paths, unix_path=unix, share=dict.fromkeys(unix, share)) as servers:
-        yield servers
 
 
 def link(disk: Guest, client: int) -> SingleReadsLink:
@@ -119,7 +97,7 @@ async def test_the_newest_bytes_wherever_they_are(tmp_path: Path, sockets: Path,
     """Never written, staged, staged again, flushed, in the journal, in the files, and staged over that."""
     paths = make_regions(tmp_path, encrypted=key is not None)
     content = bytearray(BLOCKS * BLOCK)
-    async with served(paths, sockets) as servers, servers.disk(key=key) as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk(key=key) as disk:
 
         async def put(blocks: range, seed: int) -> None:
             data = [pattern(BLOCK, seed + block) for block in blocks]
@@ -150,7 +128,7 @@ async def test_a_read_behind_a_write_that_nobody_has_acknowledged(tmp_path: Path
     """Race: the replica has not even received the write. The read of its block goes behind it; one of another block
     need not."""
     paths = make_regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await at_hand(disk)
         for seed in (2, 3):
@@ -174,7 +152,7 @@ async def test_a_read_behind_a_write_that_nobody_has_acknowledged(tmp_path: Path
 async def test_beside_a_live_repair_any_change_under_way_is_a_reason_to_ask(tmp_path: Path, sockets: Path) -> None:
     """Its jobs change whole extents, and do not stand where those of blocks do."""
     paths = make_regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         core = disk.upstairs.core
         written = Batch(disk, [write_request(BLOCK, pattern(BLOCK))])
         assert core.settled(0, [2]) and not core.settled(0, [1, 2])
@@ -188,7 +166,7 @@ async def test_beside_a_live_repair_any_change_under_way_is_a_reason_to_ask(tmp_
 
 async def test_a_flush_under_way_is_no_reason_to_ask(tmp_path: Path, sockets: Path) -> None:
     paths = make_regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await at_hand(disk)
         flushed = Batch(disk, [Request(Kind.FLUSH)])
@@ -203,7 +181,7 @@ async def test_who_was_superseded_reads_nothing_more(tmp_path: Path, sockets: Pa
     paths = make_regions(tmp_path)
     expect_log("another Upstairs took over")
     expect_log("disk disabled")
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await flush(disk)
         await at_hand(disk)
@@ -226,7 +204,7 @@ async def test_a_live_repair_ends_grants_and_new_ones_follow(
 ) -> None:
     paths = make_regions(tmp_path)
     expect_log("connection ended")
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         core = disk.upstairs.core
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await at_hand(disk)
@@ -251,7 +229,7 @@ async def test_a_live_repair_ends_grants_and_new_ones_follow(
 async def test_an_extent_that_is_closed_ends_the_grant(tmp_path: Path, sockets: Path) -> None:
     """Race: its file is another one before anybody has heard of that."""
     paths = make_regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await at_hand(disk)
         await flush(disk)
@@ -267,7 +245,7 @@ async def test_an_extent_that_is_closed_ends_the_grant(tmp_path: Path, sockets: 
 
 async def test_a_downstairs_that_seems_to_have_stopped_is_not_read_past(tmp_path: Path, sockets: Path) -> None:
     paths = make_regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await at_hand(disk)
         runner = servers.members[0].server.runner
@@ -282,7 +260,7 @@ async def test_a_downstairs_that_seems_to_have_stopped_is_not_read_past(tmp_path
 async def test_a_torn_row_is_read_the_ordinary_way_and_is_no_damage(tmp_path: Path, sockets: Path) -> None:
     """Race: the row is written while it is copied. It is whole again when the message arrives."""
     paths = make_regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await at_hand(disk)
         staging = servers.members[1].region._staging
@@ -304,7 +282,7 @@ async def test_damage_on_the_medium_is_found_and_healed(
     tmp_path: Path, sockets: Path, expect_log: ExpectLog, key: str | None
 ) -> None:
     paths = make_regions(tmp_path, encrypted=key is not None)
-    async with served(paths, sockets) as servers, servers.disk(key=key) as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk(key=key) as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         await at_hand(disk)
         await flush(disk)
@@ -326,7 +304,7 @@ async def test_damage_on_the_medium_is_found_and_healed(
 async def test_replicas_that_do_not_share_are_asked_for_every_block(tmp_path: Path, sockets: Path) -> None:
     """No socket beside theirs, as with any other program: everything goes the way of messages."""
     paths = make_regions(tmp_path)
-    async with served(paths, sockets, share=False) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets, share=False) as servers, servers.disk() as disk:
         await write(disk, 0, pattern(BLOCKS * BLOCK))
         for block in range(BLOCKS):
             assert await read(disk, block * BLOCK, BLOCK) == pattern(BLOCKS * BLOCK)[block * BLOCK :][:BLOCK]
@@ -339,7 +317,7 @@ async def test_no_descriptor_and_no_socket_is_left(tmp_path: Path, sockets: Path
     paths = make_regions(tmp_path)
 
     async def use() -> None:
-        async with served(paths, sockets) as servers:
+        async with served_on_sockets(paths, sockets) as servers:
             for generation in (1, 2):
                 async with servers.disk(generation + uses) as disk:
                     await write(disk, 0, pattern(BLOCKS * BLOCK))

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import gc
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,18 @@ import pytest
 import trio
 from disk_rig import (
     KEY,
-    RegionSet,
     digests,
     everything,
     failures,
     flush,
     make_regions,
     pattern,
-    region_set,
+    served_on_sockets,
     until,
     write,
 )
 
 from crucible_emu.downstairs import read_grants_service
-from crucible_emu.upstairs import asking
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.row_memory import LARGE_BYTES
 from crucible_emu.upstairs.states import Phase
@@ -39,31 +35,10 @@ SIZE = BLOCK * PER_EXTENT * EXTENTS
 pytestmark = pytest.mark.usefixtures("asks_again_soon")
 
 
-@pytest.fixture
-def asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "ASK_AGAIN_S", 0.01)
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a short path, for the path of a unix socket is short."""
-    with tempfile.TemporaryDirectory(prefix="writes-") as folder:
-        yield Path(folder)
-
-
 def regions(folder: Path, *, encrypted: bool = False) -> list[Path]:
     return make_regions(
         folder, block_size=BLOCK, blocks_per_extent=PER_EXTENT, extent_count=EXTENTS, encrypted=encrypted
     )
-
-
-@asynccontextmanager
-async def served(
-    paths: list[Path], sockets: Path, clients: tuple[int, ...] = (0, 1, 2), share: bool = True
-) -> AsyncIterator[RegionSet]:
-    unix = {client: str(sockets / f"s{client}") for client in clients}
-    async with region_set(paths, unix_path=unix, share=dict.fromkeys(unix, share)) as servers:
-        yield servers
 
 
 def referred(disk: Guest) -> int:
@@ -93,7 +68,7 @@ async def only_the_second_has_not_answered(disk: Guest) -> None:
 @pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
 async def test_what_was_referred_to_is_on_all_replicas(tmp_path: Path, sockets: Path, key: str | None) -> None:
     paths = regions(tmp_path, encrypted=key is not None)
-    async with served(paths, sockets) as servers, servers.disk(key=key) as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk(key=key) as disk:
         await by_reference(disk)
         before, content = referred(disk), bytearray(pattern(LARGE_BYTES) + bytes(SIZE - LARGE_BYTES))
         for turn in range(20):
@@ -109,7 +84,7 @@ async def test_what_was_referred_to_is_on_all_replicas(tmp_path: Path, sockets: 
 
 async def test_who_came_another_way_is_sent_the_data(tmp_path: Path, sockets: Path) -> None:
     paths = regions(tmp_path)
-    async with served(paths, sockets, clients=(0, 2)) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets, clients=(0, 2)) as servers, servers.disk() as disk:
         await by_reference(disk, replicas=2)
         await write(disk, 5 * BLOCK, pattern(LARGE_BYTES, 2))
         assert await everything(disk) == pattern(LARGE_BYTES)[: 5 * BLOCK] + pattern(LARGE_BYTES, 2) + bytes(
@@ -120,7 +95,7 @@ async def test_who_came_another_way_is_sent_the_data(tmp_path: Path, sockets: Pa
 
 async def test_where_nobody_looks_nothing_is_referred_to(tmp_path: Path, sockets: Path) -> None:
     paths = regions(tmp_path)
-    async with served(paths, sockets, share=False) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets, share=False) as servers, servers.disk() as disk:
         for turn in range(5):
             await write(disk, 0, pattern(LARGE_BYTES, turn))
             await settled(disk)
@@ -133,7 +108,7 @@ async def test_memory_stays_as_it_is_while_a_replica_that_was_lost_may_look(
     """Race: the connection is gone, the disk goes on, and the Downstairs still has the write before it."""
     expect_log("connection ended client=1")
     paths = regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await by_reference(disk)
         await flush(disk)
         memory, lost = disk.upstairs.row_memory, servers.members[1].server
@@ -167,7 +142,7 @@ async def test_a_replica_that_comes_back_is_sent_again_what_it_missed(
     """Race: a Downstairs ends with writes before it that refer to memory; the next connection knows none yet."""
     expect_log("connection ended client=1")
     paths = regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await by_reference(disk)
         servers.members[1].server.runner.stall()
         for turn in range(2, 6):
@@ -193,7 +168,7 @@ async def test_a_downstairs_that_speaks_where_it_should_not_is_shown_nothing_mor
     peers: list[socket.socket] = []
     monkeypatch.setattr(read_grants_service, "close_with", lambda _, fd: peers.append(socket.socket(fileno=fd)))
     paths = regions(tmp_path)
-    async with served(paths, sockets) as servers, servers.disk() as disk:
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
         await by_reference(disk)
         servers.members[1].server.runner.stall()
         await write(disk, 0, pattern(LARGE_BYTES, 2))
