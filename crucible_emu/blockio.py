@@ -132,3 +132,13 @@ class SinglesDevice(Protocol):
         """Write each of ``data`` (one block long) to each of ``offsets``, of which the last counts where one is named
         twice. Where that is refused, some may be written: they are to be written again."""
         ...
+
+
+@runtime_checkable
+class PayloadDevice(Protocol):
+    """A device that keeps the data of large writes, in memory of its own."""
+
+    def payload_memory(self, length: int) -> memoryview | None:
+        """Memory for the data of one write, with any content: where they lie there already, the device need not copy
+        them. Whoever fills it and submits the write never changes it again. ``None``: any other memory is as good."""
+        ...

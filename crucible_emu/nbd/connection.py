@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import trio
 
-from crucible_emu.blockio import Allocation, Request
+from crucible_emu.blockio import Allocation, PayloadDevice, Request
 from crucible_emu.errors import CrucibleError, RemoteError
 from crucible_emu.logs import get_logger
 from crucible_emu.nbd.alignment import ByteDevice
@@ -146,10 +146,12 @@ class Connection:
         if served is None:
             raise RemoteError(f"the export '{agreement.export.name}' was withdrawn during the handshake")
         allowance = Allowance(self._pool, self._limits.memory_bytes_max)
-        intake = Intake(agreement, allowance, fast_zero=served.fast_zero)
+        device = served.device.device
+        payload_memory = device.payload_memory if isinstance(device, PayloadDevice) else None
+        intake = Intake(agreement, allowance, fast_zero=served.fast_zero, payload_memory=payload_memory)
         replies = Replies(agreement.structured, agreement.contexts, self._statistics)
         intake.preload(self._handshake.rest())
-        read_replies = ReadReplies(agreement.structured, served.device.device.block_size, allowance)
+        read_replies = ReadReplies(agreement.structured, device.block_size, allowance)
         read_only = agreement.export.read_only
         at_once = AtOnce(intake, served.device, read_replies, self._statistics, read_only=read_only)
         self._transmission = Transmission(

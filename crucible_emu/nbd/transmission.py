@@ -3,19 +3,21 @@
 What it is for: all requests that arrived together become one :class:`Batch` for the device. One ``recv`` fills what
 :meth:`Intake.targets` offers, :meth:`Intake.received` says how much came, :meth:`Intake.parse` takes every complete
 request out of it. A small payload stays where it arrived and the device reads it there; a payload of
-:data:`LARGE_BYTES` or more is received into a page-aligned buffer of its own (performance.md, rule 8: a large write
-out of the middle of a page is five to eight times as slow).
+:data:`LARGE_BYTES` or more is received into the device's own memory, where it has such, or into a page-aligned buffer
+(performance.md, rule 8: a large write out of the middle of a page is five to eight times as slow).
 
 What it guarantees: a request that breaks a rule of the protocol is answered with the errno that the protocol asks
 for, and the next one is understood; a refused WRITE's payload is passed over first. A stream that is out of step
 (a wrong magic, a payload beyond :data:`SKIPPED_BYTES_MAX`) raises :class:`RemoteError`. Memory under a payload is not
 used again before its request was answered: buffers count their holders. The connection's :class:`Allowance` bounds
-them all; where it is used up, parsing stops and goes on when answers have left.
+them all; where it is used up, parsing stops and goes on when answers have left. The device bounds what is its own by
+how much it admits; of one payload more than that a part has arrived.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crucible_emu.blockio import Kind, Request
@@ -133,7 +135,14 @@ class _Payload:
 class Intake:
     """The incoming half of one connection in transmission."""
 
-    def __init__(self, agreement: Agreement, allowance: Allowance, *, fast_zero: bool = False) -> None:
+    def __init__(
+        self,
+        agreement: Agreement,
+        allowance: Allowance,
+        *,
+        fast_zero: bool = False,
+        payload_memory: Callable[[int], memoryview | None] | None = None,
+    ) -> None:
         export = agreement.export
         self.size_bytes = export.size_bytes
         self._read_only = export.read_only
@@ -141,6 +150,7 @@ class Intake:
         self._contexts = agreement.contexts
         self._fast_zero = fast_zero
         self._allowance = allowance
+        self._payload_memory = payload_memory
         self._buffer = self._take_first(RECEIVE_BYTES)
         self._slab = self._take_first(SLAB_BYTES)
         self._slab_used = 0
@@ -303,7 +313,9 @@ class Intake:
             offset = length = 0  # reserved; a client that fills them in means nothing by it
         holder: PooledBuffer | None = None
         memory: memoryview | None = None
-        if rule.data:
+        if command == Command.WRITE and length >= LARGE_BYTES and self._payload_memory is not None:
+            memory = self._payload_memory(length)
+        if rule.data and memory is None:
             found = self._destination(length)
             if found is None:
                 batch.blocked = True

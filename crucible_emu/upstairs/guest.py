@@ -30,6 +30,7 @@ from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.read_train import Finished
+from crucible_emu.upstairs.row_memory import LARGE_BYTES
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.single_reads import SingleReads
@@ -111,6 +112,12 @@ class Guest:
     def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
         """See :class:`~crucible_emu.blockio.SinglesDevice`."""
         return not self._is_full() and self._single_writes.write_now(offsets, data)
+
+    def payload_memory(self, length: int) -> memoryview | None:
+        """See :class:`~crucible_emu.blockio.PayloadDevice`: what replicas elsewhere will be sent as it is."""
+        if self.upstairs.in_process or self._sealer is not None or length < LARGE_BYTES:
+            return None
+        return self.upstairs.row_memory.take(length).data
 
     async def wait_for_room(self) -> None:
         """Return when nothing waits for admission any more."""
@@ -251,10 +258,13 @@ class Guest:
             done.append(request)
 
     def _gather(self, requests: list[Request]) -> Rows:
-        """The payloads as rows. The guest's own memory where that is safe: one request, replicas in this process."""
+        """The payloads as rows. One that lies where it can stay is not copied: with replicas in this process, or in
+        memory from :meth:`payload_memory`."""
         size = self._block_size
-        if len(requests) == 1 and self.upstairs.in_process:
-            return np.frombuffer(_payload(requests[0]), np.uint8).reshape(-1, size)
+        if len(requests) == 1:
+            rows = np.frombuffer(_payload(requests[0]), np.uint8).reshape(-1, size)
+            if self.upstairs.in_process or self.upstairs.row_memory.offset_of(rows) is not None:
+                return rows
         flat = self.upstairs.row_memory.take(sum(request.length for request in requests))
         at = 0
         for request in requests:

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_emu import errors
-from crucible_emu.blockio import Allocation, BlockDevice, Completed, Kind, Request, SinglesDevice
+from crucible_emu.blockio import Allocation, BlockDevice, Completed, Kind, PayloadDevice, Request, SinglesDevice
 from crucible_emu.volume.layout import Layout, Piece, holes
 
 Defer = Callable[[Callable[[], None]], None]
@@ -106,6 +106,7 @@ class LayeredDevice:
         self._defer = defer
         self._alone: BlockDevice | None = None
         self._singles: SinglesDevice | None = None  # the same, where it is one
+        self._payloads: PayloadDevice | None = None
         if len(self._children) == 1 and parent is None:
             self._leave_to(self._children[0])
         self._below: list[Request] = []
@@ -156,10 +157,15 @@ class LayeredDevice:
         """The same of writes."""
         return self._singles is not None and self._singles.write_singles(offsets, data)
 
+    def payload_memory(self, length: int) -> memoryview | None:
+        """See :class:`~crucible_emu.blockio.PayloadDevice`: of a volume that is one sub-volume."""
+        return None if self._payloads is None else self._payloads.payload_memory(length)
+
     def _leave_to(self, child: BlockDevice) -> None:
         """From now on all there is to this volume is ``child``."""
         self._alone = child
         self._singles = child if isinstance(child, SinglesDevice) else None
+        self._payloads = child if isinstance(child, PayloadDevice) else None
 
     async def wait_for_room(self) -> None:
         """Return when every part has said that it would take more."""

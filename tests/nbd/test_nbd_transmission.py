@@ -1,6 +1,7 @@
 """Requests out of bytes: whatever way they arrive, each is understood, refused or costs the connection."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -31,10 +32,12 @@ def intake(
     contexts: tuple[Context, ...] = (Context.ALLOCATION,),
     fast_zero: bool = True,
     memory: int = 96 << 20,
+    payload_memory: Callable[[int], memoryview | None] | None = None,
 ) -> tuple[Intake, Allowance]:
     allowance = Allowance(BufferPool(), memory)
     export = ExportInfo("", size, 512, read_only=read_only)
-    return Intake(Agreement(export, structured, contexts), allowance, fast_zero=fast_zero), allowance
+    agreement = Agreement(export, structured, contexts)
+    return Intake(agreement, allowance, fast_zero=fast_zero, payload_memory=payload_memory), allowance
 
 
 def feed(inlet: Intake, data: bytes, *, room: int = 1 << 30) -> list[Batch]:
@@ -225,6 +228,30 @@ def test_large_payloads_start_on_a_page_of_their_own() -> None:
     assert [bytes(f.buffer[:1]) for f in found if f.buffer is not None] == [b"\0", b"\1", b"\2", b"\3"]
     # The payload is the buffer's beginning, and the pool's buffers begin on pages.
     assert all(f.buffer == f.cookie[1].memory[: 1 << 20] and len(f.cookie[1].memory) == 1 << 20 for f in found)
+
+
+def test_large_payloads_go_where_the_device_wants_them() -> None:
+    handed_out: list[memoryview] = []
+
+    def payload_memory(length: int) -> memoryview | None:
+        if length > 2 * LARGE_BYTES:
+            return None
+        handed_out.append(memoryview(bytearray(length)))
+        return handed_out[-1]
+
+    inlet, allowance = intake(payload_memory=payload_memory)
+    lengths = [LARGE_BYTES, 2 * LARGE_BYTES, LARGE_BYTES - 1, 3 * LARGE_BYTES]
+    data = [bytes((i * 7 + length) % 251 for i in range(length)) for length in lengths]
+    stream = b"".join(request(C.WRITE, 0, len(each), cookie=1, data=each) for each in data)
+    stream += request(C.READ, 0, LARGE_BYTES, cookie=2) + request(C.WRITE, SIZE, LARGE_BYTES, cookie=3, data=data[0])
+    batches = feed(inlet, stream)
+    found = [each for batch in batches for each in batch.requests]
+    assert [each.buffer for each in found[:4]] == data
+    assert [each.buffer is memory for each, memory in zip(found, handed_out)] == [True, True] and len(handed_out) == 2
+    assert [each.cookie[1] is None for each in found] == [True, True, False, False, False]
+    assert [refusal.errno for batch in batches for refusal in batch.refusals] == [Errno.ENOSPC]
+    release(found)
+    assert allowance.taken_bytes == FIRST_BYTES
 
 
 def test_parsing_stops_where_the_allowance_ends_and_goes_on_after_a_release() -> None:

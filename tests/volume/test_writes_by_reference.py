@@ -14,6 +14,7 @@ import trio
 from disk_rig import (
     KEY,
     digests,
+    do,
     everything,
     failures,
     flush,
@@ -22,12 +23,15 @@ from disk_rig import (
     served_on_sockets,
     until,
     write,
+    write_request,
 )
 
+from crucible_emu.blockio import Kind, Request
 from crucible_emu.downstairs import read_grants_service
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.row_memory import LARGE_BYTES
 from crucible_emu.upstairs.states import Phase
+from crucible_emu.volume import local_disk
 
 ExpectLog = Callable[..., Any]
 BLOCK, PER_EXTENT, EXTENTS = 4096, 32, 4
@@ -91,6 +95,48 @@ async def test_who_came_another_way_is_sent_the_data(tmp_path: Path, sockets: Pa
             SIZE - LARGE_BYTES - 5 * BLOCK
         )
     assert len(digests(paths)) == 1
+
+
+async def put_in_place(disk: Guest, offset: int, data: bytes) -> bool:
+    """Write from the disk's own memory, as a door does; whether there was such."""
+    memory = disk.payload_memory(len(data))
+    if memory is None:
+        return False
+    memory[:] = data
+    await do(disk, Request(Kind.WRITE, offset, len(data), memory))
+    return True
+
+
+async def test_what_lies_in_the_disks_own_memory_is_not_copied(tmp_path: Path, sockets: Path) -> None:
+    paths = regions(tmp_path)
+    async with served_on_sockets(paths, sockets) as servers, servers.disk() as disk:
+        assert disk.payload_memory(LARGE_BYTES - 1) is None
+        await by_reference(disk)
+        before = referred(disk)
+        for turn in range(5):
+            assert await put_in_place(disk, turn * BLOCK, pattern(LARGE_BYTES, turn))
+        assert referred(disk) == before + 5 * 3
+        memory = disk.payload_memory(LARGE_BYTES)
+        assert memory is not None
+        memory[:] = pattern(LARGE_BYTES, 9)
+        both = [Request(Kind.WRITE, 0, LARGE_BYTES, memory), write_request(LARGE_BYTES, pattern(BLOCK, 10))]
+        await do(disk, *both)  # as one train, which is a copy
+        wanted = pattern(LARGE_BYTES, 9) + pattern(BLOCK, 10) + pattern(LARGE_BYTES, 4)[-3 * BLOCK :]
+        assert await everything(disk) == wanted + bytes(SIZE - len(wanted))
+    assert len(digests(paths)) == 1 and [failures(path) for path in paths] == [[], [], []]
+
+
+@pytest.mark.parametrize("why", ["encrypted", "in this process"])
+async def test_where_data_are_copied_anyway_any_memory_is_as_good(
+    tmp_path: Path, sockets: Path, why: str, fresh_disk: Callable[..., Path]
+) -> None:
+    if why == "encrypted":
+        paths = regions(tmp_path, encrypted=True)
+        async with served_on_sockets(paths, sockets) as servers, servers.disk(key=KEY) as disk:
+            assert disk.payload_memory(LARGE_BYTES) is None
+    else:
+        async with local_disk.open_disk(fresh_disk()) as disk:
+            assert disk.payload_memory(LARGE_BYTES) is None
 
 
 async def test_where_nobody_looks_nothing_is_referred_to(tmp_path: Path, sockets: Path) -> None:
