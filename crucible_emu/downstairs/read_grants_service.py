@@ -1,11 +1,12 @@
-"""The socket on which an Upstairs asks to read past its Downstairs (:mod:`read_grants`).
+"""The socket on which an Upstairs asks to read past its Downstairs (:mod:`read_grants`), and shows it memory in which
+the data of its writes are (:mod:`peer_memory`).
 
-What it is for: one line in, one line with descriptors out. The connection stays open as long as the grant: its end
-tells the reader that the grant has ended, also where this process was killed and could not say so otherwise.
+What it is for: one line in, one line out, descriptors with either. The connection stays open as long as what was
+granted: its end tells the peer that it has ended, also where this process was killed and could not say so otherwise.
 
 What it guarantees: a peer that sends nothing, too much or anything else is told so, or not, and costs nothing but its
 connection; there are few at a time, and none for long that were not let in. No descriptor stays open for a peer but its
-socket.
+socket, and that of memory that is mapped.
 """
 
 from __future__ import annotations

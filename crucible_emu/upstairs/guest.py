@@ -114,10 +114,11 @@ class Guest:
         return not self._is_full() and self._single_writes.write_now(offsets, data)
 
     def payload_memory(self, length: int) -> memoryview | None:
-        """See :class:`~crucible_emu.blockio.PayloadDevice`: what replicas elsewhere will be sent as it is."""
-        if self.upstairs.in_process or self._sealer is not None or length < LARGE_BYTES:
-            return None
-        return self.upstairs.row_memory.take(length).data
+        """See :class:`~crucible_emu.blockio.PayloadDevice`: where replicas in other processes may look for it."""
+        memory = self.upstairs.row_memory
+        return (
+            None if self._sealer is not None or length < LARGE_BYTES or not memory.shares else memory.take(length).data
+        )
 
     async def wait_for_room(self) -> None:
         """Return when nothing waits for admission any more."""

@@ -100,7 +100,8 @@ class RowMemory:
     def __init__(self) -> None:
         self.idle_bytes = 0
         self._idle: dict[int, list[_Piece]] = {}
-        self._shares = False
+        self.shares = False
+        """Whether others can be let look into what is given out."""
         self._shared: SharedPieces | None = None
         self._held: list[tuple[Onlooker, Sequence[Rows]]] = []
 
@@ -129,7 +130,7 @@ class RowMemory:
         return copied
 
     def _new_piece(self, capacity: int) -> _Piece:
-        if self._shares:
+        if self.shares:
             if self._shared is None:
                 self._shared = SharedPieces()
             piece = self._shared.cut(capacity)
@@ -157,9 +158,9 @@ class RowMemory:
 
     def share(self) -> None:
         """From now on give out what other processes can be let look into."""
-        if not self._shares:
+        if not self.shares:
             self.trim()
-            self._shares = True
+            self.shares = True
 
     @property
     def shared_file(self) -> SharedFile | None:

@@ -8,11 +8,11 @@ has two short ways beside it: for reads of what is at hand (:mod:`reads_at_hand`
 (:mod:`writes_by_reference`).
 
 Nobody waits for a write that is on its way. So up to :data:`HELD_BYTES_MAX` of writes are held back, and go out in one
-piece: with anything that somebody waits for, as a flush, with the next answer, or when the driver has had enough of
-waiting (:meth:`TcpLink.hurry`). *Optimisation*: a replica in another process costs some 50 µs of processor time for
-each piece, however little is in it; and as much for each answer, so where only such can come the socket is looked at
-once in :data:`ACKS_PAUSE_S`. *Liveness*: writes wait for earlier ones only, or for jobs of a repair, and those take
-along whatever waits.
+piece: with anything that somebody waits for, as a flush, or when the driver has had enough of waiting
+(:meth:`TcpLink.hurry`). *Optimisation*: a replica in another process costs some 50 µs of processor time for each piece,
+however little is in it; and as much for each answer, so where only such can come the socket is looked at once in
+:data:`ACKS_PAUSE_S`. *Liveness*: writes wait for earlier ones only, or for jobs of a repair, and those take along
+whatever waits.
 
 What it guarantees: messages leave in the order in which they were given. Connecting takes at most 10 s; a ``Ruok``
 goes out every 5 s; 45 s without a complete message end the connection. Memory is bounded by admission, which stops at

@@ -20,6 +20,7 @@ from disk_rig import (
     flush,
     make_regions,
     pattern,
+    region_set,
     served_on_sockets,
     until,
     write,
@@ -126,13 +127,16 @@ async def test_what_lies_in_the_disks_own_memory_is_not_copied(tmp_path: Path, s
     assert len(digests(paths)) == 1 and [failures(path) for path in paths] == [[], [], []]
 
 
-@pytest.mark.parametrize("why", ["encrypted", "in this process"])
+@pytest.mark.parametrize("why", ["encrypted", "over TCP", "in this process"])
 async def test_where_data_are_copied_anyway_any_memory_is_as_good(
     tmp_path: Path, sockets: Path, why: str, fresh_disk: Callable[..., Path]
 ) -> None:
     if why == "encrypted":
         paths = regions(tmp_path, encrypted=True)
         async with served_on_sockets(paths, sockets) as servers, servers.disk(key=KEY) as disk:
+            assert disk.payload_memory(LARGE_BYTES) is None
+    elif why == "over TCP":
+        async with region_set(regions(tmp_path)) as servers, servers.disk() as disk:
             assert disk.payload_memory(LARGE_BYTES) is None
     else:
         async with local_disk.open_disk(fresh_disk()) as disk:
