@@ -10,9 +10,10 @@ taken before a failure is closed here. None is inherited by programs that are st
 from __future__ import annotations
 
 import array
+import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -20,8 +21,11 @@ DESCRIPTORS_MAX = 8
 """So many are taken, of which one or two are right; the kernel closes what comes on top."""
 
 
-async def send_line(peer: trio.socket.SocketType, line: bytes, descriptors: Sequence[int] = ()) -> None:
-    """Send ``line``, which is short, and ``descriptors`` with it. Raises OSError."""
+async def send_line(
+    peer: trio.socket.SocketType, members: Mapping[str, object], descriptors: Sequence[int] = ()
+) -> None:
+    """Send ``members``, which are few, as one line of JSON, and ``descriptors`` with it. Raises OSError."""
+    line = json.dumps(members).encode() + b"\n"
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     await peer.sendmsg([line], rights)
 

@@ -62,21 +62,20 @@ class ReadGrants:
         """Grants that hold."""
         return len(self._holders)
 
-    def grant(self, question: Question, ended: Ended) -> bytes:
-        """The line that answers a question for reads; ``ended`` is called once, when the grant does not hold any more.
-        Raises :class:`NotGranted`."""
+    def grant(self, question: Question, ended: Ended) -> dict[str, object]:
+        """What a question for reads is granted; ``ended`` is called once, when that does not hold any more. Raises
+        :class:`NotGranted`."""
         connection_id = self.writer(question)
         if self._stalled():
             raise NotGranted("the Downstairs is stalled")
         if not self._region.all_open:
             raise NotGranted("an extent is closed")
         self._holders[ended] = connection_id
-        granted = {
+        return {
             "region": str(self._region.definition.uuid),
             "epoch": self.shared.epoch,
             "layout": self.shared.layout.as_json(),
         }
-        return line_of({"granted": granted})
 
     def writer(self, question: Question) -> int:
         """The connection of the region's writer, if it is the session that asks. Raises :class:`NotGranted`."""
@@ -104,16 +103,6 @@ class ReadGrants:
         holders, self._holders = self._holders, {}
         for ended in holders:
             ended()
-
-
-def refusal(reason: str) -> bytes:
-    """The line that says why not."""
-    return line_of({"refused": reason})
-
-
-def line_of(members: dict[str, object]) -> bytes:
-    """``members`` as one line of JSON."""
-    return json.dumps(members).encode() + b"\n"
 
 
 def question_in(line: bytes) -> Question:

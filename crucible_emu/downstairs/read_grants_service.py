@@ -20,15 +20,7 @@ from crucible_emu.descriptors import close_all, receive_line, send_line
 from crucible_emu.downstairs.connection import Connection
 from crucible_emu.downstairs.listening import accept_forever
 from crucible_emu.downstairs.peer_memory import close_with, mapped
-from crucible_emu.downstairs.read_grants import (
-    ASK_BYTES_MAX,
-    NotGranted,
-    Question,
-    ReadGrants,
-    line_of,
-    question_in,
-    refusal,
-)
+from crucible_emu.downstairs.read_grants import ASK_BYTES_MAX, NotGranted, Question, ReadGrants, question_in
 from crucible_emu.logs import get_logger
 from crucible_emu.region import Region
 
@@ -62,7 +54,7 @@ class ReadGrantsService:
                     await self._answer(peer, line, descriptors)
                 except NotGranted as refused:
                     with trio.fail_after(ASK_S_MAX):
-                        await peer.send(refusal(str(refused)))
+                        await send_line(peer, {"refused": str(refused)})
                 finally:
                     close_all(descriptors)
             except trio.TooSlowError:
@@ -81,11 +73,11 @@ class ReadGrantsService:
     async def _let_in(self, peer: trio.socket.SocketType, question: Question) -> None:
         scope = trio.CancelScope()
         ended = scope.cancel
-        answer = self._grants.grant(question, ended)
+        granted = self._grants.grant(question, ended)
         try:
             with scope:
                 with self._grants.shared.descriptors(self._region.path) as descriptors, trio.fail_after(ASK_S_MAX):
-                    await send_line(peer, answer, descriptors)
+                    await send_line(peer, {"granted": granted}, descriptors)
                 await peer.recv(1)  # nothing more is asked for: whatever comes, it is over
         finally:
             self._grants.left(ended)
@@ -102,7 +94,7 @@ class ReadGrantsService:
         connection.refer_to(memory)
         try:
             with trio.fail_after(ASK_S_MAX):
-                await send_line(peer, line_of({"granted": {"region": str(self._region.definition.uuid)}}))
+                await send_line(peer, {"granted": {"region": str(self._region.definition.uuid)}})
         except BaseException:
             connection.refer_to(None)
             raise

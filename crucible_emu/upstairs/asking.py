@@ -40,7 +40,7 @@ class Asker(ABC):
 
     def __init__(self, path: str, upstairs_id: UUID, session_id: UUID) -> None:
         self._path = path + READS_PATH_SUFFIX
-        self._ids = {"upstairs_id": str(upstairs_id), "session_id": str(session_id)}
+        self._question: dict[str, object] = {"upstairs_id": str(upstairs_id), "session_id": str(session_id)}
         self._wanted = trio.Event()
         self._said = ""
 
@@ -95,10 +95,7 @@ class Asker(ABC):
 
     async def _ask(self, peer: trio.socket.SocketType) -> None:
         """Send the question. Raises OSError."""
-        await send_line(peer, self._question())
-
-    def _question(self, **more: object) -> bytes:
-        return json.dumps({**self._ids, **more}).encode() + b"\n"
+        await send_line(peer, self._question)
 
     @abstractmethod
     async def _granted(self, peer: trio.socket.SocketType, members: dict[str, Any], descriptors: list[int]) -> None:

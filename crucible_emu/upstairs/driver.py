@@ -205,12 +205,13 @@ class Upstairs:
         seen, idle_s = self.core.next_job_id, 0.0
         while True:
             await trio.sleep(self.flush_interval_s)
-            idle_s = idle_s + self.flush_interval_s if self.core.next_job_id == seen else 0.0
-            if idle_s and self.core.need_flush:
+            idle = self.core.next_job_id == seen
+            if idle and self.core.need_flush:
                 self.core.idle_flush()
                 self.perform()
-                idle_s = 0.0
-            elif idle_s >= MEMORY_KEPT_S:
+                idle = False
+            idle_s = idle_s + self.flush_interval_s if idle else 0.0
+            if idle_s >= MEMORY_KEPT_S:
                 self.row_memory.trim()
             seen = self.core.next_job_id
 
@@ -253,7 +254,8 @@ class Upstairs:
                 self._writes_held.set()  # until :meth:`_hurry_writes` has sent it
 
     def holds_writes(self, size_bytes: int) -> bool:
-        """Whether writes of so many bytes, were they sent now, would be held back on each connection."""
+        """Whether writes of so many bytes, were they sent now, would be held back on each connection. Then whatever
+        waits, a job that is open to more among it, is sent before long."""
         if self._performing:
             return False
         for link in self._gathering_links:

@@ -116,9 +116,9 @@ class Guest:
     def payload_memory(self, length: int) -> memoryview | None:
         """See :class:`~crucible_emu.blockio.PayloadDevice`: where replicas in other processes may look for it."""
         memory = self.upstairs.row_memory
-        return (
-            None if self._sealer is not None or length < LARGE_BYTES or not memory.shares else memory.take(length).data
-        )
+        if self._sealer is not None or length < LARGE_BYTES or not memory.shares:
+            return None
+        return memory.take(length).data
 
     async def wait_for_room(self) -> None:
         """Return when nothing waits for admission any more."""

@@ -109,8 +109,7 @@ class RowMemory:
         """uint8[size_bytes] with any content; page-aligned where it is large."""
         if size_bytes < LARGE_BYTES:
             return np.empty(size_bytes, np.uint8)
-        if self._held:
-            self._let_go_of_what_nobody_looks_into()
+        self._let_go_of_what_nobody_looks_into()
         capacity = 1 << (size_bytes - 1).bit_length()
         idle = self._idle.get(capacity)
         if idle:

@@ -345,12 +345,11 @@ class TcpLink:
                 self._awaits_acks = False
                 if self._at_hand is not None and not self._at_hand.knows_region:
                     self._at_hand.heard(messages)
-                if self._by_reference:
+                if self._by_reference is not None:
                     self._by_reference.answered(messages)
                 if self._asked:
                     self._asked = max(0, self._asked - sum(map(_answers_in, messages)))
                 port.received(messages)
-                self.send_off()
         except RemoteError as error:
             return f"broke the protocol: {error}"
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:

@@ -49,10 +49,6 @@ class WritesByReference(Asker):
         self._open = False
         self._unanswered: dict[int, Rows] = {}
 
-    def __bool__(self) -> bool:
-        """Whether answers are waited for."""
-        return bool(self._unanswered)
-
     def may_refer_to(self, memory: RowMemory, statistics: UpstairsStatistics) -> None:
         """The data of large writes are in ``memory``."""
         memory.share()
@@ -63,18 +59,20 @@ class WritesByReference(Asker):
         if self._memory is None or job.kind is not JobKind.WRITE or job.rows is None:
             return None
         offset = self._memory.offset_of(job.rows)
-        if offset is not None and not self._open:
+        if offset is None:
+            return None
+        if not self._open:
             self.want()
             return None
-        if offset is not None:
-            self._statistics.writes_by_reference += job.count
-            for job_id in range(job.first_id, job.first_id + job.count):
-                self._unanswered[job_id] = job.rows
+        self._statistics.writes_by_reference += job.count
+        self._unanswered.update(dict.fromkeys(range(job.first_id, job.first_id + job.count), job.rows))
         return offset
 
     def answered(self, messages: Sequence[m.Message]) -> None:
         """What the Downstairs has answered, it does not look into any more."""
         unanswered = self._unanswered
+        if not unanswered:
+            return
         for message in messages:
             if isinstance(message, AckRun):
                 for job_id in message.job_ids:
@@ -88,7 +86,7 @@ class WritesByReference(Asker):
             raise OSError("the disk leaves service")
         descriptor = file.open_to_read()
         try:
-            await send_line(peer, self._question(memory_bytes=SHARED_BYTES), [descriptor])
+            await send_line(peer, {**self._question, "memory_bytes": SHARED_BYTES}, [descriptor])
         finally:
             os.close(descriptor)
 

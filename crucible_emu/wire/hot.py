@@ -169,6 +169,14 @@ def _decode_flush(frame: memoryview, known: Identities) -> m.Message:
     return flush  # type: ignore[no-any-return]
 
 
+def _written_blocks(frame: memoryview, offset: int) -> tuple[int, BlockContexts, int]:
+    """Where a write begins, the contexts of its blocks, and the offset behind them."""
+    start, blocks = _TWO.unpack_from(frame, offset)
+    if blocks > BLOCKS_MAX:
+        raise _too_many(blocks)
+    return (start, *decode_write_contexts(frame, offset + _TWO.size, blocks))
+
+
 def _decode_write(frame: memoryview, known: Identities) -> m.Message:
     _, tag, raw, job_id, count = _REQUEST_HEAD.unpack_from(frame)
     if raw != known.raw:
@@ -183,10 +191,7 @@ def _decode_write(frame: memoryview, known: Identities) -> m.Message:
         contexts = one_plain_block(value)
         data = _tail(frame, offset + _ONE_PLAIN_WRITE.size, length)
     else:
-        start, blocks = _TWO.unpack_from(frame, offset)
-        if blocks > BLOCKS_MAX:
-            raise _too_many(blocks)
-        contexts, offset = decode_write_contexts(frame, offset + 16, blocks)
+        start, contexts, offset = _written_blocks(frame, offset)
         data = _bulk(frame, offset)
     write = _ThawedWrite(known.upstairs_id, known.session_id, job_id, dependencies, start, contexts, data)
     write.__class__ = m.Write if tag == m.Write.TAG else m.WriteUnwritten
@@ -202,10 +207,7 @@ def decode_write_by_reference(frame: memoryview, known: Identities, memory: memo
     if raw != known.raw:
         known.learn(raw)
     dependencies, offset = _dependencies(frame, count)
-    start, blocks = _TWO.unpack_from(frame, offset)
-    if blocks > BLOCKS_MAX:
-        raise _too_many(blocks)
-    contexts, offset = decode_write_contexts(frame, offset + 16, blocks)
+    start, contexts, offset = _written_blocks(frame, offset)
     size, begin = _TWO.unpack_from(frame, offset)
     if offset + _TWO.size != len(frame) or begin + size > len(memory):
         raise Malformed(f"{size} bytes at {begin} are not in the {len(memory)} bytes of memory that were shown")
