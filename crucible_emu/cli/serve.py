@@ -18,7 +18,7 @@ from crucible_emu.cli.progress import Progress
 from crucible_emu.cli.sizes import parse_extent_size, parse_size
 from crucible_emu.control import observation
 from crucible_emu.encryption import KEY_BYTES, Cipher
-from crucible_emu.errors import CrucibleError, GenericError, UsageError
+from crucible_emu.errors import CrucibleError, IoError, UsageError
 from crucible_emu.geometry import BLOCK_SIZE_DEFAULT, GeometryError, check_block_size, size_for
 from crucible_emu.volume import local_disk
 from crucible_emu.volume.image import copy_in
@@ -93,7 +93,7 @@ async def _fill(guest: BlockDevice, directory: Path, image: Path, length: int, *
         with Progress("Copying the image in", length, shown=shown) as progress:
             await copy_in(guest, image, progress)
     except CrucibleError as error:
-        raise GenericError(
+        raise IoError(
             f"copying {image} in failed ({error}), so the disk in {directory} holds only a part of it: when what the "
             "warnings name is mended, give the same command again, or remove the directory"
         ) from None
