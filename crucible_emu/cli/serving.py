@@ -52,6 +52,9 @@ def check(door: Door) -> None:
     """What can be known to be wrong before there is a disk. Raises :class:`UsageError`."""
     export_name(door)
     server_context(door)
+    for uri in map(nbd.parse_uri, door.uris):
+        if uri.socket is None:
+            nbd.check_tcp_address(uri.host, uri.port)
 
 
 def export_name(door: Door) -> str:

@@ -411,3 +411,11 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFix
             capsys, "serve", tmp_path / "disk", "--size", "1MiB", "--nbd", f"nbd://127.0.0.1:{port}/"
         )
     assert code == 2 and str(port) in sentence
+
+
+def test_a_name_that_nobody_knows_is_named_before_a_disk_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, sentence = refusal(capsys, "serve", tmp_path / "disk", "--size", "1MiB", "--nbd", "nbd://nowhere.invalid/")
+    assert code == 2 and "nowhere.invalid" in sentence
+    assert os.listdir(tmp_path) == []
