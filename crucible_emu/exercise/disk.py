@@ -16,7 +16,9 @@ from crucible_emu.blockio import BlockDevice
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.states import Phase
-from crucible_emu.volume import attach, vcr
+from crucible_emu.volume import construction, vcr
+from crucible_emu.volume.attach import attach
+from crucible_emu.volume.in_service import in_service
 
 RECONNECT_DELAY_S = 1.0
 REPAIR_S_MAX = 600.0
@@ -85,7 +87,7 @@ class Subject:
 
     def _in_service(self) -> AbstractAsyncContextManager[BlockDevice]:
         # A tester stops replicas and starts them again, and need not wait ten seconds for each.
-        return attach.attach(self.next_request(), timeout_s=self.timeout_s, reconnect_delay_s=RECONNECT_DELAY_S)
+        return attach(self.next_request(), timeout_s=self.timeout_s, reconnect_delay_s=RECONNECT_DELAY_S)
 
     # -- a single region set, whose replicas can be looked at and replaced ------------------------------------------
 
@@ -95,12 +97,12 @@ class Subject:
 
     def upstairs(self) -> Upstairs:
         """An Upstairs that is not running yet."""
-        return attach.build(single_region(self.next_request()), reconnect_delay_s=RECONNECT_DELAY_S)
+        return construction.build(single_region(self.next_request()), reconnect_delay_s=RECONNECT_DELAY_S)
 
     @asynccontextmanager
     async def serve(self, upstairs: Upstairs) -> AsyncIterator[Guest]:
         """The disk of ``upstairs``, in service inside the block."""
-        async with attach.in_service(upstairs, timeout_s=self.timeout_s) as guest:
+        async with in_service(upstairs, timeout_s=self.timeout_s) as guest:
             with self._interruptible() as scope:
                 yield guest
         if scope.cancelled_caught:

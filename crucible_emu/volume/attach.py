@@ -10,12 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from crucible_emu.upstairs.driver import RECONNECT_DELAY_S
-from crucible_emu.volume.construction import build, construct
-from crucible_emu.volume.in_service import Observe, active, in_service
+from crucible_emu.volume.construction import construct
+from crucible_emu.volume.in_service import Observe, active
 from crucible_emu.volume.vcr import VolumeConstructionRequest
 from crucible_emu.volume.volume import Volume
-
-__all__ = ["active", "attach", "build", "in_service"]
 
 
 @asynccontextmanager

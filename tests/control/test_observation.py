@@ -25,7 +25,8 @@ from crucible_emu.control.observation import listen_at, observing
 from crucible_emu.control.server import BODY_BYTES_MAX
 from crucible_emu.errors import UsageError
 from crucible_emu.geometry import RegionDefinition
-from crucible_emu.volume.attach import build, in_service
+from crucible_emu.volume.construction import build
+from crucible_emu.volume.in_service import in_service
 from crucible_emu.volume.vcr import RegionRequest, dumps
 
 ANYWHERE = "127.0.0.1:0"

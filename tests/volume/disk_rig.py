@@ -23,7 +23,8 @@ from crucible_emu.region.verify import Failure, verify_region
 from crucible_emu.region.view import RegionView
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.guest import Guest
-from crucible_emu.volume.attach import build, in_service
+from crucible_emu.volume.construction import build
+from crucible_emu.volume.in_service import in_service
 from crucible_emu.volume.vcr import CrucibleOpts, RegionRequest
 
 KEY = base64.b64encode(bytes(range(32))).decode()

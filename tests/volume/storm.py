@@ -37,7 +37,8 @@ from crucible_emu.region.view import RegionView
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.upstairs.states import Phase
-from crucible_emu.volume.attach import build, in_service
+from crucible_emu.volume.construction import build
+from crucible_emu.volume.in_service import in_service
 from crucible_emu.volume.vcr import CrucibleOpts, RegionRequest
 
 DISK = UUID(int=0x5708)

@@ -50,7 +50,7 @@ from crucible_emu.upstairs.local_link import LocalConnector
 from crucible_emu.upstairs.members import Identity
 from crucible_emu.upstairs.states import Phase, UpstairsState
 from crucible_emu.volume import region_set as region_set_module
-from crucible_emu.volume.attach import in_service
+from crucible_emu.volume.in_service import in_service
 from crucible_emu.volume.local_disk import open_disk, region_path
 
 Fresh = Callable[..., Path]

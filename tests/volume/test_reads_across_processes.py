@@ -29,7 +29,8 @@ from crucible_emu.upstairs import asking
 from crucible_emu.upstairs.driver import Upstairs
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.states import Phase
-from crucible_emu.volume.attach import build, in_service
+from crucible_emu.volume.construction import build
+from crucible_emu.volume.in_service import in_service
 from crucible_emu.volume.vcr import CrucibleOpts, RegionRequest
 
 ExpectLog = Callable[..., Any]

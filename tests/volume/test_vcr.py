@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from crucible_emu.errors import UsageError
 from crucible_emu.logs import get_logger
-from crucible_emu.volume import attach, vcr
+from crucible_emu.volume import construction, vcr
 
 PLAIN_DISK = """
 { "type": "volume", "id": "6a1f3c52-0c1e-4a57-9d55-0a2a6bb6f001", "block_size": 512,
@@ -359,7 +359,7 @@ def test_two_requests_with_different_keys_differ_and_stay_secret_when_copied() -
 def test_a_key_that_is_none_is_refused_when_the_disk_is_built_and_not_shown(key: str) -> None:
     request = parse(region(opts_key=key))
     with pytest.raises(UsageError, match="key") as refused:
-        attach.build(request)
+        construction.build(request)
     sentence = one_sentence(refused.value)
     assert not key or key not in sentence
 
@@ -394,5 +394,5 @@ def test_the_targets_of_a_document_are_those_of_its_sub_volumes() -> None:
 )
 def test_a_document_that_cannot_be_built_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence) as refused:
-        attach.build(parse(region(**changes)))
+        construction.build(parse(region(**changes)))
     one_sentence(refused.value)

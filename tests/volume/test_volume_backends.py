@@ -25,8 +25,8 @@ from crucible_emu.blockio import Allocation, Kind, Request
 from crucible_emu.blockio_memory import MemoryDevice
 from crucible_emu.errors import UsageError
 from crucible_emu.volume import local_file as local_file_module
-from crucible_emu.volume.attach import active
 from crucible_emu.volume.backend import Backend
+from crucible_emu.volume.in_service import active
 from crucible_emu.volume.local_file import LocalFile
 from crucible_emu.volume.url import ATTEMPTS_MAX, Url, http_client, open_url
 from crucible_emu.volume.volume import Volume

@@ -16,8 +16,8 @@ from crucible_emu.blockio import Allocation, Kind, Request
 from crucible_emu.blockio_memory import MemoryDevice
 from crucible_emu.upstairs.replacement import ReplaceResult
 from crucible_emu.volume import scrub as scrub_module
-from crucible_emu.volume.attach import active
 from crucible_emu.volume.backend import Backend, ExtentInfo, WorkCounts
+from crucible_emu.volume.in_service import active
 from crucible_emu.volume.info import UpstairsNode, VolumeNode
 from crucible_emu.volume.volume import Volume
 
