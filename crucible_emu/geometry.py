@@ -24,6 +24,10 @@ from crucible_emu.errors import UsageError
 
 BlockIndexes = npt.NDArray[np.int64]
 """Block numbers, dtype int64, one per block."""
+Selection = slice | BlockIndexes
+"""Blocks of a table, side by side or one by one."""
+SLICE_BLOCKS_MIN = 64
+"""So many blocks are worth a look whether they follow upon each other."""
 
 BLOCK_SIZE_BYTES_MIN = 512
 BLOCK_SIZE_BYTES_MAX = 32768
@@ -211,6 +215,22 @@ def equal_runs(values: npt.NDArray[Any], start: int = 0) -> list[tuple[int, int,
     cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
     edges = [0, *cuts.tolist(), len(values)]
     return [(start + a, start + b, values[a].item()) for a, b in pairwise(edges)]
+
+
+def as_slice(blocks: BlockIndexes) -> Selection:
+    """Many blocks that each follow upon the one before as a slice, others as they are; int64[n]. *Optimisation*: what
+    lies side by side in a table is read and written in half the time."""
+    count = len(blocks)
+    if count < SLICE_BLOCKS_MIN:
+        return blocks
+    first = int(blocks[0])
+    follow = int(blocks[-1]) - first == count - 1 and bool((blocks[1:] > blocks[:-1]).all())
+    return slice(first, first + count) if follow else blocks
+
+
+def as_blocks(which: Selection) -> BlockIndexes:
+    """The other way round."""
+    return np.arange(which.start, which.stop, dtype=np.int64) if isinstance(which, slice) else which
 
 
 def spans_to_blocks(starts: list[int], counts: list[int]) -> BlockIndexes:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from crucible_emu.geometry import BlockIndexes
+from crucible_emu.geometry import BlockIndexes, Selection
 from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, PLAIN, SEAL_BYTES, BlockContexts, Hashes, Proofs, Seals
 from crucible_emu.region.memory import SharedFile, reserve
 
@@ -30,8 +30,6 @@ PAGE_BLOCKS = 512
 """Blocks whose hashes share a page of memory: the unit in which the table's size is counted."""
 PAGE_BYTES = 4096 + PAGE_BLOCKS
 SEALED_PAGE_BYTES = PAGE_BLOCKS * (SEAL_BYTES + 8)
-
-Selection = slice | BlockIndexes
 
 
 class ContextTable:
@@ -101,7 +99,11 @@ class ContextTable:
     def _put_sealed(self, which: Selection, contexts: BlockContexts) -> None:
         assert contexts.nonce is not None and contexts.tag is not None and contexts.on_disk_hash is not None
         self._sealed = True
-        self.seal[which] = np.concatenate((contexts.nonce, contexts.tag), axis=1)
+        if isinstance(which, slice):
+            self.seal[which, :NONCE_BYTES] = contexts.nonce
+            self.seal[which, NONCE_BYTES:] = contexts.tag
+        else:
+            self.seal[which] = np.concatenate((contexts.nonce, contexts.tag), axis=1)
         self.stored[which] = contexts.on_disk_hash
 
     def learn(self, start: int, contexts: BlockContexts) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_emu import errors
-from crucible_emu.geometry import BlockIndexes, equal_runs, runs, split_at_extents
+from crucible_emu.geometry import BlockIndexes, Selection, as_blocks, equal_runs, runs, split_at_extents
 from crucible_emu.integrity import BlockContexts, Proofs, Rows, stored_hashes
 from crucible_emu.region import layout
 from crucible_emu.region.contexts import ContextTable
@@ -97,8 +97,9 @@ class InPlaceWriter:
         self._accesses.pop(extent_id, None)
         self._perhaps_clean.discard(extent_id)
 
-    def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
+    def write(self, which: Selection, rows: Rows, contexts: BlockContexts) -> None:
         """Write these blocks, extent by extent. Raises :class:`errors.IoError`."""
+        blocks = as_blocks(which)
         stored_hashes(contexts, rows)
         with self._lock:
             self._reader.mark(blocks)

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crucible_emu import errors
-from crucible_emu.geometry import BlockIndexes, RegionDefinition
+from crucible_emu.geometry import BlockIndexes, RegionDefinition, as_slice
 from crucible_emu.integrity import BlockContexts, Proofs, Rows
 from crucible_emu.region import directory, layout, redo, repair_files
 from crucible_emu.region.bounds import Bounds
@@ -289,10 +289,14 @@ class Region:
         count = len(blocks)
         if count == 0:
             return
-        self._bounds.check_blocks(blocks)
+        which = as_slice(blocks)
+        if isinstance(which, slice):
+            self._bounds.check_range(which.start, count)
+        else:
+            self._bounds.check_blocks(blocks)
         free = self._writer.free_blocks()
         if free is None or count <= free:
-            self._writer.write(blocks, rows, contexts)
+            self._writer.write(which, rows, contexts)
         else:
             self._write_in_parts(blocks, rows, contexts)
         self._written += count
@@ -331,7 +335,7 @@ class Region:
             if free == 0:
                 self._run(self.begin_destage())
             part = np.arange(done, min(done + free, len(blocks)))
-            self._writer.write(blocks[part], rows[part], contexts[part])
+            self._writer.write(as_slice(blocks[part]), rows[part], contexts[part])
             done += len(part)
 
     # --- flushing

@@ -34,7 +34,7 @@ from mmap import PAGESIZE
 import numpy as np
 import numpy.typing as npt
 
-from crucible_emu.geometry import BlockIndexes
+from crucible_emu.geometry import BlockIndexes, Selection, as_blocks
 from crucible_emu.integrity import Rows
 from crucible_emu.region.memory import SharedFile, reserve
 
@@ -102,18 +102,24 @@ class Staging:
         """Rows that are filled, live or not, frozen ones included."""
         return self.capacity - self.free_rows
 
-    def put(self, blocks: BlockIndexes, data: Rows) -> None:
-        """``data`` is the newest of ``blocks``. The caller has checked that ``free_rows`` takes them all."""
-        rows = self.row_of_block[blocks]
+    def put(self, which: Selection, data: Rows) -> None:
+        """``data`` is the newest of these blocks. The caller has checked that ``free_rows`` takes them all."""
+        rows = self.row_of_block[which]
+        if len(rows) >= SLICE_ROWS_MIN and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+            side_by_side = slice(int(rows[0]), int(rows[-1]) + 1)
+            if (rows == self._row_numbers[side_by_side]).all() and self._writable[side_by_side].all():
+                self.rows[side_by_side] = data
+                return
+        blocks = as_blocks(which)
         has_row = self._writable[rows]
         if not has_row.any():
             self._append(blocks, data)
         elif has_row.all():
-            self._overwrite(rows, data)
+            self.rows[rows] = data
         else:
-            again, first = np.flatnonzero(has_row), np.flatnonzero(~has_row)
-            self._overwrite(rows[again], data[again])
-            self._append(blocks[first], data[first])
+            again, first_time = np.flatnonzero(has_row), np.flatnonzero(~has_row)
+            self.rows[rows[again]] = data[again]
+            self._append(blocks[first_time], data[first_time])
 
     def put_one(self, block: int, data: Rows) -> None:
         """As :meth:`put` for a single block."""
@@ -171,13 +177,6 @@ class Staging:
         if row >= self._highest:
             self._highest = row + 1
         return row
-
-    def _overwrite(self, rows: RowNumbers, data: Rows) -> None:
-        first, count = int(rows[0]), len(rows)
-        if count >= SLICE_ROWS_MIN and np.array_equal(rows, self._row_numbers[first : first + count]):
-            self.rows[first : first + count] = data
-        else:
-            self.rows[rows] = data
 
     def _append(self, blocks: BlockIndexes, data: Rows) -> None:
         count = len(blocks)

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from crucible_emu import errors
-from crucible_emu.geometry import BlockIndexes
+from crucible_emu.geometry import Selection
 from crucible_emu.integrity import BlockContexts, Proofs, Rows, stored_hashes
 from crucible_emu.region.bounds import FEW_BLOCKS
 from crucible_emu.region.contexts import ContextTable
@@ -61,7 +61,7 @@ class Writer(Protocol):
         """How many blocks :meth:`write` takes at once; ``None``: any number."""
         ...
 
-    def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None: ...
+    def write(self, which: Selection, rows: Rows, contexts: BlockContexts) -> None: ...
 
     def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], proofs: Proofs) -> None:
         """Blocks, each from its own memory."""
@@ -150,19 +150,19 @@ class StagedWriter:
         self._affordable = used + max(AFFORDABLE_BLOCKS_MIN, free - used)
         self._look_again_at = used + LOOK_AGAIN_AFTER_BLOCKS
 
-    def write(self, blocks: BlockIndexes, rows: Rows, contexts: BlockContexts) -> None:
+    def write(self, which: Selection, rows: Rows, contexts: BlockContexts) -> None:
         if contexts.nonce is not None and contexts.on_disk_hash is None:
             stored_hashes(contexts, rows)
         with self._lock:
-            if len(blocks) <= FEW_BLOCKS and contexts.nonce is None:
+            if not isinstance(which, slice) and len(which) <= FEW_BLOCKS and contexts.nonce is None:
                 put_data, put_context = self._staging.put_one, self._contexts.put_one
-                columns = zip(blocks.tolist(), contexts.kind.tolist(), contexts.hash.tolist())
+                columns = zip(which.tolist(), contexts.kind.tolist(), contexts.hash.tolist())
                 for row, (block, kind, block_hash) in enumerate(columns):
                     put_data(block, rows[row : row + 1])
                     put_context(block, kind, block_hash)
             else:
-                self._staging.put(blocks, rows)
-                self._contexts.put(blocks, contexts)
+                self._staging.put(which, rows)
+                self._contexts.put(which, contexts)
 
     def write_singles(self, blocks: Sequence[int], data: Sequence[memoryview], proofs: Proofs) -> None:
         with self._lock:
