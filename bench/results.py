@@ -110,7 +110,7 @@ def describe(subject: Subject) -> Described:
 
 CIPHER_ALONE = Described(
     CIPHER,
-    "AES-256-GCM-SIV by OpenSSL on all cores; the disk has Tink's, on one",
+    "AES-256-GCM-SIV by OpenSSL on all cores; the disk has BoringSSL's",
     ("anything else: no disk, no network, no hashes",),
     0,
     4096,

@@ -10,8 +10,9 @@ What it guarantees: nothing depends on it. What it does not answer in time, or c
 is never asked again. It ends with its owner, however that ends, and is told keys through a socket that nobody else has.
 A process has one at most, for all of its disks whose blocks have the size of the first one's.
 
-*Safety*: questions are numbered, and an answer to another one than the last is no answer. One thread asks at a time;
-another does without.
+*Safety*: questions are numbered, and an answer to another one than the last is no answer; a process that gave none is
+ended before its owner uses the memory. Only the thread that started it uses it, from whose loop nothing comes between
+what is encrypted and its use.
 """
 
 from __future__ import annotations
@@ -24,28 +25,29 @@ import struct
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache
-from threading import Lock
+from threading import get_ident
 
 import numpy as np
 
-from crucible_emu.encryption import KEY_BYTES, Cipher, Slab
-from crucible_emu.integrity import SEAL_BYTES, Hashes
+from crucible_emu.encryption import KEY_BYTES, Cipher
+from crucible_emu.integrity import SEAL_BYTES, TAG_BYTES, Hashes
 from crucible_emu.logs import get_logger
+from crucible_emu.slab import ROW_BYTES_MORE, Slab
 
-ROOM_BYTES = 2 * 1024 * 1024
-"""Of data that it has at a time."""
+ROOM_BYTES = 8 * 1024 * 1024
+"""What is larger is not shared."""
 ANSWER_S_MAX = 0.25
 """What takes it longer costs the guest more than doing without."""
-SHARE_FIRST, SHARE_MIN, SHARE_MAX, SHARE_STEP = 0.4, 0.1, 0.55, 0.01
+SHARE_FIRST, SHARE_MIN, SHARE_MAX, SHARE_STEP = 0.4, 0.1, 0.6, 0.01
 CIPHERS_MAX = 64
 HASH_BYTES = 8
 _GEOMETRY = struct.Struct("<QQ")
 """Room for how many blocks, and their size."""
-_QUESTION = struct.Struct(f"<QQ{KEY_BYTES}s")
-"""Number, how many blocks there are to encrypt, and the key."""
+_QUESTION = struct.Struct(f"<QQQ{KEY_BYTES}s")
+"""Number, the first row to encrypt and the one behind the last, and the key."""
 _ANSWER = struct.Struct("<Q")
 """The number of what is done."""
 
@@ -54,7 +56,7 @@ log = get_logger(__name__)
 
 def bytes_for(count: int, block_size: int) -> int:
     """Of the memory of both, for so many blocks."""
-    return count * (2 * HASH_BYTES + SEAL_BYTES + block_size)
+    return count * (2 * HASH_BYTES + block_size + ROW_BYTES_MORE)
 
 
 def mapped(descriptor: int, count: int, block_size: int) -> tuple[Slab, Hashes, Hashes]:
@@ -74,8 +76,8 @@ class CipherProcess:
         self.room = max(1, ROOM_BYTES // block_size)
         self.share = SHARE_FIRST
         self._ready = False
-        self._number = 0
-        self._in_use = Lock()
+        self._asked = self._answered = 0
+        self._thread = get_ident()
         with ExitStack() as opened, ExitStack() as given_up:
             memory = os.memfd_create("crucible-cipher", os.MFD_CLOEXEC)
             opened.callback(os.close, memory)
@@ -112,26 +114,27 @@ class CipherProcess:
             self._ready = self._heard()
         return self._ready
 
-    def take(self) -> bool:
-        """Whether it is ours, until :meth:`finish`."""
-        return self.ready and self._in_use.acquire(blocking=False)
+    @property
+    def mine(self) -> bool:
+        """Whether the calling thread may use it."""
+        return self.ready and self._thread == get_ident()
 
-    def begin(self, key: bytes, blocks: Sequence[memoryview]) -> None:
-        """Have these encrypted, of which there are at most ``room``."""
-        for room, block in zip(self.slab.stored, blocks):
-            room[:] = block
-        self._number += 1
-        self._say(_QUESTION.pack(self._number, len(blocks), key))
+    def begin(self, key: bytes, payloads: Sequence[memoryview], first: int) -> None:
+        """Have these whole blocks encrypted, in the rows of :attr:`slab` from ``first`` on. *Safety*: a process that is
+        still at work for somebody who did not wait for it, because he failed meanwhile, is ended first."""
+        if self._asked != self._answered:
+            self._drop("somebody did not wait for its answer")
+        row = first
+        for payload in payloads:
+            blocks = np.frombuffer(payload, np.uint8).reshape(-1, self.block_size)
+            self.slab.rows[row : row + len(blocks), SEAL_BYTES:-TAG_BYTES] = blocks
+            row += len(blocks)
+        self._asked += 1
+        self._say(_QUESTION.pack(self._asked, first, row, key))
 
-    @contextmanager
-    def finish(self) -> Iterator[bool]:
-        """Whether what was begun is done, and is in ``slab``, ``hashes`` and ``stored`` as long as the block lasts."""
-        try:
-            yield self._is_done()
-        finally:
-            self._in_use.release()
-
-    def _is_done(self) -> bool:
+    def is_done(self) -> bool:
+        """Whether what was begun is done, and is in ``slab``, ``hashes`` and ``stored``. If not, nobody writes there
+        any more."""
         if self.gone:
             return False
         if self._answers.poll(0):
@@ -156,9 +159,10 @@ class CipherProcess:
         except OSError as error:
             self._drop(str(error))
             return False
-        if said != _ANSWER.pack(self._number):
+        if said != _ANSWER.pack(self._asked):
             self._drop("it has ended" if not said else "it answers another question")
             return False
+        self._answered = self._asked
         return True
 
     def _drop(self, why: str) -> None:
@@ -198,9 +202,9 @@ def serve(asked: socket.socket, memory: int) -> None:
     cipher_of = lru_cache(CIPHERS_MAX)(Cipher)
     asked.send(_ANSWER.pack(0))
     while question := asked.recv(_QUESTION.size):
-        number, count, key = _QUESTION.unpack(question)
-        _, contexts = cipher_of(key).seal(slab.stored[:count], slab)
-        hashes[:count], stored[:count] = contexts.hash, contexts.stored
+        number, first, stop, key = _QUESTION.unpack(question)
+        rows = slice(first, stop)
+        hashes[rows], stored[rows] = cipher_of(key).seal_rows(slab.stored[rows], slab, first, stop)
         asked.send(_ANSWER.pack(number))
 
 

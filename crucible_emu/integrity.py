@@ -188,6 +188,10 @@ class Opens(Protocol):
         """Decrypt in place the blocks whose context is :data:`ENCRYPTED`; the indexes of those that failed."""
         ...
 
+    def open_rows(self, rows: Rows, contexts: BlockContexts) -> list[int]:
+        """The same for blocks side by side."""
+        ...
+
 
 def open_blocks(rows: Rows, contexts: BlockContexts, cipher: Opens | None) -> errors.CrucibleError | None:
     """Verify (and decrypt in place) what a replica answered to a read; ``None`` when every block is right.
@@ -198,7 +202,7 @@ def open_blocks(rows: Rows, contexts: BlockContexts, cipher: Opens | None) -> er
     kind = contexts.kind
     if cipher is not None:
         error = _misfit(rows, contexts)
-        if error is not None or not cipher.open(_views(rows), contexts):
+        if error is not None or not cipher.open_rows(rows, contexts):
             return error
         return errors.DecryptionError()
     if (kind == PLAIN).all():
@@ -208,14 +212,6 @@ def open_blocks(rows: Rows, contexts: BlockContexts, cipher: Opens | None) -> er
     if (empty.any() and rows[empty].any()) or not (empty | plain).all():
         return errors.MissingBlockContext()
     return None if np.array_equal(hash_blocks(rows[plain]), contexts.hash[plain]) else errors.HashMismatch()
-
-
-def _views(rows: Rows) -> list[memoryview]:
-    """Each row; where they lie together, from one view of all: 0.08 µs each instead of 0.2."""
-    if not rows.flags.c_contiguous:
-        return [row.data for row in rows]
-    flat, size = rows.reshape(-1).data, rows.shape[1]
-    return [flat[at : at + size] for at in range(0, rows.size, size)]
 
 
 def _misfit(rows: Rows, contexts: BlockContexts) -> errors.CrucibleError | None:

@@ -17,7 +17,8 @@ LINES_MAX = 600
 
 FLOORS = (
     {
-        *("errors", "geometry", "blockio", "blockio_memory", "integrity", "encryption", "cipher_process"),
+        *("errors", "geometry", "blockio", "blockio_memory", "integrity"),
+        *("slab", "boringssl", "aead", "encryption", "cipher_process"),
         *("logs", "statistics", "http_errors", "http_body", "descriptors"),
     },
     {"wire", "region", "service"},

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crucible_emu.encryption import Cipher, Slab
+from crucible_emu.encryption import Cipher
 from crucible_emu.integrity import BlockContexts, Rows, Seals
+from crucible_emu.slab import Slab
 from crucible_emu.upstairs.row_memory import RowMemory
 
 SPARE_BYTES_MAX = 8 * 1024 * 1024
@@ -33,14 +34,8 @@ class Sealer:
     def seal(self, payloads: Sequence[memoryview]) -> tuple[Rows, BlockContexts]:
         """Ciphertext and contexts of payloads of whole blocks, one after the other. Where replicas keep no copies, the
         ciphertext is there until the next call."""
-        size = self._block_size
-        blocks: list[memoryview] = []
-        for payload in payloads:
-            if len(payload) == size:
-                blocks.append(payload)
-            else:
-                blocks += [payload[at : at + size] for at in range(0, len(payload), size)]
-        rows, contexts = self._cipher.seal(blocks, self._room(len(blocks)))
+        count = sum(map(len, payloads)) // self._block_size
+        rows, contexts = self._cipher.seal(payloads, self._room(count))
         # Not ascontiguousarray: one row is contiguous as it is, and would not be copied.
         return rows if self._copies is None else self._copies.copy(rows), contexts
 

@@ -18,8 +18,9 @@ from upstairs_rig import SESSION, UPSTAIRS
 
 from crucible_emu import errors, wire
 from crucible_emu.blockio import Kind, Request
-from crucible_emu.encryption import Cipher, Slab
+from crucible_emu.encryption import Cipher
 from crucible_emu.integrity import BlockContexts, hash_blocks
+from crucible_emu.slab import Slab
 from crucible_emu.upstairs import single_reads, tcp_link
 from crucible_emu.upstairs.guest import Guest
 from crucible_emu.upstairs.jobs import Job
