@@ -1,18 +1,18 @@
 """A second process that encrypts a share of what is large.
 
-What it is for: the cipher keeps the interpreter's lock (:mod:`~crucible_emu.encryption`), so threads bring nothing, and
-of what 1 MiB costs on its way into an encrypted disk it is two thirds. A :class:`CipherProcess` takes a share of the
-blocks of each large write, in memory that both processes have mapped; meanwhile its owner does the rest. How large the
-share is follows from who had to wait. (To decrypt so brought nothing on two cores: it costs half as much, and whoever
-reads needs the other core.)
+What it is for: threads bring a cipher nothing that is called for each block (:mod:`~crucible_emu.encryption`), and of
+what 1 MiB costs on its way into an encrypted disk it is two thirds. A :class:`CipherProcess` takes a share of the
+blocks of each large write, in memory that both processes have mapped; meanwhile its owner does the rest, and what came
+before. How large the share is follows from who had to wait. (To decrypt so brought nothing on two cores: it costs half
+as much, and whoever reads needs the other core.)
 
 What it guarantees: nothing depends on it. What it does not answer in time, or cannot do, is done by its owner, and it
 is never asked again. It ends with its owner, however that ends, and is told keys through a socket that nobody else has.
 A process has one at most, for all of its disks whose blocks have the size of the first one's.
 
-*Safety*: questions are numbered, and an answer to another one than the last is no answer; a process that gave none is
-ended before its owner uses the memory. Only the thread that started it uses it, from whose loop nothing comes between
-what is encrypted and its use.
+*Safety*: questions are numbered, and an answer to another one than the last is no answer; one that gave none is ended
+before its owner uses the memory. It works in one half of that memory while what is in the other is taken away: a half
+is given to the next only when nobody holds it any more. Only the thread that started it asks it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import struct
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from threading import get_ident
 
@@ -37,11 +37,11 @@ from crucible_emu.integrity import SEAL_BYTES, TAG_BYTES, Hashes
 from crucible_emu.logs import get_logger
 from crucible_emu.slab import ROW_BYTES_MORE, Slab
 
-ROOM_BYTES = 8 * 1024 * 1024
-"""What is larger is not shared."""
+ROOM_BYTES = 4 * 1024 * 1024
+"""What is larger is not shared. There is room for two of that."""
 ANSWER_S_MAX = 0.25
 """What takes it longer costs the guest more than doing without."""
-SHARE_FIRST, SHARE_MIN, SHARE_MAX, SHARE_STEP = 0.4, 0.1, 0.6, 0.01
+SHARE_FIRST, SHARE_MIN, SHARE_MAX, SHARE_STEP = 0.6, 0.1, 0.9, 0.01
 CIPHERS_MAX = 64
 HASH_BYTES = 8
 _GEOMETRY = struct.Struct("<QQ")
@@ -69,7 +69,8 @@ def mapped(descriptor: int, count: int, block_size: int) -> tuple[Slab, Hashes, 
 
 class CipherProcess:
     """Starts the process for blocks of ``block_size``; it is of use once it is :attr:`ready`. ``room``: so many blocks
-    it takes at a time. ``share``: of a large request, as much is best given to it. Raises OSError."""
+    it takes at a time. ``share``: of a large request, as much is best given to it. ``slab``, ``hashes``, ``stored``:
+    where blocks are sealed, and the hashes of what is sealed and of what is stored. Raises OSError."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -84,8 +85,8 @@ class CipherProcess:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             opened.enter_context(theirs)
             given_up.enter_context(ours)
-            os.ftruncate(memory, bytes_for(self.room, block_size))
-            self.slab, self.hashes, self.stored = mapped(memory, self.room, block_size)
+            os.ftruncate(memory, bytes_for(2 * self.room, block_size))
+            self.slab, self.hashes, self.stored = mapped(memory, 2 * self.room, block_size)
             process = subprocess.Popen(
                 [sys.executable, "-m", "crucible_emu.cipher_process", str(theirs.fileno()), str(memory)],
                 pass_fds=(theirs.fileno(), memory),
@@ -99,8 +100,11 @@ class CipherProcess:
         self._socket = ours
         self._answers = select.poll()
         self._answers.register(ours, select.POLLIN)
+        self._holders: list[Callable[[], object | None]] = [_nobody, _nobody]
+        # Not closed before nobody knows this any more: somebody may wait for what it says.
+        self._closed = weakref.finalize(self, ours.close)
         self._end = weakref.finalize(self, _end, ours, process)
-        self._say(_GEOMETRY.pack(self.room, block_size))
+        self._say(_GEOMETRY.pack(2 * self.room, block_size))
 
     @property
     def gone(self) -> bool:
@@ -119,11 +123,24 @@ class CipherProcess:
         """Whether the calling thread may use it."""
         return self.ready and self._thread == get_ident()
 
-    def begin(self, key: bytes, payloads: Sequence[memoryview], first: int) -> None:
-        """Have these whole blocks encrypted, in the rows of :attr:`slab` from ``first`` on. *Safety*: a process that is
-        still at work for somebody who did not wait for it, because he failed meanwhile, is ended first."""
-        if self._asked != self._answered:
-            self._drop("somebody did not wait for its answer")
+    def half_for(self, holder: object) -> int | None:
+        """The first row of a half of the slab, which is ``holder``'s until that is gone, or lets go of it; ``None``
+        where both are somebody's."""
+        for half, held_by in enumerate(self._holders):
+            if held_by() is None:
+                self._holders[half] = weakref.ref(holder)
+                return half * self.room
+        return None
+
+    def let_go(self, first: int) -> None:
+        """The half from row ``first`` on is nobody's any more."""
+        self._holders[first // self.room] = _nobody
+
+    def begin(self, key: bytes, payloads: Sequence[memoryview], first: int) -> int:
+        """Have these whole blocks encrypted, in the rows of :attr:`slab` from ``first`` on, as soon as it is done with
+        what it was asked before, for which this waits. The number of this question."""
+        if self._answered < self._asked:
+            self._wait()
         row = first
         for payload in payloads:
             blocks = np.frombuffer(payload, np.uint8).reshape(-1, self.block_size)
@@ -131,20 +148,34 @@ class CipherProcess:
             row += len(blocks)
         self._asked += 1
         self._say(_QUESTION.pack(self._asked, first, row, key))
+        return self._asked
 
-    def is_done(self) -> bool:
-        """Whether what was begun is done, and is in ``slab``, ``hashes`` and ``stored``. If not, nobody writes there
-        any more."""
+    def is_done(self, number: int) -> bool:
+        """Whether what has this number is done, once that is known. If not, nobody writes to its rows any more."""
+        if self._answered < number:
+            self._wait()
+        return self._answered >= number
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether :meth:`is_done` would not have to wait."""
+        return self.gone or self._answered == self._asked or bool(self._answers.poll(0))
+
+    def fileno(self) -> int:
+        """Of what becomes readable when it has answered, or is gone."""
+        return self._socket.fileno()
+
+    def _wait(self) -> None:
         if self.gone:
-            return False
+            return
         if self._answers.poll(0):
             self.share = min(SHARE_MAX, self.share + SHARE_STEP)
         else:
             self.share = max(SHARE_MIN, self.share - SHARE_STEP)
             if not self._answers.poll(ANSWER_S_MAX * 1000):
                 self._drop("it does not answer")
-                return False
-        return self._heard()
+                return
+        self._heard()
 
     def _say(self, message: bytes) -> None:
         try:
@@ -172,8 +203,13 @@ class CipherProcess:
         self._end()
 
 
+def _nobody() -> None:
+    return None
+
+
 def _end(ours: socket.socket, process: subprocess.Popen[bytes]) -> None:
-    ours.close()
+    with suppress(OSError):  # it has ended already
+        ours.shutdown(socket.SHUT_RDWR)
     process.kill()
     process.wait()
 

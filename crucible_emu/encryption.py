@@ -45,9 +45,18 @@ class Sharing(Protocol):
     @property
     def mine(self) -> bool: ...
 
-    def begin(self, key: bytes, payloads: Sequence[memoryview], first: int) -> None: ...
+    @property
+    def has_answered(self) -> bool: ...
 
-    def is_done(self) -> bool: ...
+    def half_for(self, holder: object) -> int | None: ...
+
+    def let_go(self, first: int) -> None: ...
+
+    def begin(self, key: bytes, payloads: Sequence[memoryview], first: int) -> int: ...
+
+    def is_done(self, number: int) -> bool: ...
+
+    def fileno(self) -> int: ...
 
 
 class Cipher:
@@ -81,42 +90,23 @@ class Cipher:
     def seal(self, payloads: Sequence[memoryview], slab: Slab) -> tuple[Rows, BlockContexts]:
         """Encrypt payloads of whole blocks of the slab's size, wherever they lie, into a slab for as many or more.
 
-        The ciphertexts are a view of the slab, or of one that is shared with another process; their rows are contiguous
-        each but not together, and there until the next call in this thread. The contexts stand by themselves."""
-        size = slab.block_size
-        count = sum(map(len, payloads)) // size
-        process = self._process_for(count, size)
-        if process is None:
-            hashes, stored = self.seal_rows(payloads, slab, 0, count)
-        else:
-            slab = process.slab
-            hashes, stored = self._seal_shared(payloads, process, count, size)
-        seals = slab.rows[:count, :SEAL_BYTES].copy()
-        kinds = np.full(count, ENCRYPTED, np.uint8)
-        contexts = BlockContexts(kinds, hashes, seals[:, :NONCE_BYTES], seals[:, NONCE_BYTES:], stored)
-        return slab.rows[:count, SEAL_BYTES:-TAG_BYTES], contexts
+        The ciphertexts are a view of the slab, whose rows are contiguous each but not together; the contexts stand by
+        themselves."""
+        count = sum(map(len, payloads)) // slab.block_size
+        return _sealed(slab, 0, count, *self.seal_rows(payloads, slab, 0, count))
 
-    def _process_for(self, count: int, block_size: int) -> Sharing | None:
-        """The second process, if it is to have some of so many blocks. *Optimisation*: it is asked for once much has
-        come in large writes."""
-        if self._sharing is None or count * block_size < LARGE_BYTES:
+    def begin(self, payloads: Sequence[memoryview], block_size: int) -> Sealing | None:
+        """The same with the help of another process, which is at it when this returns; ``None`` where there is none, or
+        where it is not worth it. *Optimisation*: it is asked for once much has come in large writes."""
+        size_bytes = sum(map(len, payloads))
+        if self._sharing is None or size_bytes < LARGE_BYTES:
             return None
-        self._large_bytes += count * block_size
+        self._large_bytes += size_bytes
         process = self._sharing(block_size) if self._large_bytes >= STARTS_AFTER_BYTES else None
-        return process if process is not None and process.mine and count <= process.room else None
-
-    def _seal_shared(
-        self, payloads: Sequence[memoryview], process: Sharing, count: int, size: int
-    ) -> tuple[Hashes, Hashes]:
-        """Seal into the slab of both, the last rows there."""
-        own = count - int(count * process.share)
-        mine, others = _divided(payloads, own * size)
-        process.begin(self._key, others, own)
-        hashes, stored = process.hashes[:count], process.stored[:count]
-        hashes[:own], stored[:own] = self.seal_rows(mine, process.slab, 0, own)
-        if not process.is_done():
-            hashes[own:], stored[own:] = self.seal_rows(others, process.slab, own, count)
-        return hashes.copy(), stored.copy()
+        if process is None or not process.mine or size_bytes > process.room * block_size:
+            return None
+        sealing = Sealing(self, process, payloads, size_bytes // block_size)
+        return sealing if sealing.begin(self._key) else None
 
     def seal_rows(self, payloads: Sequence[memoryview], slab: Slab, begin: int, end: int) -> tuple[Hashes, Hashes]:
         """Seal payloads into some rows of the slab; the hashes of what is sealed, and of what is stored."""
@@ -176,6 +166,61 @@ class Cipher:
         """Decrypt in place the rows whose context is :data:`~crucible_emu.integrity.ENCRYPTED`; the first row that
         fails, or ``None``."""
         return min(self.open_rows(rows, contexts), default=None)
+
+
+class Sealing:
+    """``count`` blocks of which another process seals a share: after :meth:`begin`, :meth:`seal_own` does the others,
+    and :meth:`finish` has all. Their memory may be given away with that."""
+
+    __slots__ = ("__weakref__", "_cipher", "_count", "_first", "_mine", "_number", "_others", "_own", "process")
+
+    def __init__(self, cipher: Cipher, process: Sharing, payloads: Sequence[memoryview], count: int) -> None:
+        self._cipher = cipher
+        self.process = process
+        self._count = count
+        self._own = count - int(count * process.share)
+        self._mine: list[memoryview] | None
+        self._mine, self._others = _divided(payloads, self._own * process.slab.block_size)
+        self._first = self._number = 0
+
+    def begin(self, key: bytes) -> bool:
+        """Have the other process begin, once it is done with what it does now. ``False``: there is no memory."""
+        first = self.process.half_for(self)
+        if first is None:
+            return False
+        self._first = first
+        self._number = self.process.begin(key, self._others, first + self._own)
+        return True
+
+    def seal_own(self) -> None:
+        """Do one's own share, if that is not done yet."""
+        if self._mine is not None:
+            self._seal(self._mine, self._first, self._first + self._own)
+            self._mine = None
+
+    def finish(self) -> tuple[Rows, BlockContexts]:
+        """As :meth:`Cipher.seal`; what is in the rows is there until the next one begins."""
+        self.seal_own()
+        first, stop = self._first, self._first + self._count
+        if not self.process.is_done(self._number):
+            self._seal(self._others, first + self._own, stop)
+        self.process.let_go(first)
+        hashes, stored = self.process.hashes[first:stop].copy(), self.process.stored[first:stop].copy()
+        return _sealed(self.process.slab, first, stop, hashes, stored)
+
+    def _seal(self, payloads: Sequence[memoryview], first: int, stop: int) -> None:
+        process = self.process
+        rows = slice(first, stop)
+        process.hashes[rows], process.stored[rows] = self._cipher.seal_rows(payloads, process.slab, first, stop)
+
+
+def _sealed(slab: Slab, first: int, stop: int, hashes: Hashes, stored: Hashes) -> tuple[Rows, BlockContexts]:
+    """The ciphertexts in some rows of a slab, and the contexts that go with them."""
+    rows = slab.rows[first:stop]
+    seals = rows[:, :SEAL_BYTES].copy()
+    kinds = np.full(stop - first, ENCRYPTED, np.uint8)
+    contexts = BlockContexts(kinds, hashes, seals[:, :NONCE_BYTES], seals[:, NONCE_BYTES:], stored)
+    return rows[:, SEAL_BYTES:-TAG_BYTES], contexts
 
 
 def _best(key: bytes) -> Aead:

@@ -32,6 +32,7 @@ from crucible_emu.upstairs.live_repair import LiveRepair
 from crucible_emu.upstairs.read_train import Finished
 from crucible_emu.upstairs.row_memory import LARGE_BYTES
 from crucible_emu.upstairs.rules import JobKind
+from crucible_emu.upstairs.sealed_writes import SealedWrites
 from crucible_emu.upstairs.sealer import Sealer
 from crucible_emu.upstairs.single_reads import SingleReads
 from crucible_emu.upstairs.single_writes import SingleWrites
@@ -68,6 +69,7 @@ class Guest:
         cipher = upstairs.cipher
         copies = None if upstairs.in_process else upstairs.row_memory
         self._sealer = None if cipher is None else Sealer(cipher, self._block_size, copies=copies)
+        self._sealed_writes = None if self._sealer is None else SealedWrites(self._sealer, self._enter_sealed)
         self._backlog: deque[tuple[list[Request], Completed]] = deque()
         self._room = trio.Event()
         self._room.set()
@@ -107,11 +109,11 @@ class Guest:
     def read_singles(self, offsets: Sequence[int], outs: Sequence[memoryview]) -> bool:
         """See :class:`~crucible_emu.blockio.SinglesDevice`. *Safety*: what waits for admission may be writes, which
         this must not pass."""
-        return not self._backlog and self._single_reads.read_now(offsets, outs)
+        return not self._backlog and not self._seals() and self._single_reads.read_now(offsets, outs)
 
     def write_singles(self, offsets: Sequence[int], data: Sequence[memoryview]) -> bool:
         """See :class:`~crucible_emu.blockio.SinglesDevice`."""
-        return not self._is_full() and self._single_writes.write_now(offsets, data)
+        return not self._is_full() and not self._seals() and self._single_writes.write_now(offsets, data)
 
     def payload_memory(self, length: int) -> memoryview | None:
         """See :class:`~crucible_emu.blockio.PayloadDevice`: where replicas in other processes may look for it."""
@@ -168,6 +170,10 @@ class Guest:
     def _is_full(self) -> bool:
         return bool(self._backlog) or not self._has_room()
 
+    def _seals(self) -> bool:
+        """Whether a write is being encrypted, which nothing must pass."""
+        return self._sealed_writes is not None and self._sealed_writes.under_way
+
     def _progress(self) -> None:
         """Something finished: admit what waited, as far as there is room."""
         if self._admitting:
@@ -194,10 +200,13 @@ class Guest:
         """Admit ``requests``; those that are done already."""
         done: list[Request] = []
         index, total = 0, len(requests)
+        sealed = self._sealed_writes
         while index < total:
             request = requests[index]
             kind = request.kind
             stop = index + 1
+            if sealed is not None and sealed.under_way and not sealed.may_follow(request):
+                sealed.settle()
             if not self._trains.in_range(request):
                 request.error = errors.OffsetInvalid()
                 done.append(request)
@@ -227,25 +236,49 @@ class Guest:
         return self.healer.watching or bool(self._large_zeroes.unfinished)
 
     def _write(self, requests: list[Request], done: list[Request], completed: Completed) -> None:
-        """Write a train."""
+        """Write a train; or begin to, where it is large and encrypted."""
         error = self._core.admission_error(JobKind.WRITE)
         if error is not None:
             for request in requests:
                 request.error = error
             done.extend(requests)
-            return
+        elif self._sealer is None or self._sealed_writes is None:
+            self._enter(requests, self._gather(requests), None, done, completed)
+        else:
+            payloads = [_payload(request) for request in requests if request.length]
+            if not self._sealed_writes.begin(requests, payloads, completed):
+                self._enter(requests, *self._sealer.seal(payloads), done, completed)
+
+    def _enter(
+        self,
+        requests: list[Request],
+        rows: Rows,
+        contexts: BlockContexts | None,
+        done: list[Request],
+        completed: Completed,
+    ) -> None:
+        """Write the rows of a train that was admitted."""
         if self._large_zeroes.unfinished:
             self._large_zeroes.written(requests)
-        spans = [(request.offset, request.length) for request in requests if request.length]
-        if self._sealer is None:
-            self.write_rows(spans, self._gather(requests))
-        elif spans:
-            self.write_rows(spans, *self._sealer.seal([_payload(request) for request in requests]))
+        self.write_rows([(request.offset, request.length) for request in requests if request.length], rows, contexts)
         for request in requests:
             if request.fua:
                 self._flush(request, done, completed)
             else:
                 done.append(request)
+
+    def _enter_sealed(self, requests: list[Request], rows: Rows, contexts: BlockContexts, completed: Completed) -> None:
+        """The same of a train that was begun before; the disk may have gone out of service meanwhile."""
+        done: list[Request] = []
+        error = self._core.admission_error(JobKind.WRITE)
+        if error is None:
+            self._enter(requests, rows, contexts, done, completed)
+        else:
+            for request in requests:
+                request.error = error
+            done = requests
+        if done:
+            completed(done)
 
     def _write_unwritten(self, request: Request, done: list[Request], completed: Completed) -> None:
         """Each replica writes the blocks that it has not written yet; flushes and order are those of a write."""
@@ -504,6 +537,8 @@ class Guest:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._large_zeroes.run)
             nursery.start_soon(self.healer.run)
+            if self._sealed_writes is not None:
+                nursery.start_soon(self._sealed_writes.run)
 
 
 def _complete(group: FlushGroup, error: errors.CrucibleError | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crucible_emu.encryption import Cipher
+from crucible_emu.encryption import Cipher, Sealing
 from crucible_emu.integrity import BlockContexts, Rows, Seals
 from crucible_emu.slab import Slab
 from crucible_emu.upstairs.row_memory import RowMemory
@@ -35,7 +35,17 @@ class Sealer:
         """Ciphertext and contexts of payloads of whole blocks, one after the other. Where replicas keep no copies, the
         ciphertext is there until the next call."""
         count = sum(map(len, payloads)) // self._block_size
-        rows, contexts = self._cipher.seal(payloads, self._room(count))
+        return self._kept(*self._cipher.seal(payloads, self._room(count)))
+
+    def begin(self, payloads: Sequence[memoryview]) -> Sealing | None:
+        """The same with another process; see :meth:`~crucible_emu.encryption.Cipher.begin`."""
+        return self._cipher.begin(payloads, self._block_size)
+
+    def finish(self, sealing: Sealing) -> tuple[Rows, BlockContexts]:
+        """What was begun, as of :meth:`seal`."""
+        return self._kept(*sealing.finish())
+
+    def _kept(self, rows: Rows, contexts: BlockContexts) -> tuple[Rows, BlockContexts]:
         # Not ascontiguousarray: one row is contiguous as it is, and would not be copied.
         return rows if self._copies is None else self._copies.copy(rows), contexts
 

@@ -18,7 +18,7 @@ import pytest
 from crucible_emu import cipher_process, encryption
 from crucible_emu.cipher_process import CipherProcess, the_process
 from crucible_emu.encryption import Cipher
-from crucible_emu.integrity import hash_blocks, hash_sealed_blocks
+from crucible_emu.integrity import BlockContexts, Rows, hash_blocks, hash_sealed_blocks
 from crucible_emu.slab import Slab
 
 KEY = bytes(range(32))
@@ -44,9 +44,14 @@ def plaintext(count: int = BLOCKS, seed: int = 1) -> list[memoryview]:
     return [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
 
 
-def sealed_rightly(cipher: Cipher, blocks: list[memoryview]) -> None:
-    """Seal them, and look at everything that came of it."""
-    sealed, contexts = cipher.seal(blocks, Slab(len(blocks), BLOCK))
+def sealed_rightly(cipher: Cipher, blocks: list[memoryview]) -> bool:
+    """Seal them, with the process where it helps, and look at everything that came of it. Whether it was asked."""
+    sealing = cipher.begin(blocks, BLOCK)
+    right(blocks, *(cipher.seal(blocks, Slab(len(blocks), BLOCK)) if sealing is None else sealing.finish()))
+    return sealing is not None
+
+
+def right(blocks: list[memoryview], sealed: Rows, contexts: BlockContexts) -> None:
     rows = np.ascontiguousarray(sealed)
     assert contexts.nonce is not None and contexts.tag is not None
     assert np.array_equal(contexts.stored, hash_blocks(rows))
@@ -66,52 +71,67 @@ def in_use() -> tuple[Cipher, CipherProcess]:
     return cipher, process
 
 
-@pytest.mark.parametrize("count", [64, 65, 128, 700, 2048])
+@pytest.mark.parametrize("count", [64, 65, 128, 700, 1024])
 def test_a_share_is_sealed_there(count: int) -> None:
     """Up to what it has room for."""
     cipher, process = in_use()
     for seed in range(3):
-        number, own = process._asked, count - int(count * process.share)
         process.hashes[:], process.stored[:] = 0, 0
-        sealed_rightly(cipher, plaintext(count, seed))
-        assert process._asked == number + 1 and not process.gone
-        assert 0 < own < count
+        taken = int(count * process.share)
+        assert sealed_rightly(cipher, plaintext(count, seed))
+        assert not process.gone and 0 < taken < count
         assert np.array_equal(process.stored[:count], hash_blocks(process.slab.rows[:count, 28:-16].copy()))
 
 
-def test_what_it_has_no_room_for_is_not_shared() -> None:
-    cipher, process = in_use()
-    number = process._asked
-    sealed_rightly(cipher, plaintext(process.room + 1))
-    assert process._asked == number
+@pytest.mark.parametrize("count", [63, 1025])
+def test_what_is_small_and_what_it_has_no_room_for_is_not_shared(count: int) -> None:
+    cipher, _ = in_use()
+    assert not sealed_rightly(cipher, plaintext(count))
 
 
-def test_small_writes_and_other_blocks_are_not_shared() -> None:
-    cipher, process = in_use()
-    number = process._asked
-    sealed_rightly(cipher, plaintext(63))
-    Cipher(KEY, sharing=the_process).seal([memoryview(bytes(512))] * 1024, Slab(1024, 512))
-    Cipher(KEY).seal(plaintext(), Slab(BLOCKS, BLOCK))
-    assert process._asked == number
+def test_blocks_of_another_size_and_of_a_cipher_without_it_are_not_shared() -> None:
+    in_use()
+    assert Cipher(KEY, sharing=the_process).begin([memoryview(bytes(512))] * 1024, 512) is None
+    assert Cipher(KEY).begin(plaintext(), BLOCK) is None
 
 
 def test_another_disk_has_its_own_key_in_the_same_process() -> None:
-    _, process = in_use()
-    number, other = process._asked, Cipher(bytes(32), sharing=the_process)
-    rows, contexts = other.seal(plaintext(), Slab(BLOCKS, BLOCK))
-    assert process._asked == number + 1
+    in_use()
+    sealing = Cipher(bytes(32), sharing=the_process).begin(plaintext(), BLOCK)
+    assert sealing is not None
+    rows, contexts = sealing.finish()
     assert Cipher(bytes(32)).open([row.data for row in np.ascontiguousarray(rows)], contexts) == []
+
+
+def test_two_are_under_way_and_a_third_is_not_shared() -> None:
+    """Each has its half of the memory until it is finished."""
+    cipher, _ = in_use()
+    one, two = plaintext(seed=2), plaintext(200, seed=3)
+    first, second = cipher.begin(one, BLOCK), cipher.begin(two, BLOCK)
+    assert first is not None and second is not None
+    assert not sealed_rightly(cipher, plaintext(seed=4))
+    right(one, *first.finish())
+    assert sealed_rightly(cipher, plaintext(seed=5))
+    right(two, *second.finish())
+
+
+def test_what_nobody_finishes_takes_no_room() -> None:
+    """Race: a disk is closed while one of its writes is under way."""
+    cipher, process = in_use()
+    for seed in range(5):
+        sealing = cipher.begin(plaintext(seed=seed), BLOCK)
+        assert sealing is not None
+        del sealing
+    assert sealed_rightly(cipher, plaintext(seed=9))
+    assert not process.gone
 
 
 def test_only_the_thread_that_started_it_asks() -> None:
     """Another one might use what is encrypted while the first encrypts something else there."""
-    cipher, process = in_use()
-    number = process._asked
+    cipher, _ = in_use()
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(sealed_rightly, cipher, plaintext()).result()
-    assert process._asked == number
-    sealed_rightly(cipher, plaintext())
-    assert process._asked == number + 1
+        assert not threads.submit(sealed_rightly, cipher, plaintext()).result()
+    assert sealed_rightly(cipher, plaintext())
 
 
 def test_race_of_its_end_with_a_write() -> None:
@@ -119,10 +139,11 @@ def test_race_of_its_end_with_a_write() -> None:
     cipher, process = in_use()
     begin = process.begin
 
-    def and_kill(key: bytes, payloads: list[memoryview], first: int) -> None:
+    def and_kill(key: bytes, payloads: list[memoryview], first: int) -> int:
         os.kill(process.pid, signal.SIGSTOP)
-        begin(key, payloads, first)
+        number = begin(key, payloads, first)
         os.kill(process.pid, signal.SIGKILL)
+        return number
 
     process.begin = and_kill  # type: ignore[method-assign, assignment]
     sealed_rightly(cipher, plaintext())
@@ -146,11 +167,23 @@ def test_one_that_has_stopped_is_not_waited_for_long(monkeypatch: pytest.MonkeyP
     assert process.gone
 
 
-def test_the_answer_to_another_question_is_none() -> None:
-    """Race: a write failed between the question and its answer, which the next one would take for its own."""
+def test_race_of_its_end_with_two_that_are_under_way() -> None:
+    """What was answered before stays right, what was not is done by its owner."""
     cipher, process = in_use()
-    process.begin(KEY, plaintext(seed=8), 0)
-    sealed_rightly(cipher, plaintext(seed=9))
+    one, two = plaintext(seed=2), plaintext(seed=3)
+    first = cipher.begin(one, BLOCK)
+    second = cipher.begin(two, BLOCK)
+    assert first is not None and second is not None and process._answered == process._asked - 1
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    right(two, *second.finish())
+    right(one, *first.finish())
+
+
+def test_the_answer_to_another_question_is_none() -> None:
+    cipher, process = in_use()
+    process._asked += 1
+    assert sealed_rightly(cipher, plaintext(seed=9))
     assert process.gone
 
 
