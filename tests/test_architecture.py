@@ -100,7 +100,7 @@ DRIVERS = {
     *(f"crucible_emu.downstairs.{name}" for name in ("repair_http", "repair_service")),
     *(
         f"crucible_emu.upstairs.{name}"
-        for name in ("asking", "reads_at_hand", "tcp_link", "writes_by_reference", "zeroing")
+        for name in ("asking", "reads_at_hand", "sealed_writes", "tcp_link", "writes_by_reference", "zeroing")
     ),
     *(
         f"crucible_emu.volume.{name}"
