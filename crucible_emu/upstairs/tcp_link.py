@@ -300,7 +300,15 @@ class TcpLink:
     # -- receiving ------------------------------------------------------------------------------------------------
 
     async def run(self, port: Port) -> str:
-        """Serve the connection until it ends; why it ended."""
+        """Serve the connection until it ends; why it ended. What is sent from then on goes nowhere."""
+        try:
+            return await self._serve(port)
+        finally:
+            # *Safety*: the socket is closed before the Upstairs hears of the end; what is sent in between must not go
+            # to the file, or the peer, that gets its number.
+            self._fd = -1
+
+    async def _serve(self, port: Port) -> str:
         why = "closed by us"
         self._heard_at = trio.current_time()
         async with trio.open_nursery() as nursery:
