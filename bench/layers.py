@@ -133,6 +133,7 @@ FRAMES = (
     Frame(REPLY, "crucible_emu.nbd.buffers", "PooledBuffer.release"),
     Frame(RECEIVE, "crucible_emu.nbd"),
     Frame(GUEST, "crucible_emu.upstairs.guest"),
+    Frame(GUEST, "crucible_emu.upstairs.sealed_writes"),
     Frame(GUEST, "crucible_emu.upstairs.trains"),
     Frame(GUEST, "crucible_emu.upstairs.zeroing"),
     Frame(HASH, "crucible_emu.upstairs.sealer"),

@@ -95,12 +95,30 @@ DRIVERS = {
     ),
     *(
         f"crucible_emu.upstairs.{name}"
-        for name in ("driver", "gathered_read", "guest", "healing", "local_link", "single_reads", "single_writes")
+        for name in (
+            "driver",
+            "gathered_read",
+            "group_commit",
+            "guest",
+            "healing",
+            "local_link",
+            "single_reads",
+            "single_writes",
+        )
     ),
+    "crucible_emu.upstairs.group_commit",
     *(f"crucible_emu.downstairs.{name}" for name in ("repair_http", "repair_service")),
     *(
         f"crucible_emu.upstairs.{name}"
-        for name in ("asking", "reads_at_hand", "sealed_writes", "tcp_link", "writes_by_reference", "zeroing")
+        for name in (
+            "asking",
+            "group_commit",
+            "reads_at_hand",
+            "sealed_writes",
+            "tcp_link",
+            "writes_by_reference",
+            "zeroing",
+        )
     ),
     *(
         f"crucible_emu.volume.{name}"

@@ -25,11 +25,11 @@ from crucible_emu import errors
 from crucible_emu.blockio import Allocation, Completed, Kind, Request
 from crucible_emu.geometry import BlockIndexes, equal_runs, spans_to_blocks
 from crucible_emu.integrity import EMPTY, BlockContexts, Rows, hash_blocks
-from crucible_emu.upstairs.driver import Damage, FlushHandle, ReadHandle, Upstairs
+from crucible_emu.upstairs.driver import Damage, ReadHandle, Upstairs
 from crucible_emu.upstairs.gathered_read import GatheredRead, ReadResult
+from crucible_emu.upstairs.group_commit import GroupCommit
 from crucible_emu.upstairs.healing import Healer
 from crucible_emu.upstairs.live_repair import LiveRepair
-from crucible_emu.upstairs.read_train import Finished
 from crucible_emu.upstairs.row_memory import LARGE_BYTES
 from crucible_emu.upstairs.rules import JobKind
 from crucible_emu.upstairs.sealed_writes import SealedWrites
@@ -46,9 +46,6 @@ TRANSFER_BYTES_MAX = 1024 * 1024
 ZEROES_BYTES = 4 * 1024 * 1024
 """Zeros are written in pieces of this size, with a checkpoint between: a large request must not stall others."""
 ALLOCATION_BLOCKS_MAX = 65536
-
-FlushGroup = list[tuple[Request, Completed]]
-"""Flushes that are answered by one."""
 
 
 class Guest:
@@ -73,9 +70,7 @@ class Guest:
         self._backlog: deque[tuple[list[Request], Completed]] = deque()
         self._room = trio.Event()
         self._room.set()
-        self._flush_running: FlushGroup | None = None
-        self._flush_covers = 0
-        self._flush_waiting: FlushGroup = []
+        self._flush = GroupCommit(upstairs).flush
         self._zero_hash = hash_blocks(np.zeros((1, self._block_size), np.uint8))
         self._large_zeroes = LargeZeroes(self, ZEROES_BYTES)
         self._single_reads = SingleReads(upstairs, self.read_later)
@@ -445,45 +440,6 @@ class Guest:
             raise result.error
         return result
 
-    # -- flushes ------------------------------------------------------------------------------------------------------
-
-    def _flush(self, request: Request, done: list[Request], completed: Completed) -> None:
-        if self.read_only:
-            done.append(request)
-            return
-        error = self._core.admission_error(JobKind.FLUSH)
-        if error is not None:
-            request.error = error
-            done.append(request)
-            return
-        # Group commit: flushes that come while one is under way share the next, which covers what all of them cover; or
-        # that one, if nothing was written since it began.
-        if self._flush_running is not None and self._core.last_write == self._flush_covers:
-            self._flush_running.append((request, completed))
-            return
-        self._flush_waiting.append((request, completed))
-        if self._flush_running is None:
-            self._start_flush()
-
-    def _start_flush(self) -> None:
-        group, self._flush_waiting = self._flush_waiting, []
-        self._flush_running, self._flush_covers = group, self._core.last_write
-        self.upstairs.statistics.flushes += 1
-
-        def answered(error: errors.CrucibleError | None) -> None:
-            self._flush_running = None
-            _complete(group, error)
-            if self._flush_waiting:
-                refusal = self._core.admission_error(JobKind.FLUSH)
-                if refusal is None:
-                    self._start_flush()
-                else:
-                    waiting, self._flush_waiting = self._flush_waiting, []
-                    _complete(waiting, refusal)
-
-        self._core.flush(FlushHandle(answered))
-        self.upstairs.perform()
-
     # -- zeros --------------------------------------------------------------------------------------------------------
 
     def _zero(self, request: Request, done: list[Request], completed: Completed) -> None:
@@ -539,15 +495,6 @@ class Guest:
             nursery.start_soon(self.healer.run)
             if self._sealed_writes is not None:
                 nursery.start_soon(self._sealed_writes.run)
-
-
-def _complete(group: FlushGroup, error: errors.CrucibleError | None) -> None:
-    """Complete flushes with one outcome."""
-    finished = Finished()
-    for request, completed in group:
-        request.error = error
-        finished.add(completed, request)
-    finished.report()
 
 
 def _payload(request: Request) -> memoryview:

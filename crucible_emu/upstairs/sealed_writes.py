@@ -1,4 +1,5 @@
-"""Large writes of an encrypted disk, of which another process seals a share while its owner goes on.
+"""Large writes of an encrypted disk, of which another process seals a share while its owner goes on
+(upstairs-volume.md §5.4).
 
 What it is for: to encrypt 1 MiB takes as long as everything else that is done with it. While the other process is at
 its share of one write, the owner receives the next one's data, and takes what was sealed before to the replicas.
