@@ -9,7 +9,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from disk_rig import Batch, digests, flush, pattern, read, trim_request, write, write_request, zeroes_request
+from disk_rig import KEY as RIG_KEY
+from disk_rig import (
+    Batch,
+    digests,
+    flush,
+    make_regions,
+    pattern,
+    read,
+    region_set,
+    served_on_sockets,
+    trim_request,
+    write,
+    write_request,
+    zeroes_request,
+)
 
 from crucible_emu import cipher_process, encryption, errors
 from crucible_emu.cipher_process import CipherProcess, the_process
@@ -217,3 +231,18 @@ async def test_a_request_with_no_room_in_the_process_follows_one_that_is_being_e
         await write(disk, BLOCK, pattern(LARGE + BLOCK, 2))
         assert not batch.pending
         assert await reads(disk) == instead(BLOCK, pattern(LARGE - BLOCK, 2))
+
+
+@pytest.mark.parametrize("at_hand", [False, True], ids=["tcp", "shared-memory"])
+async def test_replicas_elsewhere_get_what_was_sealed_before_its_memory_is_used_again(
+    tmp_path: Path, at_hand: bool
+) -> None:
+    """They keep what they are given until they have answered; meanwhile the next two writes are sealed."""
+    paths = make_regions(tmp_path, block_size=BLOCK, blocks_per_extent=64, extent_count=4, encrypted=True)
+    serving = served_on_sockets(paths, tmp_path) if at_hand else region_set(paths)
+    async with serving as servers, servers.disk(key=RIG_KEY) as disk:
+        batches = [begun(disk, seed, seed % 4 * LARGE) for seed in range(9)]
+        await batches[-1].wait()
+        assert await read(disk, 0, SIZE) == b"".join(pattern(LARGE, seed) for seed in (8, 5, 6, 7))
+        await flush(disk)
+    assert len(digests(paths)) == 1
