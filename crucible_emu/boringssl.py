@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import metadata, util
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,9 @@ _TAG = bytes.fromhex("befa34d9115b6b265d5065b471ea8111")
 @lru_cache(maxsize=1)
 def _library() -> tuple[Any, Any]:
     """cffi's interface and BoringSSL. Raises :class:`ImportError`."""
+    # Not above: a disk that is not encrypted needs none of them.
+    from importlib import metadata, util
+
     import cffi
 
     place = util.find_spec("tink")
