@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
-from crucible_emu.aead import Aead, OpenSsl, Tink
+from crucible_emu.aead import Aead, OpenSsl, Tink, seals_of
 from crucible_emu.boringssl import BoringSsl
 from crucible_emu.integrity import ENCRYPTED, NONCE_BYTES, SEAL_BYTES, TAG_BYTES, BlockContexts, Hashes, Rows, Seals
 from crucible_emu.slab import Slab
@@ -149,7 +148,7 @@ class Cipher:
         if contexts.nonce is None or contexts.tag is None:
             return []
         indexes = np.flatnonzero(contexts.kind == ENCRYPTED).tolist()
-        seals = _each(np.concatenate([contexts.nonce, contexts.tag], axis=1))
+        seals = seals_of(contexts.nonce, contexts.tag)
         if len(indexes) < len(buffers):
             buffers, seals = [buffers[index] for index in indexes], [seals[index] for index in indexes]
         return [indexes[bad] for bad in self._aead.open(buffers, seals)]
@@ -245,9 +244,3 @@ def _divided(payloads: Sequence[memoryview], size_bytes: int) -> tuple[list[memo
         if mine < len(payload):
             back.append(payload[mine:])
     return front, back
-
-
-def _each(rows: npt.NDArray[np.uint8]) -> list[bytes]:
-    """The rows of uint8[n, width] as bytes: 0.03 µs each."""
-    found: list[bytes] = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0].tolist()
-    return found

@@ -217,15 +217,18 @@ def equal_runs(values: npt.NDArray[Any], start: int = 0) -> list[tuple[int, int,
     return [(start + a, start + b, values[a].item()) for a, b in pairwise(edges)]
 
 
+def run_of(numbers: npt.NDArray[Any]) -> slice | None:
+    """The numbers as a slice, if each is the one before and one more; at least one."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    follow = last - first == len(numbers) - 1 and bool((numbers[1:] > numbers[:-1]).all())
+    return slice(first, last + 1) if follow else None
+
+
 def as_slice(blocks: BlockIndexes) -> Selection:
     """Many blocks that each follow upon the one before as a slice, others as they are; int64[n]. *Optimisation*: what
     lies side by side in a table is read and written in half the time."""
-    count = len(blocks)
-    if count < SLICE_BLOCKS_MIN:
-        return blocks
-    first = int(blocks[0])
-    follow = int(blocks[-1]) - first == count - 1 and bool((blocks[1:] > blocks[:-1]).all())
-    return slice(first, first + count) if follow else blocks
+    found = run_of(blocks) if len(blocks) >= SLICE_BLOCKS_MIN else None
+    return blocks if found is None else found
 
 
 def as_blocks(which: Selection) -> BlockIndexes:

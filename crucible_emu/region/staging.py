@@ -33,7 +33,7 @@ from mmap import PAGESIZE
 import numpy as np
 import numpy.typing as npt
 
-from crucible_emu.geometry import BlockIndexes, Selection, as_blocks
+from crucible_emu.geometry import BlockIndexes, Selection, as_blocks, run_of
 from crucible_emu.integrity import Rows
 from crucible_emu.region.memory import SharedFile, reserve
 
@@ -103,11 +103,10 @@ class Staging:
     def put(self, which: Selection, data: Rows) -> None:
         """``data`` is the newest of these blocks. The caller has checked that ``free_rows`` takes them all."""
         rows = self.row_of_block[which]
-        if len(rows) >= SLICE_ROWS_MIN and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
-            side_by_side = slice(int(rows[0]), int(rows[-1]) + 1)
-            if (rows[1:] > rows[:-1]).all() and self._writable[side_by_side].all():
-                self.rows[side_by_side] = data
-                return
+        side_by_side = run_of(rows) if len(rows) >= SLICE_ROWS_MIN else None
+        if side_by_side is not None and self._writable[side_by_side].all():
+            self.rows[side_by_side] = data
+            return
         blocks = as_blocks(which)
         has_row = self._writable[rows]
         if not has_row.any():

@@ -81,18 +81,18 @@ class SealedWrites:
     async def run(self) -> None:
         """Settle what nobody else does. Until cancelled."""
         with ExitStack() as opened:
-            descriptors: dict[int, int] = {}
+            own: int | None = None
             while True:
                 await self._began.wait()
                 while self._under_way is not None:
                     process = self._under_way.sealing.process
-                    theirs = process.fileno()
-                    if theirs not in descriptors:
-                        # One of our own: of two tasks that wait for the same one, Trio refuses the second.
-                        descriptors[theirs] = os.dup(theirs)
-                        opened.callback(os.close, descriptors[theirs])
+                    if own is None:
+                        # There is one process for a disk's whole life. A descriptor of our own, for of two tasks that
+                        # wait for the same one Trio refuses the second.
+                        own = os.dup(process.fileno())
+                        opened.callback(os.close, own)
                     with trio.move_on_after(ANSWER_S_MAX) as patience:
-                        await trio.lowlevel.wait_readable(descriptors[theirs])
+                        await trio.lowlevel.wait_readable(own)
                     if patience.cancelled_caught or process.has_answered:
                         self.settle()
                 self._began = trio.Event()
