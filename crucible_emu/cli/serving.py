@@ -24,6 +24,7 @@ from crucible_emu import nbd
 from crucible_emu.blockio import BlockDevice
 from crucible_emu.cli.sizes import format_size
 from crucible_emu.control.observation import Observation
+from crucible_emu.downstairs.listening import look_up
 from crucible_emu.errors import UsageError
 
 DEFAULT_URI = "nbd://[::1]:10809/"
@@ -54,7 +55,7 @@ def check(door: Door) -> None:
     server_context(door)
     for uri in map(nbd.parse_uri, door.uris):
         if uri.socket is None:
-            nbd.check_tcp_address(uri.host, uri.port)
+            look_up(uri.host, uri.port, "NBD")
 
 
 def export_name(door: Door) -> str:

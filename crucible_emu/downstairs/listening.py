@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
@@ -35,12 +36,7 @@ def listen_on_tcp(host: str, port: int, what: str) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"{port} is no port for {what}: take 0 to 65535, 0 for any that is free")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise UsageError(f"{host!r} is no address for {what}: {error.strerror}") from None
+    family, kind, protocol, _, address = look_up(host, port, what)
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,6 +47,16 @@ def listen_on_tcp(host: str, port: int, what: str) -> socket.socket:
         listener.close()
         raise UsageError(f"{what} cannot listen on {host} port {port}: {(error.strerror or '').lower()}") from None
     return listener
+
+
+def look_up(host: str, port: int, what: str) -> tuple[int, int, int, str, Any]:
+    """What ``socket`` and ``bind`` want to know of an address to listen on. Raises :class:`UsageError`."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise UsageError(f"{host!r} is no address for {what}: {error.strerror}") from None
+    except UnicodeError:  # a part of it is empty, or longer than 63 bytes
+        raise UsageError(f"{host!r} is no address for {what}: no machine can have that name") from None
 
 
 def listen_on_unix(path: str) -> socket.socket:

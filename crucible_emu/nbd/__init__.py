@@ -16,7 +16,7 @@
 """
 
 from crucible_emu.nbd.connection import Limits
-from crucible_emu.nbd.listeners import Listener, check_tcp_address, inherited_listeners, listen_on_tcp, listen_on_unix
+from crucible_emu.nbd.listeners import Listener, inherited_listeners, listen_on_tcp, listen_on_unix
 from crucible_emu.nbd.server import Export, Server
 from crucible_emu.nbd.statistics import Statistics
 from crucible_emu.nbd.uri import NbdUri
@@ -29,7 +29,6 @@ __all__ = [
     "NbdUri",
     "Server",
     "Statistics",
-    "check_tcp_address",
     "inherited_listeners",
     "listen_on_tcp",
     "listen_on_unix",

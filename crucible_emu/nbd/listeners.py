@@ -97,16 +97,6 @@ def _remove_stale(path: str) -> None:
     raise UsageError(f"'{path}' is in use by another server: stop it, or choose another path")
 
 
-def check_tcp_address(host: str, port: int) -> None:
-    """Raises :class:`UsageError` where :func:`listen_on_tcp` would for a name that nobody knows, without listening."""
-    try:
-        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise UsageError(f"there is no address {host} to listen on: {(error.strerror or str(error)).lower()}") from None
-    except UnicodeError:
-        raise UsageError(f"{host} is neither an IP address nor the name of a machine") from None
-
-
 async def listen_on_tcp(host: str | None = "127.0.0.1", port: int = DEFAULT_PORT) -> list[Listener]:
     """Listen on ``port`` (0: any free one) of every address of ``host`` (``None``: all). Raises :class:`UsageError`."""
     if not 0 <= port <= 65535:

@@ -413,9 +413,20 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 2 and str(port) in sentence
 
 
+@pytest.mark.parametrize("name", ["nowhere.invalid", 70 * "a" + ".invalid"])
 def test_a_name_that_nobody_knows_is_named_before_a_disk_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    code, sentence = refusal(capsys, "serve", tmp_path / "disk", "--size", "1MiB", "--nbd", "nbd://nowhere.invalid/")
-    assert code == 2 and "nowhere.invalid" in sentence
+    code, sentence = refusal(capsys, "serve", tmp_path / "disk", "--size", "1MiB", "--nbd", f"nbd://{name}/")
+    assert code == 2 and name in sentence
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_no_machine_can_have_is_refused_for_the_control_api(
+    place: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, path = place
+    name = 70 * "a" + ".invalid"
+    options = ("--size", "1MiB", "--nbd", unix_uri(path), "--control", f"{name}:1234")
+    code, sentence = refusal(capsys, "serve", directory, *options)
+    assert code == 2 and name in sentence
